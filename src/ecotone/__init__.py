@@ -1,0 +1,1 @@
+"""Ecotone: one PyTorch model over many unequal machines."""

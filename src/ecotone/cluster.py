@@ -1,0 +1,233 @@
+"""The machines and the links between them, as the user states them in a TOML file or as discovery found them.
+
+Links are directed and carry latency *and* bandwidth. A device's speed is never here: it is measured (see profile.py).
+`slowdown` and `emulate` are for emulated clusters: a node stretches the time measured in that very execution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NewType
+
+from ecotone import schema
+from ecotone.units import EcotoneError
+
+__all__ = ["Cluster", "Device", "DeviceId", "Link", "Power"]
+
+DeviceId = NewType("DeviceId", str)
+
+SCHEMA, VERSION = "ecotone.cluster", 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """Watts while computing and while waiting, joules per byte sent. Constants of the machine, so energy is *modelled*."""
+
+    idle_watt: float = 0.0
+    busy_watt: float = 0.0
+    send_joule_per_byte: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = (self.idle_watt, self.busy_watt, self.send_joule_per_byte)
+        schema.check("power", ["watts and joules must be finite and not negative"] if not _sane(*values) else [])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One machine (or one accelerator of it).
+
+    `executors` are the names this device may use, empty: all that work there. `kind` says which machines are alike and
+    may share a profile; empty: only itself. `address` is where its node listens, empty: discovered.
+    """
+
+    name: DeviceId
+    memory_bytes: int
+    tier: str = ""  # "end", "edge", "cloud": a label for people and policies
+    trust_zone: str = "default"
+    executors: tuple[str, ...] = ()
+    accelerator: str = "cpu"  # "cpu", "cuda", "cuda:1", "mps"
+    threads: int = 1
+    kind: str = ""
+    power: Power = Power()
+    address: str = ""
+    slowdown: float = 1.0
+
+    def __post_init__(self) -> None:
+        schema.check(f"device {self.name}", self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        if not self.name or any(c in self.name for c in "/*$#?> "):
+            yield f"name {self.name!r} must not be empty or hold any of / * $ # ? > or a space"
+        if self.memory_bytes <= 0:
+            yield "memory must be above zero"
+        if self.threads < 1:
+            yield "threads must be at least 1"
+        if not (math.isfinite(self.slowdown) and self.slowdown >= 1):
+            yield f"slowdown is {self.slowdown}, must be at least 1 (a machine cannot be emulated faster than it is)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A directed link: a message of b bytes takes latency_s + b / bandwidth_bytes_per_s."""
+
+    source: DeviceId
+    target: DeviceId
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        schema.check(f"link {self.source}>{self.target}", self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        if self.source == self.target:
+            yield "source and target are the same device"
+        if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
+            yield f"latency {self.latency_s} must be finite and not negative"
+        if not (math.isfinite(self.bandwidth_bytes_per_s) and self.bandwidth_bytes_per_s > 0):
+            yield f"bandwidth {self.bandwidth_bytes_per_s} must be finite and above zero"
+
+    def transfer_s(self, size_bytes: float) -> float:
+        """Seconds for `size_bytes` on an idle link."""
+        return self.latency_s + size_bytes / self.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """A link as a file states it: one direction, or both with `duplex`."""
+
+    source: DeviceId
+    target: DeviceId
+    latency_s: float
+    bandwidth_bytes_per_s: float
+    duplex: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    name: str
+    device: tuple[Device, ...]
+    link: tuple[_Pair, ...] = ()
+    source: str = ""
+    sink: str = ""
+    emulate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """All devices, all directed links. Inputs arise at `source`; results are wanted at `sink`.
+
+    `emulate`: devices are processes of one computer, and rates, latencies and slowdowns are imposed in user space.
+    """
+
+    name: str
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...]
+    source: DeviceId
+    sink: DeviceId
+    emulate: bool = False
+
+    def __post_init__(self) -> None:
+        schema.check(f"cluster {self.name}", self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        names = [d.name for d in self.devices]
+        if not names:
+            yield "has no device"
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield f"device {name} is given twice"
+        for role, name in (("source", self.source), ("sink", self.sink)):
+            if name not in names:
+                yield f"{role} {name!r} is not a device; devices are {', '.join(names)}"
+        pairs = [(link.source, link.target) for link in self.links]
+        for pair in sorted({p for p in pairs if pairs.count(p) > 1}):
+            yield f"link {pair[0]}>{pair[1]} is given twice"
+        for end in sorted({e for pair in pairs for e in pair if e not in names}):
+            yield f"a link names device {end!r}; devices are {', '.join(names)}"
+        if not self.emulate and any(d.slowdown != 1 for d in self.devices):
+            yield "slowdown is for emulated clusters only; set emulate = true or remove it"
+
+    def device(self, name: str) -> Device:
+        """The device called `name`; raises EcotoneError if there is none."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        known = ", ".join(d.name for d in self.devices)
+        raise EcotoneError(f"cluster {self.name}: no device {name!r}; devices are {known}")
+
+    def link(self, source: str, target: str) -> Link | None:
+        """The directed link, or None where the two cannot talk directly."""
+        for link in self.links:
+            if link.source == source and link.target == target:
+                return link
+        return None
+
+    def with_link(self, link: Link) -> Cluster:
+        """The same cluster with this directed link put in place of the old one."""
+        kept = [k for k in self.links if (k.source, k.target) != (link.source, link.target)]
+        return replace(self, links=(*kept, link))
+
+    def scaled_links(self, factor: float) -> Cluster:
+        """The same cluster with every bandwidth multiplied by `factor`."""
+        links = tuple(replace(k, bandwidth_bytes_per_s=k.bandwidth_bytes_per_s * factor) for k in self.links)
+        return replace(self, links=links)
+
+    def content_hash(self) -> str:
+        """Hex sha256 of everything here."""
+        return hashlib.sha256(json.dumps(schema.write(self), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return schema.dump_json(self, SCHEMA, VERSION)
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "cluster") -> Cluster:
+        return schema.load_json(Cluster, text, SCHEMA, VERSION, where)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Cluster:
+        """Read a TOML cluster file; raises EcotoneError (unreadable) or SchemaError naming every violation.
+
+        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`.
+        """
+        try:
+            document = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise EcotoneError(
+                f"cluster file {path}: {error.strerror or error}; give the path of a TOML file"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise EcotoneError(f"cluster file {path}: not TOML: {error}") from None
+        where = f"cluster file {path}"
+        if document.pop("schema", None) != SCHEMA or document.pop("version", None) != VERSION:
+            raise schema.SchemaError(where, [f'must begin with schema = "{SCHEMA}" and version = {VERSION}'])
+        file = schema.read(_File, document, where)
+        first = file.device[0].name if file.device else DeviceId("")
+        source = DeviceId(file.source) if file.source else first
+        links = _links(file.link, where)
+        sink = DeviceId(file.sink) if file.sink else source
+        return Cluster(name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate)
+
+
+def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
+    links: list[Link] = []
+    violations: list[str] = []
+    for pair in pairs:
+        ends = [(pair.source, pair.target)] + ([(pair.target, pair.source)] if pair.duplex else [])
+        for source, target in ends:
+            try:
+                rate = pair.bandwidth_bytes_per_s
+                links.append(Link(source=source, target=target, latency_s=pair.latency_s, bandwidth_bytes_per_s=rate))
+            except schema.SchemaError as error:
+                violations.append(str(error))
+    schema.check(where, violations)
+    return tuple(links)
+
+
+def _sane(*values: float) -> bool:
+    return all(math.isfinite(v) and v >= 0 for v in values)

@@ -1,0 +1,167 @@
+"""A captured model as data: blocks in topological order, the tensors between them, the parameters they hold.
+
+Legend: L blocks 0..L-1; a cut position p in [0, L] lies before block p; its *frontier* is the set of tensors that are
+made before p and still needed at or after it. p = 0 is the model's inputs, p = L its outputs. A block may read several
+tensors (branches stay a DAG); any p is a legal cut, because the order is topological. No torch here: see ecotone.model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NewType
+
+from ecotone import schema
+
+__all__ = ["DTYPE_BYTES", "Block", "Graph", "Parameter", "Tensor", "TensorIndex"]
+
+TensorIndex = NewType("TensorIndex", int)
+
+SCHEMA, VERSION = "ecotone.graph", 1
+DTYPE_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One activation. `shape` is that of the example inputs; `dynamic_dims` (often the batch) may differ at run time."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    producer: int  # index of the block that makes it; -1: a model input
+    dynamic_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        schema.check(f"tensor {self.name}", self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        if self.dtype not in DTYPE_BYTES:
+            yield f"dtype {self.dtype!r} is not one of {', '.join(DTYPE_BYTES)}"
+        if any(size < 0 for size in self.shape) or len(self.shape) > 8:
+            yield f"shape {self.shape} must have at most 8 dimensions, none negative"
+        if any(not 0 <= d < len(self.shape) for d in self.dynamic_dims):
+            yield f"dynamic_dims {self.dynamic_dims} lie outside shape {self.shape}"
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes uncompressed."""
+        return self.num_elements * DTYPE_BYTES.get(self.dtype, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One weight or buffer; blocks that share it name the same index, and a segment counts it once."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The smallest piece that the planner places. `inputs`, `outputs`: tensor indices; `parameters`: parameter indices."""
+
+    name: str
+    inputs: tuple[TensorIndex, ...]
+    outputs: tuple[TensorIndex, ...]
+    flop: float
+    parameters: tuple[int, ...] = ()
+    ops: tuple[str, ...] = ()  # operator names inside, for people and for support tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """A model. `inputs` and `outputs` are tensor indices in the order of the flattened call and return value."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[TensorIndex, ...]
+    outputs: tuple[TensorIndex, ...]
+    parameters: tuple[Parameter, ...] = ()
+    weights_hash: str = ""  # content hash of all weights, so that a profile knows its model
+    _last_use: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        schema.check(f"graph {self.name}", self._violations())
+        last = [-1] * len(self.tensors)
+        for index, block in enumerate(self.blocks):
+            for tensor in block.inputs:
+                last[tensor] = index
+        for tensor in self.outputs:
+            last[tensor] = len(self.blocks)
+        object.__setattr__(self, "_last_use", tuple(last))
+
+    def _violations(self) -> Iterator[str]:
+        count = len(self.tensors)
+        for index, block in enumerate(self.blocks):
+            for tensor in (*block.inputs, *block.outputs):
+                if not 0 <= tensor < count:
+                    yield f"block {block.name} names tensor {tensor}, there are {count}"
+                    return
+            for tensor in block.inputs:
+                if self.tensors[tensor].producer >= index:
+                    yield f"block {block.name} reads {self.tensors[tensor].name} before it is made"
+            for tensor in block.outputs:
+                if self.tensors[tensor].producer != index:
+                    yield f"tensor {self.tensors[tensor].name} does not name block {block.name} as its producer"
+            if not (block.flop >= 0 and math.isfinite(block.flop)):
+                yield f"block {block.name}: flop must be finite and not negative"
+            if any(not 0 <= p < len(self.parameters) for p in block.parameters):
+                yield f"block {block.name} names a parameter that is not there"
+        if any(not 0 <= t < count for t in (*self.inputs, *self.outputs)):
+            yield "inputs or outputs name a tensor that is not there"
+        elif any(self.tensors[t].producer != -1 for t in self.inputs):
+            yield "an input tensor has a producer"
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    def frontier(self, position: int) -> tuple[TensorIndex, ...]:
+        """Tensors that cross the cut before block `position`, ascending; at L the distinct outputs."""
+        return tuple(
+            TensorIndex(i)
+            for i, tensor in enumerate(self.tensors)
+            if tensor.producer < position and (self._last_use[i] >= position or (position == 0 and i in self.inputs))
+        )
+
+    def frontier_bytes(self, position: int) -> int:
+        """Bytes of the frontier uncompressed."""
+        return sum(self.tensors[t].size_bytes for t in self.frontier(position))
+
+    def single_tensor_cuts(self) -> tuple[int, ...]:
+        """Positions strictly inside where exactly one tensor crosses: the chain of the papers."""
+        return tuple(p for p in range(1, self.num_blocks) if len(self.frontier(p)) == 1)
+
+    def segment_parameter_bytes(self, start: int, stop: int) -> int:
+        """Bytes of the weights that blocks [start, stop) need, shared ones once."""
+        used = {p for block in self.blocks[start:stop] for p in block.parameters}
+        return sum(self.parameters[p].size_bytes for p in used)
+
+    def segment_flop(self, start: int, stop: int) -> float:
+        """FLOP of blocks [start, stop)."""
+        return sum(block.flop for block in self.blocks[start:stop])
+
+    def content_hash(self) -> str:
+        """Hex sha256 of structure and weights hash; names are not part of it."""
+        document = schema.write(self)
+        del document["name"]
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return schema.dump_json(self, SCHEMA, VERSION)
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "graph") -> Graph:
+        """Read a graph; raises SchemaError naming every violation."""
+        return schema.load_json(Graph, text, SCHEMA, VERSION, where)

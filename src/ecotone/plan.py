@@ -1,0 +1,155 @@
+"""A plan: which device runs which blocks with which executor, and in which codec each frontier crosses.
+
+A value: frozen, comparable, JSON in one place, no tensors inside. Legend: k stages; transfer i in [0, k] stands before
+stage i (transfer 0 brings the inputs from the source, transfer k takes the outputs to the sink). A transfer whose two
+ends are the same device moves nothing and has the codec "none". Ranges are half-open from 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ecotone import schema
+from ecotone.cluster import Cluster, DeviceId
+from ecotone.graph import Graph
+
+__all__ = ["LOCAL", "Plan", "Stage", "Transfer", "plan_violations"]
+
+SCHEMA, VERSION = "ecotone.plan", 1
+LOCAL = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Blocks [start, stop) on `device`, run by `executor` ("name:precision"). Never empty."""
+
+    device: DeviceId
+    start: int
+    stop: int
+    executor: str = "torch:fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """The frontier at `position` goes from `source` to `target` in `codec` (see ecotone.codec); LOCAL: same device."""
+
+    source: DeviceId
+    target: DeviceId
+    position: int
+    codec: str = "fp32"
+
+    @property
+    def is_local(self) -> bool:
+        return self.source == self.target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """k stages in order and the k + 1 transfers round them. `epoch` orders plans of one deployment."""
+
+    graph_hash: str
+    stages: tuple[Stage, ...]
+    transfers: tuple[Transfer, ...]
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        schema.check("plan", self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        if not self.stages:
+            yield "has no stage"
+            return
+        if self.epoch < 0:
+            yield "epoch is negative"
+        if len(self.transfers) != len(self.stages) + 1:
+            yield f"{len(self.stages)} stages need {len(self.stages) + 1} transfers, there are {len(self.transfers)}"
+            return
+        for i, stage in enumerate(self.stages):
+            if stage.start >= stage.stop:
+                yield f"stage {i} is empty: [{stage.start}, {stage.stop})"
+            if stage.start != (self.stages[i - 1].stop if i else 0):
+                yield f"stage {i} starts at block {stage.start}, the one before it ends elsewhere"
+            if self.transfers[i].target != stage.device or self.transfers[i].position != stage.start:
+                yield f"transfer {i} does not lead into stage {i}"
+            if self.transfers[i + 1].source != stage.device or self.transfers[i + 1].position != stage.stop:
+                yield f"transfer {i + 1} does not lead out of stage {i}"
+        for i, transfer in enumerate(self.transfers):
+            if transfer.is_local != (transfer.codec == LOCAL):
+                yield f'transfer {i}: codec must be "{LOCAL}" exactly where source and target are the same device'
+
+    @property
+    def source(self) -> DeviceId:
+        return self.transfers[0].source
+
+    @property
+    def sink(self) -> DeviceId:
+        return self.transfers[-1].target
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """Devices that compute, in order of first use."""
+        return tuple(dict.fromkeys(stage.device for stage in self.stages))
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Positions where something crosses a link, ends excluded when they are local."""
+        return tuple(t.position for t in self.transfers if not t.is_local)
+
+    def with_epoch(self, epoch: int) -> Plan:
+        return replace(self, epoch=epoch)
+
+    def identity(self) -> str:
+        """Hex sha256 of what the plan does: equal for equal plans of different epochs."""
+        document = schema.write(self.with_epoch(0))
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return schema.dump_json(self, SCHEMA, VERSION)
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "plan") -> Plan:
+        """Read a plan; raises SchemaError naming every violation."""
+        return schema.load_json(Plan, text, SCHEMA, VERSION, where)
+
+    def __str__(self) -> str:
+        parts = [f"{self.source} ->"]
+        for transfer, stage in zip(self.transfers, self.stages, strict=False):
+            if not transfer.is_local:
+                parts.append(f"({transfer.codec})")
+            parts.append(f"{stage.device}[{stage.start}:{stage.stop}] {stage.executor} ->")
+        last = self.transfers[-1]
+        return " ".join([*parts, *([] if last.is_local else [f"({last.codec})"]), str(self.sink)])
+
+
+def plan_violations(plan: Plan, graph: Graph, cluster: Cluster) -> tuple[str, ...]:
+    """Every reason why `plan` cannot run `graph` on `cluster`; empty when it can. (Its own shape it checks itself.)"""
+    return tuple(_against(plan, graph, cluster))
+
+
+def _against(plan: Plan, graph: Graph, cluster: Cluster) -> Iterator[str]:
+    known = {d.name: d for d in cluster.devices}
+    if plan.graph_hash != graph.content_hash():
+        yield "was made for another model (graph hash differs); plan again"
+    if plan.stages[-1].stop != graph.num_blocks:
+        yield f"ends at block {plan.stages[-1].stop}, the model has {graph.num_blocks}"
+        return
+    for name in (plan.source, plan.sink, *plan.devices):
+        if name not in known:
+            yield f"names device {name!r}; devices are {', '.join(known)}"
+    for transfer in plan.transfers:
+        if not transfer.is_local and cluster.link(transfer.source, transfer.target) is None:
+            yield f"sends from {transfer.source} to {transfer.target}, but the cluster has no such link"
+    for stage in plan.stages:
+        device = known.get(stage.device)
+        if device and device.executors and stage.executor not in device.executors:
+            yield f"device {stage.device} may not use executor {stage.executor}"
+    for name in plan.devices:
+        used = {
+            p for s in plan.stages if s.device == name for b in graph.blocks[s.start : s.stop] for p in b.parameters
+        }
+        need = sum(graph.parameters[p].size_bytes for p in used)
+        if name in known and need > known[name].memory_bytes:
+            yield f"needs {need} bytes of weights on {name}, which has {known[name].memory_bytes} bytes of memory"
