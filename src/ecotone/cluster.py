@@ -26,6 +26,10 @@ DeviceId = NewType("DeviceId", str)
 SCHEMA, VERSION = "ecotone.cluster", 1
 
 
+def _sane(*values: float) -> bool:
+    return all(math.isfinite(v) and v >= 0 for v in values)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
     """Watts while computing and while waiting, joules per byte sent. Constants of the machine, so energy is *modelled*."""
@@ -198,9 +202,7 @@ class Cluster:
         try:
             document = tomllib.loads(Path(path).read_text())
         except OSError as error:
-            raise EcotoneError(
-                f"cluster file {path}: {error.strerror or error}; give the path of a TOML file"
-            ) from error
+            raise EcotoneError(f"cluster file {path}: {error.strerror or error}; give the path of a TOML file") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise EcotoneError(f"cluster file {path}: not TOML: {error}") from None
         where = f"cluster file {path}"
@@ -227,7 +229,3 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
                 violations.append(str(error))
     schema.check(where, violations)
     return tuple(links)
-
-
-def _sane(*values: float) -> bool:
-    return all(math.isfinite(v) and v >= 0 for v in values)

@@ -147,9 +147,7 @@ def _against(plan: Plan, graph: Graph, cluster: Cluster) -> Iterator[str]:
         if device and device.executors and stage.executor not in device.executors:
             yield f"device {stage.device} may not use executor {stage.executor}"
     for name in plan.devices:
-        used = {
-            p for s in plan.stages if s.device == name for b in graph.blocks[s.start : s.stop] for p in b.parameters
-        }
+        used = {p for s in plan.stages if s.device == name for b in graph.blocks[s.start : s.stop] for p in b.parameters}
         need = sum(graph.parameters[p].size_bytes for p in used)
         if name in known and need > known[name].memory_bytes:
             yield f"needs {need} bytes of weights on {name}, which has {known[name].memory_bytes} bytes of memory"

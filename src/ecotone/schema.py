@@ -75,9 +75,7 @@ def load_json(cls: type[T], text: str | bytes, schema: str, version: int, where:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise SchemaError(where, [f"schema is {found!r}, expected {schema!r}"])
     if document.get("version") != version:
-        raise SchemaError(
-            where, [f"version is {document.get('version')!r}, this Ecotone reads {version}; make it again"]
-        )
+        raise SchemaError(where, [f"version is {document.get('version')!r}, this Ecotone reads {version}; make it again"])
     return read(cls, {k: v for k, v in document.items() if k not in ("schema", "version")}, where)
 
 
@@ -125,14 +123,14 @@ def _read_union(kind: Any, value: object, at: str, violations: list[str]) -> obj
     arms = [arm for arm in typing.get_args(kind) if arm is not type(None)]
     if value is None and len(arms) < len(typing.get_args(kind)):
         return None
-    attempts: list[list[str]] = []
+    best: list[str] = []
     for arm in arms:
         tried: list[str] = []
         result = _read(arm, value, at, tried)
         if not tried:
             return result
-        attempts.append(tried)
-    violations.extend(min(attempts, key=lambda tried: len(tried)))
+        best = tried if not best or len(tried) < len(best) else best
+    violations.extend(best)
     return None
 
 
@@ -145,9 +143,7 @@ def _read_tuple(args: tuple[Any, ...], value: object, at: str, violations: list[
     if len(args) != len(value):
         violations.append(f"{at} must have {len(args)} items, has {len(value)}")
         return ()
-    return tuple(
-        _read(arg, item, f"{at}[{i}]", violations) for i, (arg, item) in enumerate(zip(args, value, strict=True))
-    )
+    return tuple(_read(arg, item, f"{at}[{i}]", violations) for i, (arg, item) in enumerate(zip(args, value, strict=True)))
 
 
 def _read_dict(kind: Any, value: object, at: str, violations: list[str]) -> object:

@@ -6,23 +6,15 @@ numbering, acknowledgement and resume lie above it, in ecotone.protocol. Sending
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import Protocol
+
+from ecotone.protocol.message import NodeId, Priority
 
 __all__ = ["Frame", "NodeId", "PeerDown", "PeerUp", "Priority", "Received", "Wire", "WireEvent"]
 
-NodeId = NewType("NodeId", str)
 Frame = bytes | bytearray
-
-
-class Priority(enum.IntEnum):
-    """Control overtakes tensors on every link."""
-
-    CONTROL = 0
-    DATA = 1
-    BACKGROUND = 2  # weights
 
 
 @dataclass(frozen=True, slots=True)
