@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. No root, no GPU, only a Python package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= report
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ecotone needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@start=$$(date +%s); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,hub,report,test,lint,bench]' && \
+	  echo "installation took $$(( $$(date +%s) - start )) s"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/ecotone demo --out $(OUT)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	@mkdir -p results
+	@for name in planner executors codec wire sim_vs_run split_latency; do \
+	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json results/$$name.json || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist report results
