@@ -50,8 +50,8 @@ PURE = {"units", "schema", "graph", "cluster", "profile", "plan", "trace", "cost
 NO_TORCH = PURE | {"web"}
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {
-    "socket", "subprocess", "threading", "multiprocessing", "asyncio", "time", "random", "urllib", "http", "select", "signal",
-    "zenoh", "uvicorn", "starlette", "requests", "httpx",
+    "socket", "subprocess", "threading", "multiprocessing", "asyncio", "time", "random", "urllib", "http", "select",
+    "signal", "zenoh", "uvicorn", "starlette", "requests", "httpx",
 }  # fmt: skip
 ALLOWED_IMPURE = {("planner", "time")}  # an anytime search must know when to stop; it is given its limit
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -213,7 +213,10 @@ class Cluster:
         source = DeviceId(file.source) if file.source else first
         links = _links(file.link, where)
         sink = DeviceId(file.sink) if file.sink else source
-        return Cluster(name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate)
+        try:
+            return Cluster(name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate)
+        except schema.SchemaError as error:
+            raise schema.SchemaError(where, error.violations) from None
 
 
 def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
