@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ecotone.protocol.message import NodeId, Priority
+from ecotone.units import EcotoneError
 
-__all__ = ["Frame", "NodeId", "PeerDown", "PeerUp", "Priority", "Received", "Wire", "WireEvent"]
+__all__ = ["Frame", "Handler", "NodeId", "PeerDown", "PeerUp", "Priority", "Received", "Wire", "WireError", "WireEvent"]
 
 Frame = bytes | bytearray
+
+
+class WireError(EcotoneError):
+    """A network end could not be opened or used: an address that is taken, an endpoint that does not answer, a closed wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,19 @@ class PeerDown:
 
 
 WireEvent = Received | PeerUp | PeerDown
+Handler = Callable[[WireEvent], None]
 
 
 class Wire(Protocol):
     """One node's end. `start` gives the handler, called from the engine's threads: it must return at once."""
 
-    def start(self, handler: Callable[[WireEvent], None]) -> None: ...
+    def start(self, handler: Handler) -> None: ...
 
     def send(self, peer: NodeId, frame: Frame, priority: Priority) -> None:
-        """Queue `frame`; the caller does not write to it again. Raises WireError for an unknown peer or a closed wire."""
+        """Queue `frame`; the caller does not write to it again. Raises WireError for an unknown peer or a closed wire.
+
+        Success means "queued", never "arrived": a frame to a peer that was lost is lost too, in silence.
+        """
         ...
 
     def close(self) -> None: ...
