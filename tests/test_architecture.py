@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wire": {"units", "schema", "protocol", "codec", "trust"},
     "profiling": DATA | {"codec", "model", "executors", "wire"},
     "runtime": RUNTIME,
+    "serving": RUNTIME | {"runtime"},
     "web": {"units", "schema", "plan", "trace"},
     "cli": {"*"},
     "__init__": {"*"},
