@@ -1,13 +1,27 @@
-"""What nodes say to one another, as immutable values. How they become bytes is ecotone.codec.frame and ecotone.wire."""
+"""What nodes say to one another, as immutable values. How they become bytes is ecotone.codec.frame and ecotone.wire.
+
+Two layers. *Link messages* (LinkOpen, LinkOpened, Chunk, Void, Letter, Ack, Ping, Pong) are frames: the wire may lose,
+repeat or reorder them. *Letters* are what worker and coordinator say: they travel inside the Letter frame, reliably and in
+order, never behind tensors. A *body* is one encoded frontier of one request, cut into Chunks; its bytes stay with the shell.
+Times are budgets left at sending (clocks differ): seconds, None for no deadline.
+"""
 
 from __future__ import annotations
 
 import enum
-from typing import NewType
+from dataclasses import dataclass
+from typing import NamedTuple, NewType
 
-__all__ = ["NodeId", "Priority"]
+__all__ = [
+    "BLOB_EDGE", "Ack", "Blob", "BlobRange", "BodyId", "Cancel", "Chunk", "CloseSession", "Deploy", "DeployFailed", "Grant",
+    "Letter", "LetterBody", "LinkMessage", "LinkOpen", "LinkOpened", "NodeId", "Ping", "Pong", "Priority", "Ready",
+    "RequestFailed", "RequestFinished", "Retire", "StagePart", "Void", "Want",
+]  # fmt: skip
 
 NodeId = NewType("NodeId", str)
+
+BLOB_EDGE = -1
+"""The edge number of weights and programs; their `request` is the number that the wanting node gave the blob."""
 
 
 class Priority(enum.IntEnum):
@@ -16,3 +30,229 @@ class Priority(enum.IntEnum):
     CONTROL = 0
     DATA = 1
     BACKGROUND = 2  # weights
+
+
+class BodyId(NamedTuple):
+    """One frontier of one request: transfer `edge` in [0, k] of plan `epoch` of `session` (a random 63-bit number)."""
+
+    session: int
+    epoch: int
+    edge: int
+    request: int
+
+
+# ---- link messages: one frame each ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkOpen:
+    """Sender to receiver, after every (re)connection, repeated until answered. `incarnation`: the sender's."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """On channel (session, epoch, edge) the sender may have sent `limit_bytes` in all since the channel began: absolute."""
+
+    session: int
+    epoch: int
+    edge: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkOpened:
+    """Receiver to sender. `next_seq`, `next_letter`: all below were received of `sender_incarnation`.
+
+    `window_bytes` is the first limit of every channel that `grants` does not name.
+    """
+
+    sender_incarnation: int
+    incarnation: int
+    next_seq: int
+    next_letter: int
+    window_bytes: int
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Bytes [offset, offset + length) of `body`, which has `size_bytes`; the payload itself travels behind this header."""
+
+    sender_incarnation: int
+    incarnation: int  # the receiver's, as the sender knows it
+    seq: int
+    body: BodyId
+    size_bytes: int
+    offset: int
+    length: int
+    budget_s: float | None = None  # time left for the request at sending
+    background: bool = False  # weights: lowest priority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Void:
+    """`body` was given up (deadline, cancellation): `seqs` close as if received, their `lengths` return as credit."""
+
+    sender_incarnation: int
+    incarnation: int
+    body: BodyId
+    seqs: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """Receiver to sender: every chunk below `next_seq` and letter below `next_letter` is here; new absolute grants."""
+
+    sender_incarnation: int
+    incarnation: int
+    next_seq: int
+    next_letter: int
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Asks for a Pong with the same nonce: health, and round trips."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    """The answer to Ping, with how much work waits at the node."""
+
+    nonce: int
+    num_queued: int = 0
+    num_sessions: int = 0
+
+
+# ---- letters: reliable, in order, small ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Content by hash: hex sha256 and size. `name`: the tensor's name in the segment, "" for the program."""
+
+    sha256: str
+    size_bytes: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePart:
+    """What a node needs to run stage `stage` of the plan: its program and its weights, by content hash."""
+
+    stage: int
+    program: Blob
+    weights: tuple[Blob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deploy:
+    """Asker to node: take part in this plan. `plan_json` is Plan.to_json(); `parts` are the stages of that node only."""
+
+    session: int
+    epoch: int
+    plan_json: str
+    parts: tuple[StagePart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRange:
+    """Send me this blob from `offset` on, as body (session, epoch, BLOB_EDGE, number)."""
+
+    number: int
+    sha256: str
+    size_bytes: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """Node to asker: content that its store lacks."""
+
+    session: int
+    epoch: int
+    blobs: tuple[BlobRange, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Node to asker: the segments of this epoch are loaded and warm."""
+
+    session: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployFailed:
+    """Node to asker: cannot take part, and why."""
+
+    session: int
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Asker to node: nothing of this epoch will come any more; unload it."""
+
+    session: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSession:
+    """Asker to node: the session is over; forget all of it."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Asker to node: drop everything of this request."""
+
+    session: int
+    epoch: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFinished:
+    """Sink to asker: the outputs are at the sink."""
+
+    session: int
+    epoch: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed:
+    """Any node to asker: this request cannot end well. `kind` is an ErrorKind value of ecotone.protocol.events."""
+
+    session: int
+    epoch: int
+    request: int
+    kind: str
+    reason: str
+
+
+LetterBody = (
+    Deploy | Want | Ready | DeployFailed | Retire | CloseSession | Cancel | RequestFinished | RequestFailed
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """Frame that carries one letter; `number` counts the letters of this sender's incarnation to this receiver."""
+
+    sender_incarnation: int
+    incarnation: int
+    number: int
+    content: LetterBody
+
+
+LinkMessage = LinkOpen | LinkOpened | Chunk | Void | Letter | Ack | Ping | Pong

@@ -1,0 +1,47 @@
+"""Bounds and patience of the machines: links, worker, coordinator. Sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MIB", "CoordinatorSettings", "LinkSettings", "WorkerSettings", "chunk_bytes_for"]
+
+MIB = 1 << 20
+
+
+def chunk_bytes_for(bandwidth_bytes_per_s: float, hold_s: float = 0.05) -> int:
+    """Chunk that occupies the link at most `hold_s`: from 8 KiB to 1 MiB."""
+    return int(min(max(bandwidth_bytes_per_s * hold_s, 8192), MIB))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSettings:
+    """Of one directed link. `window_bytes`: memory that the receiver lends each channel."""
+
+    chunk_bytes: int = MIB
+    window_bytes: int = 16 * MIB
+    max_body_bytes: int = 1 << 30
+    ack_every_chunks: int = 4
+    ack_delay_s: float = 0.005
+    lease_s: float = 1.0  # no ack for 1.5 leases with bytes outstanding: down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """Bounds of a worker. `queue_limit`: decoded inputs per stage, and outputs per stage not yet handed to the link."""
+
+    queue_limit: int = 2
+    park_limit_bytes: int = 64 * MIB
+    session_timeout_s: float = 30.0  # the asker silent for so long: its session is dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSettings:
+    """Bounds of the asker: accepted requests waiting, requests in the pipeline, order of results, deployment patience."""
+
+    session: int
+    queue_limit: int = 64
+    max_in_flight: int = 8
+    ordered: bool = True
+    deploy_timeout_s: float = 120.0
+    node_timeout_s: float = 5.0  # a node of the plan unreachable for so long: its requests end with node-lost
