@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ecotone.runtime.errors import Busy, DeadlinePassed, NodeLost, NodeUnreachable, ShapeError
+from ecotone.model.errors import ModelError
+from ecotone.runtime.errors import Busy, DeadlinePassed, NodeLost, NodeUnreachable, SessionClosed
 from ecotone.serving.oip import InputSpec, ProtocolError, parse_infer, render_infer
 from ecotone.units import EcotoneError
 
@@ -148,9 +149,9 @@ class _Handlers:
             return self._error(429, str(error), {"Retry-After": "1"})
         if isinstance(error, DeadlinePassed):
             return self._error(504, str(error))
-        if isinstance(error, NodeLost | NodeUnreachable):
+        if isinstance(error, NodeLost | NodeUnreachable | SessionClosed):
             return self._error(503, str(error), {"Retry-After": "1"})
-        if isinstance(error, ProtocolError | ShapeError):
+        if isinstance(error, ProtocolError | ModelError):
             return self._error(400, str(error))
         return self._error(500, str(error))
 
