@@ -12,8 +12,14 @@ from typing import Protocol
 import torch
 
 from ecotone.model.segment import Segment
+from ecotone.units import EcotoneError
 
-__all__ = ["Compiled", "Executor"]
+__all__ = ["Compiled", "Executor", "ExecutorError"]
+
+
+class ExecutorError(EcotoneError):
+    """An executor is unknown or missing, or cannot prepare or run a segment."""
+
 
 Compiled = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 """Runs one segment: tensors in the order of `segment.inputs` in, tensors in the order of `segment.outputs` out."""
