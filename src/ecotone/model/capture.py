@@ -1,0 +1,385 @@
+"""Capture: a torch.nn.Module with example inputs becomes a Graph, and any range of its blocks a runnable Segment.
+
+    captured = capture(model.eval(), (x,))
+    head, tail = captured.segment(0, 5), captured.segment(5, captured.graph.num_blocks)
+    y = captured.unflatten_outputs(tail.module()(*head.module()(*captured.flatten_inputs((x,)))))
+
+The steps: `export` (torch.export, made functional), `lower` (numbers, layouts), `blocks` (where cuts are worth it), and
+here the Graph and the segments. Composition over any cuts equals `reference` bit for bit: each operator runs once, in the
+same order, on tensors of the same values and the same memory layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ecotone.graph import DTYPE_BYTES, Block, Graph, Parameter, Tensor, TensorIndex
+from ecotone.model.blocks import Item, choose_cuts
+from ecotone.model.errors import ModelError
+from ecotone.model.export import export
+from ecotone.model.flop import flop_of
+from ecotone.model.lower import Flat, clone_of, lower, observe_layouts
+from ecotone.model.operators import GETITEM, HEAVY
+from ecotone.model.program import (
+    BatchSource,
+    Node,
+    Program,
+    Ref,
+    TensorSpec,
+    WeightSpec,
+    dtype_name,
+    map_arguments,
+    needs_batch,
+    references,
+)
+from ecotone.model.segment import Segment, weight_blob
+
+__all__ = ["Captured", "capture"]
+
+TRAFFIC_WEIGHT = 8.0  # FLOP that one byte moved is worth, when blocks are compared
+
+
+def capture(
+    model: torch.nn.Module,
+    args: Any,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    name: str = "",
+    dynamic_batch: bool = False,
+) -> Captured:
+    """Capture `model` called as model(*args, **kwargs); a single tensor stands for (tensor,).
+
+    With `dynamic_batch`, dimension 0 of every input tensor may differ when segments run. The model must be in eval mode.
+    Raises ModelError naming the operator, the source line and the remedy where the model cannot be captured.
+    """
+    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    kwargs = dict(kwargs or {})
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise ModelError(f"model {type(model).__name__}: the example inputs hold no tensor; give at least one")
+    for number, tensor in enumerate(tensors):
+        if dtype_name(tensor.dtype) not in DTYPE_BYTES:
+            raise ModelError(
+                f"example input {number} has dtype {dtype_name(tensor.dtype)}; use one of {', '.join(DTYPE_BYTES)}"
+            )
+    batch = next((int(tensor.shape[0]) for tensor in tensors if tensor.ndim), 1)
+    traced_args, traced_kwargs = args, kwargs
+    if dynamic_batch:
+        traced_args, traced_kwargs = _with_a_batch_of_two(args, kwargs, batch)
+    exported = export(model, traced_args, traced_kwargs, dynamic_batch)
+    flat = lower(exported, batch)
+    example = [leaf for leaf in pytree.tree_leaves((traced_args, traced_kwargs)) if isinstance(leaf, torch.Tensor)]
+    observe_layouts(flat, [_plain(tensor) for tensor in example])
+    spec = exported.program.call_spec
+    return Captured(flat, name or type(model).__name__, spec.in_spec, spec.out_spec, pytree.tree_leaves((args, kwargs)))
+
+
+class Captured:
+    """A captured model: its `graph`, and segments cut out of it. Holds the weights once."""
+
+    graph: Graph
+
+    def __init__(self, flat: Flat, name: str, in_spec: Any, out_spec: Any, leaves: list[Any]):
+        self._flat, self._in_spec, self._out_spec, self._leaves = flat, in_spec, out_spec, leaves
+        self._blocks = _blocks(flat)
+        _make_dense(flat, self._blocks)
+        self._weights = _weight_specs(flat)
+        self._crossing = _crossing_values(flat, self._blocks)
+        self.graph = self._graph(name)
+        self._reference: torch.nn.Module | None = None
+
+    @property
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        """The tensors of the example call, in the order of graph.inputs."""
+        return tuple(_plain(leaf) for leaf in self._leaves if isinstance(leaf, torch.Tensor))
+
+    def flatten_inputs(self, args: Any, kwargs: dict[str, Any] | None = None) -> tuple[torch.Tensor, ...]:
+        """The tensors of a call in the order of graph.inputs; raises ModelError where they do not fit the example."""
+        args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+        names = [key for key in self._in_spec.unflatten(self._leaves)[1]]
+        given = dict(kwargs or {})
+        kwargs = {key: given.pop(key) for key in names if key in given} | given
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self._in_spec:
+            wanted = _describe(self._in_spec.unflatten(self._leaves))
+            raise ModelError(f"inputs of {self.graph.name}: got {_describe((args, kwargs))}; call it as captured: {wanted}")
+        tensors = []
+        for leaf, example in zip(leaves, self._leaves, strict=True):
+            if isinstance(example, torch.Tensor):
+                tensors.append(self._checked(leaf, self.graph.tensors[len(tensors)]))
+            elif leaf != example:
+                raise ModelError(
+                    f"inputs of {self.graph.name}: {leaf!r:.40} in place of the captured {example!r:.40}; capture again"
+                )
+        return tuple(tensors)
+
+    def unflatten_outputs(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """What the model returns, from the tensors of the last frontier (what the last segment gives)."""
+        frontier = self.graph.frontier(self.graph.num_blocks)
+        if len(tensors) != len(frontier):
+            raise ModelError(f"outputs of {self.graph.name}: {len(tensors)} tensors for a frontier of {len(frontier)}")
+        by_index = dict(zip(frontier, tensors, strict=True))
+        outputs = iter(self.graph.outputs)
+        leaves = [by_index[next(outputs)] if isinstance(result, Ref) else result for result in self._flat.results]
+        return self._out_spec.unflatten(leaves)
+
+    def reference(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The graph run whole and eager: tensors of graph.inputs in, tensors of the last frontier out."""
+        if self._reference is None:
+            self._reference = self.segment(0, self.graph.num_blocks).module()
+        with torch.no_grad():
+            return self._reference(*inputs)
+
+    def segment(self, start: int, stop: int) -> Segment:
+        """Blocks [start, stop): takes frontier(start) in order, returns frontier(stop) in order."""
+        if not 0 <= start <= stop <= self.graph.num_blocks:
+            raise ModelError(f"segment [{start}, {stop}) of {self.graph.name}: it has blocks 0 to {self.graph.num_blocks}")
+        entering = [self._crossing[index] for index in self.graph.frontier(start)]
+        leaving = [self._crossing[index] for index in self.graph.frontier(stop)]
+        chosen = _with_free([v for block in self._blocks[start:stop] for v in block], self._flat)
+        used = {v for number in chosen for v in references(self._flat.node(number))}
+        weights = sorted(v for v in used if len(self._flat.inputs) <= v < self._flat.first_node)
+        renumber = {value: number for number, value in enumerate((*entering, *weights, *chosen))}
+        nodes = tuple(_renumbered(self._flat.node(value), renumber) for value in chosen)
+        specs = [self._weights[value - len(self._flat.inputs)] for value in weights]
+        program = Program(
+            graph_hash=self.graph_hash, start=start, stop=stop,
+            inputs=tuple(self._spec(value) for value in entering), outputs=tuple(self._spec(value) for value in leaving),
+            weights=tuple(specs), nodes=nodes, results=tuple(renumber[value] for value in leaving),
+            batch=self._batch_source(entering) if any(needs_batch(node) for node in nodes) else None,
+        )  # fmt: skip
+        tensors = dict(self._flat.weights)
+        return Segment(program, {spec.name: tensors[spec.name] for spec in specs})
+
+    def _checked(self, leaf: Any, expected: Tensor) -> torch.Tensor:
+        free = set(expected.dynamic_dims)
+        found = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else None
+        fits = found is not None and len(found) == len(expected.shape)
+        fits = fits and all(i in free or a == b for i, (a, b) in enumerate(zip(found or (), expected.shape, strict=True)))
+        if not fits or dtype_name(leaf.dtype) != expected.dtype:
+            got = f"{found} {dtype_name(leaf.dtype)}" if found is not None else type(leaf).__name__
+            wanted = tuple("any" if i in free else size for i, size in enumerate(expected.shape))
+            text = f"({', '.join(map(str, wanted))})"
+            raise ModelError(
+                f"input {expected.name}: is {got}, must be {text} {expected.dtype}; reshape it or capture again"
+            )
+        return _plain(leaf)
+
+    def _spec(self, value: int) -> TensorSpec:
+        known = self._flat.values[value]
+        return TensorSpec(
+            name=known.name, shape=known.shape(self._flat.batch), dtype=known.dtype,
+            dynamic_dims=known.dynamic_dims, order=known.order or (),
+        )  # fmt: skip
+
+    def _batch_source(self, entering: Sequence[int]) -> BatchSource:
+        for number, value in enumerate(entering):
+            for dim, size in enumerate(self._flat.values[value].sizes):
+                if len(size) == 2 and size[0] == 0 and size[1] > 0:
+                    return BatchSource(input=number, dim=dim, factor=size[1])
+        raise AssertionError("no tensor of this frontier tells the batch, though blocks were chosen so")
+
+    def _graph(self, name: str) -> Graph:
+        flat, index_of = self._flat, {value: TensorIndex(i) for i, value in enumerate(self._crossing)}
+        producer = {value: number for number, block in enumerate(self._blocks) for value in block}
+        tensors = tuple(
+            Tensor(
+                name=(spec := self._spec(value)).name, shape=spec.shape, dtype=spec.dtype,
+                producer=producer.get(value, -1), dynamic_dims=spec.dynamic_dims,
+            )
+            for value in self._crossing
+        )  # fmt: skip
+        names: dict[str, int] = {}
+        blocks = tuple(self._block(values, index_of, names) for values in self._blocks)
+        digest = hashlib.sha256("".join(sorted(spec.sha256 for spec in self._weights)).encode()).hexdigest()
+        graph = Graph(
+            name=name, blocks=blocks, tensors=tensors,
+            inputs=tuple(index_of[number] for number in range(len(flat.inputs))),
+            outputs=tuple(index_of[result.value] for result in flat.results if isinstance(result, Ref)),
+            parameters=tuple(Parameter(name=n, size_bytes=t.numel() * t.element_size()) for n, t in flat.weights),
+            weights_hash=digest,
+        )  # fmt: skip
+        self.graph_hash = graph.content_hash()
+        return graph
+
+    def _block(self, values: Sequence[int], index_of: dict[int, TensorIndex], names: dict[str, int]) -> Block:
+        flat, own = self._flat, set(values)
+        chosen = _with_free(values, flat)
+        read = {v for number in chosen for v in references(flat.node(number))}
+        heavy = [v for v in values if _is_heavy(flat.node(v))] or list(values)
+        name = flat.values[heavy[0]].module or flat.values[heavy[0]].name
+        names[name] = names.get(name, 0) + 1
+        return Block(
+            name=name if names[name] == 1 else f"{name}#{names[name]}",
+            inputs=tuple(sorted(index_of[v] for v in read - own if v in index_of)),
+            outputs=tuple(sorted(index_of[v] for v in own if v in index_of)),
+            flop=sum(_flop(flat, v) for v in chosen),
+            parameters=tuple(sorted(v - len(flat.inputs) for v in read if len(flat.inputs) <= v < flat.first_node)),
+            ops=tuple(dict.fromkeys(flat.node(v).op for v in values if flat.node(v).op != GETITEM)),
+        )
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach()
+
+
+def _with_a_batch_of_two(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:
+    """torch.export takes a size of 1 for a constant: repeat such examples, which changes no result per item."""
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
+            return leaf
+        if leaf.shape[0] != batch:
+            raise ModelError(
+                f"dynamic_batch: inputs have batches {batch} and {leaf.shape[0]}; all inputs must have one batch"
+            )
+        return torch.cat([leaf, leaf]) if batch == 1 else leaf.clone()
+
+    return pytree.tree_map(change, (args, kwargs))  # type: ignore[no-any-return]
+
+
+def _describe(tree: Any) -> str:
+    """A call for people: (float32[1, 3, 8, 8], mask=int64[1, 4])."""
+
+    def text(item: Any) -> str:
+        if isinstance(item, torch.Tensor):
+            return f"{dtype_name(item.dtype)}{list(item.shape)}"
+        if isinstance(item, dict):
+            return "{" + ", ".join(f"{key}: {text(value)}" for key, value in item.items()) + "}"
+        return f"[{', '.join(map(text, item))}]" if isinstance(item, list | tuple) else repr(item)[:40]
+
+    args, kwargs = tree
+    return f"({', '.join([*map(text, args), *(f'{key}={text(value)}' for key, value in kwargs.items())])})"[:300]
+
+
+def _is_heavy(node: Node) -> bool:
+    return node.op != GETITEM and node.op.split(".")[1] in HEAVY
+
+
+def _flop(flat: Flat, value: int) -> float:
+    node = flat.node(value)
+    inputs = [flat.values[v].shape(flat.batch) for v in references(node) if flat.values[v].dtype]
+    return flop_of(
+        node.op, inputs, [flat.values[value].shape(flat.batch)] if flat.values[value].dtype else _parts(flat, value)
+    )
+
+
+def _parts(flat: Flat, value: int) -> list[tuple[int, ...]]:
+    """Shapes of the tensors taken out of a result of several."""
+    users = (first for first in range(flat.first_node, len(flat.values)) if flat.node(first).op == GETITEM)
+    return [flat.values[v].shape(flat.batch) for v in users if references(flat.node(v)) == [value]]
+
+
+def _with_free(values: Sequence[int], flat: Flat) -> list[int]:
+    """The nodes and all free nodes that they need, in order."""
+    needed, queue = set(values), list(values)
+    while queue:
+        for value in references(flat.node(queue.pop())):
+            if value >= flat.first_node and flat.values[value].free and value not in needed:
+                needed.add(value)
+                queue.append(value)
+    return sorted(needed, key=lambda value: (not flat.values[value].free, value))
+
+
+def _renumbered(node: Node, renumber: dict[int, int]) -> Node:
+    def change(leaf: Any) -> Any:
+        return Ref(renumber[leaf.value]) if isinstance(leaf, Ref) else leaf
+
+    args = tuple(map_arguments(list(node.args), change))
+    return Node(name=node.name, op=node.op, args=args, kwargs={k: map_arguments(v, change) for k, v in node.kwargs.items()})
+
+
+def _blocks(flat: Flat) -> list[list[int]]:
+    """Value numbers of the nodes of each block; free nodes belong to none."""
+    order = [v for v in range(flat.first_node, len(flat.values)) if not flat.values[v].free]
+    if not order:
+        raise ModelError("the model computes nothing from its inputs; there is nothing to place")
+    position = {value: number for number, value in enumerate(order)}
+    position |= {number: -1 - number for number in range(len(flat.inputs))}
+    items = []
+    for value in order:
+        node, parents = flat.node(value), references(flat.node(value))
+        size = flat.values[value].size_bytes(flat.batch) if flat.values[value].dtype else 0
+        read = sum(flat.values[v].size_bytes(flat.batch) for v in parents if len(flat.inputs) <= v < flat.first_node)
+        items.append(
+            _item(
+                flat,
+                value,
+                [position[v] for v in parents if v in position],
+                _flop(flat, value),
+                size + read,
+                _is_heavy(node),
+            )
+        )
+    inputs = [_item(flat, number, [], 0.0, 0, False) for number in range(len(flat.inputs))]
+    results = [position[result.value] for result in flat.results if isinstance(result, Ref)]
+    cuts = (0, *choose_cuts(items, inputs, results, need_batch=flat.dynamic), len(order))
+    return [order[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _item(flat: Flat, value: int, reads: list[int], flop: float, traffic: int, heavy: bool) -> Item:
+    known = flat.values[value]
+    crosses = known.dtype in DTYPE_BYTES and len(known.sizes) <= 8
+    clumsy = 1.25 if known.order is None else 1.02 if known.order else 1.0
+    return Item(
+        heavy=heavy, cost=flop + TRAFFIC_WEIGHT * traffic, reads=tuple(reads),
+        size_bytes=known.size_bytes(flat.batch) * clumsy if crosses else float("inf"),
+        has_batch=any(len(size) == 2 and size[0] == 0 for size in known.sizes),
+    )  # fmt: skip
+
+
+def _make_dense(flat: Flat, blocks: list[list[int]]) -> None:
+    """Give a copy in the usual layout to other blocks where a value that crosses lies scattered in memory."""
+    for value in _crossing_values(flat, blocks):
+        if flat.values[value].order is not None:
+            continue
+        home = next((block for block in blocks if value in block), None)
+        if home is None:
+            continue  # a model input: it comes dense
+        copy = clone_of(flat, value)
+        home.append(copy)
+
+        def change(leaf: Any, old: int = value, new: int = copy) -> Any:
+            return Ref(new) if isinstance(leaf, Ref) and leaf.value == old else leaf
+
+        for number in (v for block in blocks if block is not home for v in block):
+            node = flat.node(number)
+            kwargs = {k: map_arguments(v, change) for k, v in node.kwargs.items()}
+            args = tuple(map_arguments(list(node.args), change))
+            flat.nodes[number - flat.first_node] = Node(name=node.name, op=node.op, args=args, kwargs=kwargs)
+        flat.results = [change(result) for result in flat.results]
+
+
+def _crossing_values(flat: Flat, blocks: list[list[int]]) -> list[int]:
+    """Model inputs, then values that another block reads or the model returns, in order of their making."""
+    home = {value: number for number, block in enumerate(blocks) for value in block}
+    read = {
+        v for number, block in enumerate(blocks) for value in block
+        for v in references(flat.node(value)) if home.get(v, number) != number
+    }  # fmt: skip
+    read |= {result.value for result in flat.results if isinstance(result, Ref)}
+    ordered = [value for block in blocks for value in block if value in read]
+    return [*range(len(flat.inputs)), *ordered]
+
+
+def _weight_specs(flat: Flat) -> list[WeightSpec]:
+    specs = []
+    for number, (name, tensor) in enumerate(flat.weights):
+        blob = weight_blob(tensor)
+        order = flat.values[len(flat.inputs) + number].order or ()
+        specs.append(
+            WeightSpec(
+                name=name,
+                shape=tuple(tensor.shape),
+                dtype=dtype_name(tensor.dtype),
+                order=order,
+                sha256=hashlib.sha256(blob).hexdigest(),
+                size_bytes=len(blob),
+            )  # fmt: skip
+        )
+    return specs
