@@ -1,0 +1,358 @@
+"""The reliable link: two pure machines per directed pair of nodes, over a wire that may lose, repeat, reorder and die.
+
+Here is the sender; the receiver is in intake.py.
+
+Theory of operation. The *sender* cuts bodies into chunks, numbers them with `seq` and keeps each until acknowledged. Every
+plan edge is a *channel* with a credit account of its own: the receiver grants an absolute limit of bytes (freed + window),
+so a lost or repeated grant does no harm, and a slow stage holds up its own edge only. That, with bodies of a channel sent
+one after the other, makes rings of stages free of deadlock. Credit returns when the consumer frees memory, not on arrival.
+Letters (control) have a lane of their own: numbered, in order, without credit, never behind bodies.
+
+Handshake: LinkOpen(sender incarnation) -> LinkOpened(receiver incarnation, next numbers, grants), after every reconnection
+and as a probe while nothing is heard. A higher incarnation of the receiver means that it lost its memory: every body here
+ends with BodyFailed, letters are sent anew. A higher one of the sender makes the receiver drop half-received bodies.
+Incarnations must grow from one process to the next. A window grows to the largest body seen (capped), or nothing would move.
+
+Giving up a body turns its unacknowledged seqs, and one fresh one, into voids: the range closes and the credit returns.
+Invariants: bytes held of a channel <= max(window, largest body); each body is reported once by a receiver's incarnation;
+a body ends by Release of its bytes at the sender (acknowledged, given up or failed). O(1) per chunk,
+but for the choice of the channel.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ecotone.protocol.effects import CancelTimer, Held, LinkChanged, Release, Send, SetTimer
+from ecotone.protocol.events import ErrorKind, TimerId
+from ecotone.protocol.message import (
+    Ack,
+    BodyId,
+    Chunk,
+    Grant,
+    Letter,
+    LetterBody,
+    LinkOpen,
+    LinkOpened,
+    NodeId,
+    Priority,
+    Void,
+)
+from ecotone.protocol.notices import (
+    BodyFailed,
+    BodySent,
+    Item,
+    PeerLost,
+    PeerRestarted,
+    PeerReturned,
+)
+from ecotone.protocol.settings import LinkSettings
+
+__all__ = ["Sender"]
+
+Channel = tuple[int, int, int]
+_RESEND_CHUNKS = 4
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    body: BodyId
+    size_bytes: int
+    deadline_s: float | None
+    background: bool
+    order: int
+    offset: int = 0  # bytes given to the wire
+    unacked: int = 0  # chunks
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A seq not yet acknowledged: a chunk, or a void where `out` is None."""
+
+    body: BodyId
+    offset: int
+    length: int
+    out: _Outgoing | None
+
+
+@dataclass(slots=True)
+class _Account:
+    """Sender's side of a channel."""
+
+    limit_bytes: int
+    sent_bytes: int = 0
+    queue: deque[_Outgoing] = field(default_factory=deque)
+
+
+class Sender:
+    """Bodies and letters of this node to `peer`."""
+
+    def __init__(self, peer: NodeId, incarnation: int, settings: LinkSettings) -> None:
+        self.peer, self.incarnation, self.settings = peer, incarnation, settings
+        self.peer_incarnation = 0
+        self.is_up = False  # the wire says so
+        self.is_open = False  # the handshake of this connection is done
+        self._silent = False
+        self._window = 0
+        self._accounts: dict[Channel, _Account] = {}
+        self._limits: dict[Channel, int] = {}
+        self._bodies: dict[BodyId, _Outgoing] = {}
+        self._unacked: dict[int, _Sent] = {}
+        self._letters: dict[int, LetterBody] = {}
+        self._next_seq = self._next_letter = self._order = 0
+        self._heard_s = self._progress_s = 0.0
+        self._resend_wait_s = settings.lease_s
+        self._timer_on = False
+
+    @property
+    def timer(self) -> TimerId:
+        return ("link", self.peer)
+
+    @property
+    def num_letters(self) -> int:
+        """Letters not yet acknowledged."""
+        return len(self._letters)
+
+    @property
+    def num_bodies(self) -> int:
+        return len(self._bodies)
+
+    def offer(self, body: BodyId, size_bytes: int, deadline_s: float | None, background: bool, now_s: float) -> list[Item]:
+        """Queue a body; ends by Release of its bytes, and BodyFailed where it did not arrive."""
+        if body in self._bodies:
+            return []
+        if size_bytes > self.settings.max_body_bytes or size_bytes < 1:
+            reason = f"{size_bytes} bytes for {self.peer}: must be 1 to {self.settings.max_body_bytes}; cut elsewhere"
+            return [Release(body=body, held=Held.BYTES), BodyFailed(body, ErrorKind.TOO_LARGE, reason)]
+        out = _Outgoing(body, size_bytes, deadline_s, background, self._order)
+        self._order += 1
+        self._bodies[body] = out
+        self._account(body[:3]).queue.append(out)
+        return self._pump(now_s)
+
+    def post(self, content: LetterBody, now_s: float) -> list[Item]:
+        """Send a letter, reliably and in order."""
+        number = self._next_letter
+        self._next_letter += 1
+        self._letters[number] = content
+        items: list[Item] = [self._letter(number)] if self.is_open else []
+        return items + self._watch(now_s)
+
+    def give_up(self, body: BodyId, now_s: float) -> list[Item]:
+        """Drop a body (deadline, cancellation): unsent bytes never go, sent ones are closed by a Void."""
+        out = self._bodies.pop(body, None)
+        if out is None:
+            return []
+        items: list[Item] = [Release(body=body, held=Held.BYTES)]
+        account = self._accounts[body[:3]]
+        if out.offset < out.size_bytes:
+            account.queue.remove(out)
+        if out.offset == 0:
+            return items
+        seqs = [seq for seq, sent in self._unacked.items() if sent.out is out]
+        for seq in seqs:
+            self._unacked[seq].out = None
+        lengths = [self._unacked[seq].length for seq in seqs]
+        fresh = self._next_seq
+        self._next_seq += 1
+        self._unacked[fresh] = _Sent(body, 0, 0, None)
+        if self.is_open:
+            items.append(self._void(body, (*seqs, fresh), (*lengths, 0)))
+        return items + self._pump(now_s)
+
+    def forget(self, session: int, epoch: int | None, now_s: float) -> list[Item]:
+        """Drop what is left of a session up to `epoch` (None: all of it) and its accounts."""
+        gone = [c for c in self._accounts if c[0] == session and (epoch is None or c[1] <= epoch)]
+        items: list[Item] = []
+        for body in [b for b in self._bodies if b[:3] in gone]:
+            items += self.give_up(body, now_s)
+        for channel in gone:
+            del self._accounts[channel]
+        for channel in [c for c in self._limits if c[0] == session and (epoch is None or c[1] <= epoch)]:
+            del self._limits[channel]
+        return items
+
+    def connected(self, now_s: float) -> list[Item]:
+        """The wire reaches the peer: open, or resume."""
+        self.is_up, self.is_open, self._silent = True, False, False
+        self._heard_s = self._progress_s = now_s
+        return [self._open(), *self._watch(now_s)]
+
+    def disconnected(self) -> list[Item]:
+        """The wire lost the peer: keep everything, send nothing."""
+        was_up, self.is_up, self.is_open = self.is_up and not self._silent, False, False
+        items: list[Item] = [CancelTimer(timer=self.timer)] if self._timer_on else []
+        self._timer_on = False
+        if was_up:
+            items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
+        return items
+
+    def heard(self, now_s: float) -> None:
+        """Anything at all came from the peer."""
+        self._heard_s = now_s
+
+    def opened(self, message: LinkOpened, now_s: float) -> list[Item]:
+        """The receiver's answer: start, resume, or learn that it restarted."""
+        if message.sender_incarnation != self.incarnation or message.incarnation < self.peer_incarnation or not self.is_up:
+            return []
+        items: list[Item] = []
+        restarted = 0 < self.peer_incarnation < message.incarnation
+        if restarted:
+            items += self._restarted()
+        if message.incarnation != self.peer_incarnation:
+            self._limits = {(g.session, g.epoch, g.edge): g.limit_bytes for g in message.grants}
+            for channel, account in self._accounts.items():
+                account.limit_bytes = self._limits.get(channel, message.window_bytes)
+        self.peer_incarnation, self._window = message.incarnation, message.window_bytes
+        items += self._acknowledged(message.next_seq, message.next_letter, message.grants, now_s)
+        if self._silent or not self.is_open:
+            self.is_open, self._silent = True, False
+            self._resend_wait_s = self.settings.lease_s
+            items += [LinkChanged(peer=self.peer, state="up"), PeerReturned(self.peer)]
+            items += self._resend(None, now_s)
+        return items + self._pump(now_s)
+
+    def acked(self, message: Ack, now_s: float) -> list[Item]:
+        """A cumulative acknowledgement with grants; stale ones do no harm."""
+        if message.sender_incarnation != self.incarnation or message.incarnation != self.peer_incarnation:
+            return []
+        items = self._acknowledged(message.next_seq, message.next_letter, message.grants, now_s)
+        return items + self._pump(now_s)
+
+    def timer_fired(self, now_s: float) -> list[Item]:
+        """Probe; after a wait without progress resend the oldest; after 1.5 leases of silence say that the peer is lost."""
+        self._timer_on = False
+        if not self.is_up or not self._waiting():
+            return []
+        items: list[Item] = [self._open()]
+        if not self._silent and now_s - self._heard_s >= 1.5 * self.settings.lease_s:
+            self._silent = True
+            items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
+        if self.is_open and now_s - self._progress_s >= self._resend_wait_s:
+            self._progress_s = now_s
+            self._resend_wait_s = min(2 * self._resend_wait_s, 32 * self.settings.lease_s)
+            items += self._resend(_RESEND_CHUNKS, now_s)
+        return items + self._watch(now_s)
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _account(self, channel: Channel) -> _Account:
+        account = self._accounts.get(channel)
+        if account is None:
+            account = self._accounts[channel] = _Account(self._limits.get(channel, self._window))
+        return account
+
+    def _waiting(self) -> bool:
+        return not self.is_open or bool(self._unacked) or bool(self._letters) or bool(self._bodies)
+
+    def _watch(self, now_s: float) -> list[Item]:
+        if self.is_up and not self._timer_on and self._waiting():
+            self._timer_on = True
+            return [SetTimer(timer=self.timer, at_s=now_s + self.settings.lease_s / 2)]
+        return []
+
+    def _restarted(self) -> list[Item]:
+        items: list[Item] = [LinkChanged(peer=self.peer, state="restarted")]
+        for body in self._bodies:
+            items.append(Release(body=body, held=Held.BYTES))
+            items.append(BodyFailed(body, ErrorKind.NODE_LOST, f"{self.peer} restarted and lost what it held"))
+        letters = list(self._letters.values())
+        self._bodies, self._unacked, self._accounts, self._limits = {}, {}, {}, {}
+        self._letters = dict(enumerate(letters))
+        self._next_seq, self._next_letter = 0, len(letters)
+        self.is_open = False
+        return [*items, PeerRestarted(self.peer)]
+
+    def _acknowledged(self, seq: int, letter: int, grants: tuple[Grant, ...], now_s: float) -> list[Item]:
+        items: list[Item] = []
+        before = len(self._unacked) + len(self._letters)
+        while self._unacked and (first := next(iter(self._unacked))) < seq:
+            out = self._unacked.pop(first).out
+            if out is not None:
+                out.unacked -= 1
+                if out.unacked == 0 and out.offset == out.size_bytes:
+                    del self._bodies[out.body]
+                    items.append(Release(body=out.body, held=Held.BYTES))
+        while self._letters and (first := next(iter(self._letters))) < letter:
+            del self._letters[first]
+        for grant in grants:
+            channel = (grant.session, grant.epoch, grant.edge)
+            limit = max(grant.limit_bytes, self._limits.get(channel, 0))
+            self._limits[channel] = limit
+            if channel in self._accounts:
+                self._accounts[channel].limit_bytes = max(limit, self._accounts[channel].limit_bytes)
+        if len(self._unacked) + len(self._letters) < before:
+            self._progress_s = now_s
+            self._resend_wait_s = self.settings.lease_s
+        return items
+
+    def _resend(self, most: int | None, now_s: float) -> list[Item]:
+        items: list[Item] = [self._letter(number) for number in self._letters]
+        for seq, sent in list(self._unacked.items())[:most]:
+            items.append(self._chunk(seq, sent, now_s) if sent.out else self._void(sent.body, (seq,), (sent.length,)))
+        return items
+
+    def _pump(self, now_s: float) -> list[Item]:
+        items: list[Item] = []
+        while self.is_open and (account := self._next_account()) is not None:
+            out = account.queue[0]
+            credit = account.limit_bytes - account.sent_bytes
+            length = min(self.settings.chunk_bytes, out.size_bytes - out.offset, credit)
+            sent = _Sent(out.body, out.offset, length, out)
+            if not self._unacked:
+                self._progress_s = now_s
+            self._unacked[self._next_seq] = sent
+            items.append(self._chunk(self._next_seq, sent, now_s))
+            self._next_seq += 1
+            out.offset += length
+            out.unacked += 1
+            account.sent_bytes += length
+            if out.offset == out.size_bytes:
+                account.queue.popleft()
+                items.append(BodySent(out.body))
+        return items + self._watch(now_s)
+
+    def _next_account(self) -> _Account | None:
+        """The channel whose first body waits longest, tensors before weights, among those with credit."""
+        best, key = None, (True, 0)
+        for account in self._accounts.values():
+            if account.queue and account.limit_bytes > account.sent_bytes:
+                mine = (account.queue[0].background, account.queue[0].order)
+                if best is None or mine < key:
+                    best, key = account, mine
+        return best
+
+    def _open(self) -> Send:
+        return Send(peer=self.peer, message=LinkOpen(incarnation=self.incarnation), priority=Priority.CONTROL)
+
+    def _letter(self, number: int) -> Send:
+        content = self._letters[number]
+        message = Letter(
+            sender_incarnation=self.incarnation, incarnation=self.peer_incarnation, number=number, content=content
+        )
+        return Send(peer=self.peer, message=message, priority=Priority.CONTROL)
+
+    def _void(self, body: BodyId, seqs: tuple[int, ...], lengths: tuple[int, ...]) -> Send:
+        mine, theirs = self.incarnation, self.peer_incarnation
+        message = Void(sender_incarnation=mine, incarnation=theirs, body=body, seqs=seqs, lengths=lengths)
+        return Send(peer=self.peer, message=message, priority=Priority.CONTROL)
+
+    def _chunk(self, seq: int, sent: _Sent, now_s: float) -> Send:
+        out = sent.out
+        assert out is not None
+        deadline_s = out.deadline_s
+        message = Chunk(
+            sender_incarnation=self.incarnation,
+            incarnation=self.peer_incarnation,
+            seq=seq,
+            body=out.body,
+            size_bytes=out.size_bytes,
+            offset=sent.offset,
+            length=sent.length,
+            budget_s=None if deadline_s is None else max(0.0, deadline_s - now_s),
+            background=out.background,
+        )
+        priority = Priority.BACKGROUND if out.background else Priority.DATA
+        return Send(peer=self.peer, message=message, priority=priority)
