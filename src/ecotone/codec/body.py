@@ -2,8 +2,9 @@
 
 Layout, little-endian: "ECB1", tensor count u16, reserved u16 (0), header bytes u32; per tensor: name length u16,
 dtype u8, codec length u8, dimensions u8, reserved u8 (0), payload bytes u64, crc32 u32, dims u64 each, name, codec; then
-crc32 u32 of the header; then the payloads in order. Whatever arrives ends as the tensors that were sent or as one CodecError: all sizes
-are read, capped and added up before the first payload is touched, and what is expected is compared before decoding.
+crc32 u32 of the header; then the payloads in order. Whatever arrives ends as the tensors that were sent or as
+one CodecError: all sizes are read, capped and added up before the first payload is touched, and what is expected is
+compared before decoding.
 """
 
 from __future__ import annotations

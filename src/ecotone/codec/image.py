@@ -4,7 +4,7 @@ A network's input is a normalised float image x = (pixel/255 - mean) / std, chan
 ImageSpec gives mean and std per channel; it travels in the payload. Lossless rule: PNG and lossless WebP give the 8-bit
 pixels back exactly, so a tensor made from 8-bit pixels with the right ImageSpec comes back within float rounding, and any
 other is rounded to half a pixel step, 1/(510 std) at most (outside [0, 255]: clipped). JPEG and lossy WebP promise no
-more than the range. Each image of a batch is coded by itself. Sizes are checked in the file's header before pixels are decoded.
+more than the range. Each image of a batch is coded by itself. Sizes are checked in the file's header before decoding.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Legend: a group shares one step s and one integer zero point z; L = 2**b - 1; level = s * (code - z), so zero is always a
 level and comes back exactly (half of a ReLU tensor). s = max((hi - lo) / (L - DELTA), max|x| / 2**12), the second for
-tensors that hardly vary (the error stays below 2**-13 of the value, finer than fp16 near it);
-z = floor(1/2 + DELTA/2 - lo/s), so that lo and hi both round into [0, L]: DELTA covers every rounding of float32, hence no clamping pass. Rounding is to
-the nearest: |error| <= s * (1/2 + 2**-9) + max|x| * 2**-22, unbiased. Groups below 2**-100 become zero; a tensor with a
-value that is not finite or above 2**100 is refused (None) and travels as it is.
+tensors that hardly vary (the error stays below 2**-13 of the value, as fp16's does); z = floor(1/2 + DELTA/2 - lo/s), so
+that lo and hi both round into [0, L]: DELTA covers every rounding of float32, hence no clamping pass. Rounding is to the
+nearest: |error| <= s * (1/2 + 2**-9) + max|x| * 2**-22, unbiased. Groups below 2**-100 become zero; a tensor with a value
+that is not finite or above 2**100 is refused (None) and travels as it is.
 Clipping (QuantPipe, 2211.04515): alpha = W(3 * 4**b) * sqrt(var / 2) round the mean for a Laplace density, W of Lambert;
 one-sided tensors (after ReLU, nearly after GeLU) alpha = W(3 * 4**(b + 1)) * sqrt(mean of x**2).
 Speed: a few numpy passes over slabs that stay in the cache; rounding and conversion are one addition of 1.5 * 2**23, which
@@ -122,7 +122,7 @@ def _grouped(x: np.ndarray, where: Layout) -> np.ndarray:
 
 
 def _clipped(view: np.ndarray, lo: np.ndarray, hi: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    square = np.square(view).mean(axis=1, dtype=np.float64).reshape(-1)
+    square = np.square(view, dtype=np.float64).mean(axis=1).reshape(-1)
     mean = view.mean(axis=1, dtype=np.float64).reshape(-1)
     one_sided = (lo >= -ONE_SIDED * hi) & (hi > 0)
     spread = np.sqrt(np.maximum(square - mean * mean, 0.0) / 2)

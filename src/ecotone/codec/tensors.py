@@ -52,7 +52,7 @@ def decode(buffer: Buffer, codec_id: str, shape: tuple[int, ...], dtype: str) ->
     mode, content = view[0], view[1:]
     if mode & ~(RAW | STORED):
         raise CodecError(f"codec {codec_id}: the payload starts with {mode}, which no encoder writes; it is damaged")
-    count = math.prod(shape)
+    count = _count(shape)
     if mode & RAW or not kind.is_floating_point or parts.float_format == "fp32" or count == 0:
         return _words(content, parts, mode, kind, count).reshape(shape)
     if parts.float_format:
@@ -121,8 +121,8 @@ def _decode_codes(content: memoryview, parts: Recipe, mode: int, shape: tuple[in
         raise CodecError(f"codec {parts.name}: {len(content)} bytes do not hold {shape}; the payload was cut or padded")
     step = np.frombuffer(content[: 4 * where.num_groups], "<f4")
     zero = np.frombuffer(content[4 * where.num_groups : table], "<i2")
-    if not (np.isfinite(step).all() and (step > 0).all() and (np.abs(zero.astype(np.int32)) <= 1 << 13).all()):
-        raise CodecError(f"codec {parts.name}: a step is not above zero or a zero point is out of range; it is damaged")
+    if not ((step > 0).all() and (step <= 2 * quantise.HUGE).all() and (np.abs(zero.astype(np.int32)) <= 1 << 13).all()):
+        raise CodecError(f"codec {parts.name}: a step or zero point is out of range; it is damaged")
     if plain:
         packed = np.frombuffer(content[table:], np.uint8)
     else:
@@ -137,8 +137,10 @@ def _width(parts: Recipe) -> int:
 
 
 def _write_words(tensor: Tensor, parts: Recipe, mode: int) -> Parts:
+    if tensor.numel() == 0:
+        return [bytes((mode,))]
     words = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-    if parts.entropy and words.size:
+    if parts.entropy:
         squeezed = entropy.compress(words, parts.entropy, tensor.element_size())
         if len(squeezed) < words.size:
             return [bytes((mode,)), squeezed]
@@ -157,6 +159,8 @@ def _words(content: memoryview, parts: Recipe, mode: int, kind: torch.dtype, cou
                 f"codec {parts.name}: {len(content)} bytes for a tensor of {size}; the payload was cut or padded"
             )
         raw = np.frombuffer(content, np.uint8).copy()
+    if count == 0:
+        return torch.empty(0, dtype=kind)
     if kind is torch.bool and (raw > 1).any():
         raise CodecError(f"codec {parts.name}: a truth value is neither 0 nor 1; the payload is damaged")
     return torch.from_numpy(raw).view(kind)
@@ -172,6 +176,7 @@ def _round(tensor: Tensor, name: str) -> Tensor:
     x, top = tensor.to("cpu"), _HALF_ERROR[name][2]
     lo, hi = torch.aminmax(x)
     if not (lo >= -top and hi <= top):  # also where NaN or an infinity is inside: these stay
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # in bfloat16 the largest half would round up to infinity
         x = torch.where(torch.isfinite(x), x.clamp(-top, top), x)
     return x.to(_HALF[name])
 
@@ -199,6 +204,12 @@ def _own_rounding(tensor: Tensor, x: np.ndarray, bound: float) -> float:
 
 def _rounding(kind: torch.dtype) -> float:
     return {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}.get(kind, 0.0)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    if math.prod(max(size, 1) for size in shape) >= 1 << 48:  # also where another dimension is 0
+        raise CodecError(f"shape {shape} is beyond any tensor; the payload is damaged")
+    return math.prod(shape)
 
 
 def _dtype(name: str) -> torch.dtype:
