@@ -276,14 +276,14 @@ def _parts(flat: Flat, value: int) -> list[tuple[int, ...]]:
 
 
 def _with_free(values: Sequence[int], flat: Flat) -> list[int]:
-    """The nodes and all free nodes that they need, in order."""
+    """The free nodes that these nodes need, then the nodes, as given in order of execution."""
     needed, queue = set(values), list(values)
     while queue:
         for value in references(flat.node(queue.pop())):
             if value >= flat.first_node and flat.values[value].free and value not in needed:
                 needed.add(value)
                 queue.append(value)
-    return sorted(needed, key=lambda value: (not flat.values[value].free, value))
+    return [*sorted(needed - set(values)), *values]
 
 
 def _renumbered(node: Node, renumber: dict[int, int]) -> Node:

@@ -240,9 +240,6 @@ def _refuse_operator(node: Node, name: str) -> None:
             raise ModelError(f"operator {target}{at(node)} draws random numbers; make them an input of the model")
     if isinstance(target, torch._ops.OpOverload) and torch.Tag.data_dependent_output in target.tags:
         raise ModelError(f"operator {target}{at(node)} reads a tensor's value into Python; keep it a tensor")
-    if isinstance(target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in target.tags:
-        hint = "its result size depends on the data; use masking (torch.where) or topk with a fixed size"
-        raise ModelError(f"operator {target}{at(node)}: {hint}")
 
 
 def _trains(node: Node) -> bool:
@@ -318,8 +315,9 @@ def _refuse_writes(program: ExportedProgram, module: GraphModule) -> None:
             raise ModelError(f"operator {node.target}{at(node)} changes memory in place; use its form that returns")
 
 
-def user_outputs(program: ExportedProgram) -> Iterator[Any]:
-    """The argument specifications of the outputs that the user sees."""
-    for spec in program.graph_signature.output_specs:
+def user_outputs(exported: Exported) -> Iterator[tuple[str, Any]]:
+    """(name, fx node or constant) of each leaf that the model returns."""
+    (output,) = [node for node in exported.graph_module.graph.nodes if node.op == "output"]
+    for spec, value in zip(exported.program.graph_signature.output_specs, output.args[0], strict=True):
         if spec.kind.name == "USER_OUTPUT":
-            yield spec.arg
+            yield getattr(spec.arg, "name", ""), value

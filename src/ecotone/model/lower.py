@@ -142,7 +142,7 @@ class _Lowering:
             inputs=[self.values[self.number[n]].name for n in inputs], weights=weights, nodes=nodes, values=self.values,
             results=[], batch=batch, dynamic=self.symbol is not None,
         )  # fmt: skip
-        flat.results = [self._result(spec, flat) for spec in user_outputs(self.exported.program)]
+        flat.results = [self._result(name, value, flat) for name, value in user_outputs(self.exported)]
         return flat
 
     def _find_symbol(self, node: FxNode) -> None:
@@ -190,6 +190,9 @@ class _Lowering:
         expression = size.node.expr
         if expression.is_Integer:
             return (int(expression),)
+        if any(str(symbol).startswith("u") for symbol in expression.free_symbols):
+            remedy = "use masking (torch.where) or topk with a fixed size"
+            raise ModelError(f"operator {node.target}{at(node)} makes a result whose size depends on the data; {remedy}")
         try:
             if self.symbol is None or expression.free_symbols != {self.symbol}:
                 raise ValueError
@@ -232,16 +235,13 @@ class _Lowering:
         what = f"operator {user.target}{at(user)} takes an argument of type {type(tree).__name__}"
         raise ModelError(f"{what}, which cannot travel; use tensors and plain numbers, or capture without dynamic_batch")
 
-    def _result(self, spec: Any, flat: Flat) -> Any:
+    def _result(self, name: str, value: Any, flat: Flat) -> Any:
         """A Ref for a tensor that the model returns, the constant for anything else."""
-        kind = type(spec).__name__
-        if kind == "ConstantArgument":
-            return spec.value
-        node = next((n for n in self.number if n.name == spec.name), None) if kind == "TensorArgument" else None
-        if node is None:
-            remedy = "return it as a tensor, or not at all"
-            raise ModelError(f"output {getattr(spec, 'name', kind)!r} is no tensor but a size or an object; {remedy}")
-        number = self.number[node]
+        if not isinstance(value, FxNode):
+            return value
+        if value not in self.number:
+            raise ModelError(f"output {name!r} is a size, not a tensor; return it as a tensor, or not at all")
+        number = self.number[value]
         if not flat.values[number].free:
             return Ref(number)
         return Ref(flat.append(*_clone(flat, number, "output")))
