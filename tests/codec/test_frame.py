@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -110,7 +111,7 @@ def forge(**changes: int) -> bytearray:
     if dims:
         struct.pack_into("<Q", good, frame._FIXED.size, dims)
     end = len(good) - 16
-    struct.pack_into("<I", good, end - 4, frame.zlib.crc32(good[: end - 4]))
+    struct.pack_into("<I", good, end - 4, zlib.crc32(good[: end - 4]))
     return good
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ecotone.codec.catalogue import CodecError, recipe
+from ecotone.codec.checksum import crc32
 from ecotone.codec.image import ImageSpec, is_picture
 from ecotone.codec.tensors import DTYPES, Buffer, Parts, decode, parts_of
 
@@ -69,7 +69,7 @@ def pack(tensors: Sequence[tuple[str, Tensor]], codec_id: str, *, image: ImageSp
         written: Parts = parts_of(tensor, parts, image)
         checksum, size = 0, 0
         for piece in written:
-            checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+            checksum, size = crc32(piece, checksum), size + len(piece)
         label, codec = name.encode(), codec_id.encode()
         if len(label) > MAX_NAME_BYTES or tensor.dim() > MAX_DIMS:
             raise CodecError(f"tensor {name:.40}: name over {MAX_NAME_BYTES} bytes or more than {MAX_DIMS} dimensions")
@@ -78,7 +78,7 @@ def pack(tensors: Sequence[tuple[str, Tensor]], codec_id: str, *, image: ImageSp
         header += struct.pack(f"<{tensor.dim()}Q", *tensor.shape) + label + codec
         payloads += written
     _HEAD.pack_into(header, 0, MAGIC, len(tensors), 0, len(header) + _SUM.size)
-    header += _SUM.pack(zlib.crc32(header))
+    header += _SUM.pack(crc32(header))
     return bytearray().join([header, *payloads])
 
 
@@ -97,7 +97,7 @@ def unpack(body: Buffer, expected: Sequence[HasSpec] | None = None, *, limit_byt
     tensors = []
     for entry in entries:
         payload = view[entry.start : entry.start + entry.size]
-        if zlib.crc32(payload) != entry.checksum:
+        if crc32(payload) != entry.checksum:
             raise CodecError(f"tensor {entry.name}: payload is damaged (checksum differs); send it again")
         tensors.append(decode(payload, entry.codec, entry.shape, entry.dtype))
     return tensors
@@ -112,7 +112,7 @@ def _read_header(view: memoryview) -> list[_Entry]:
     if count > MAX_TENSORS or not _HEAD.size + _SUM.size <= header_bytes <= len(view):
         raise CodecError(f"body announces {count} tensors in a header of {header_bytes} of {len(view)} bytes; it was cut")
     stop = header_bytes - _SUM.size
-    if zlib.crc32(view[:stop]) != _SUM.unpack_from(view, stop)[0]:
+    if crc32(view[:stop]) != _SUM.unpack_from(view, stop)[0]:
         raise CodecError("body header is damaged (checksum differs); send it again")
     entries, at, start = [], _HEAD.size, header_bytes
     for _ in range(count):

@@ -12,10 +12,10 @@ from __future__ import annotations
 import enum
 import math
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ecotone.codec.checksum import crc32
 from ecotone.units import EcotoneError
 
 __all__ = ["MAGIC", "VERSION", "FrameError", "Header", "Kind", "Limits", "build", "chunk_bounds", "parse"]
@@ -111,8 +111,8 @@ def build(header: Header, payload: Buffer = b"", *, checksum: bool = True, limit
         struct.pack_into(f"<{len(header.dims)}Q", frame, _FIXED.size, *header.dims)
     except (struct.error, ValueError, TypeError) as error:
         raise FrameError(f"frame not built: a header field does not fit its type: {error}") from None
-    struct.pack_into("<I", frame, header_bytes - 8, zlib.crc32(payload) if checksum else 0)
-    struct.pack_into("<I", frame, header_bytes - 4, zlib.crc32(memoryview(frame)[: header_bytes - 4]))
+    struct.pack_into("<I", frame, header_bytes - 8, crc32(payload) if checksum else 0)
+    struct.pack_into("<I", frame, header_bytes - 4, crc32(memoryview(frame)[: header_bytes - 4]))
     if size:
         frame[header_bytes:] = payload
     return frame
@@ -144,7 +144,7 @@ def parse(buffer: Buffer, limits: Limits | None = None) -> tuple[Header, memoryv
     if ndim > _MAX_DIMS or header_bytes != _FIXED.size + 8 * ndim + _SUMS.size:
         raise FrameError(f"frame header of {header_bytes} bytes does not fit {ndim} dimensions (at most {_MAX_DIMS})")
     payload_sum, header_sum = _SUMS.unpack_from(view, header_bytes - _SUMS.size)
-    if zlib.crc32(view[: header_bytes - 4]) != header_sum:
+    if crc32(view[: header_bytes - 4]) != header_sum:
         raise FrameError("frame header is damaged (checksum differs); ask for it again")
     if flags & ~FLAG_PAYLOAD_CHECKSUM or kind not in Kind._value2member_map_:
         raise FrameError(f"frame has kind {kind}, flags {flags:#x}: not known here; install the same version on both")
@@ -161,7 +161,7 @@ def parse(buffer: Buffer, limits: Limits | None = None) -> tuple[Header, memoryv
     if problem:
         raise FrameError(f"frame of request {micro_batch}: {problem}")
     payload = view[header_bytes:]
-    if flags & FLAG_PAYLOAD_CHECKSUM and zlib.crc32(payload) != payload_sum:
+    if flags & FLAG_PAYLOAD_CHECKSUM and crc32(payload) != payload_sum:
         raise FrameError(
             f"frame of request {micro_batch}, seq {seq}: payload is damaged (checksum differs); ask for it again"
         )

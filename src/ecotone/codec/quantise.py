@@ -15,13 +15,14 @@ leaves the code in the low byte of the float.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 __all__ = ["Grid", "Layout", "dequantise", "fit", "layout", "quantise"]
 
+_Picker = Callable[[np.ndarray], np.ndarray]
 SLAB = 1 << 16  # elements: 256 KiB of floats, inside the second-level cache
 DELTA = 2.0**-9
 TINY, HUGE = 2.0**-100, 2.0**100
@@ -66,6 +67,8 @@ def layout(shape: tuple[int, ...], per_channel: bool) -> Layout:
 
 def fit(x: np.ndarray, where: Layout, bits: int, clip: bool) -> tuple[Grid, float] | None:
     """The grid for flat float32 `x` and the bound on |decoded - x|; None where a value is not finite or beyond 2**100."""
+    if where.num_groups == 1 and not clip:
+        return _fit_one(float(x.min()), float(x.max()), bits)
     view = _grouped(x, where)
     lo, hi = view.min(axis=1).reshape(-1), view.max(axis=1).reshape(-1)
     top = np.maximum(np.abs(lo), np.abs(hi)).astype(np.float64)
@@ -82,6 +85,19 @@ def fit(x: np.ndarray, where: Layout, bits: int, clip: bool) -> tuple[Grid, floa
     zero = np.floor(0.5 + DELTA / 2 - low / step)
     bound = np.where(top < TINY, top, step.astype(np.float64) * (0.5 + DELTA) + top * 2.0**-22)
     return Grid(step, zero.astype(np.int16)), float(bound.max()) + excess
+
+
+def _fit_one(low: float, high: float, bits: int) -> tuple[Grid, float] | None:
+    """`fit` for a single group, in plain floats: the arrays of one element below would cost more than a small tensor."""
+    top = max(abs(low), abs(high))
+    if not (top < HUGE and low == low):
+        return None
+    if top < TINY:
+        return Grid(np.ones(1, np.float32), np.zeros(1, np.int16)), top
+    step = np.array([max((high - low) / ((1 << bits) - 1 - DELTA), top * 2.0**-12)], np.float32)
+    rounded = float(step[0])
+    zero = np.array([math.floor(0.5 + DELTA / 2 - low / rounded)], np.int16)
+    return Grid(step, zero), rounded * (0.5 + DELTA) + top * 2.0**-22
 
 
 def quantise(x: np.ndarray, where: Layout, grid: Grid, bits: int, clip: bool) -> np.ndarray:
@@ -106,7 +122,7 @@ def dequantise(codes: np.ndarray, where: Layout, grid: Grid, size: int) -> np.nd
     """Flat float32 values of the first `size` codes."""
     values = np.empty(size, np.float32)
     zero = grid.zero.astype(np.float32)
-    has_zero = bool(grid.zero.any())
+    has_zero = bool(grid.zero.any())  # seldom after ReLU
     for start, stop, shape, pick in _slabs(where):
         slab = values[start:stop].reshape(shape)
         np.copyto(slab, codes[start:stop].reshape(shape))
@@ -132,9 +148,10 @@ def _clipped(view: np.ndarray, lo: np.ndarray, hi: np.ndarray, bits: int) -> tup
     return np.maximum(lo, np.minimum(low, hi)), np.minimum(hi, np.maximum(high, lo))
 
 
-def _slabs(where: Layout) -> Iterator[tuple[int, int, tuple[int, ...], _Pick]]:
+def _slabs(where: Layout) -> Iterator[tuple[int, int, tuple[int, ...], _Picker]]:
     """Flat ranges of at most about SLAB elements, their shape, and what picks their groups' constants."""
     rows, width = where.rows, where.width
+    pick: _Picker
     if where.by_column:
         block = max(1, SLAB // width)
         for item in range(where.items):
@@ -145,7 +162,7 @@ def _slabs(where: Layout) -> Iterator[tuple[int, int, tuple[int, ...], _Pick]]:
                 yield start, start + count * width, (count, width), pick
     elif width >= SLAB or rows == 1:
         for row in range(rows):
-            pick = _Pick(slice(row, row + 1), (1,))
+            pick = _Pick(slice(row, row + 1), (1,)) if rows > 1 else _same
             for start in range(row * width, (row + 1) * width, SLAB):
                 stop = min(start + SLAB, (row + 1) * width)
                 yield start, stop, (stop - start,), pick
@@ -155,6 +172,10 @@ def _slabs(where: Layout) -> Iterator[tuple[int, int, tuple[int, ...], _Pick]]:
             count = min(block, rows - row)
             pick = _Pick(slice(row, row + count), (count, 1))
             yield row * width, (row + count) * width, (count, width), pick
+
+
+def _same(constants: np.ndarray) -> np.ndarray:
+    return constants
 
 
 @dataclass(frozen=True, slots=True)
