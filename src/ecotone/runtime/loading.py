@@ -1,0 +1,91 @@
+"""The two loaders behind a shell: a node's, out of its store, and the asker's, out of the captured model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from ecotone.plan import Plan
+from ecotone.protocol.message import Blob, BlobRange, StagePart
+from ecotone.runtime.stages import CapturedModel, Stages, content_of, make_from_model, missing_blobs, segment_from_store
+from ecotone.runtime.store import Store, StoreError
+from ecotone.units import EcotoneError
+
+__all__ = ["ModelLoader", "StoreLoader"]
+
+
+class StoreLoader:
+    """Loads the stages of a node from its store; what is missing is named, then kept piece by piece."""
+
+    def __init__(self, store: Store, stages: Stages):
+        self._store, self._stages = store, stages
+        self._wanted: dict[tuple[int, int], tuple[BlobRange, ...]] = {}
+        self._failed: dict[tuple[int, int], StoreError] = {}
+
+    def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
+        key = (session, epoch)
+        failure = self._failed.pop(key, None)
+        if failure is not None:
+            raise failure
+        self._store.pin(_owner(session, epoch), _contents(parts))
+        missing = missing_blobs(self._store, parts)
+        if missing:
+            self._wanted[key] = missing
+            return missing
+        self._wanted.pop(key, None)
+        for part in parts:
+            if not 0 <= part.stage < len(plan.stages):
+                raise EcotoneError(f"the plan has no stage {part.stage}; make it again")
+            stage = plan.stages[part.stage]
+            make = partial(segment_from_store, self._store, part)
+            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make)
+        return ()
+
+    def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
+        wanted = {blob.number: blob for blob in self._wanted.get((session, epoch), ())}
+        blob = wanted.get(number)
+        if blob is None:
+            return
+        try:
+            self._store.append(blob.sha256, blob.offset + offset, piece, blob.size_bytes)
+        except StoreError as error:
+            self._failed.setdefault((session, epoch), error)
+
+    def unload(self, session: int, epoch: int) -> None:
+        self._wanted.pop((session, epoch), None)
+        self._stages.unload(session, epoch)
+        self._store.unpin(_owner(session, epoch))
+
+    def open_blob(self, blob: Blob) -> bytes:
+        raise StoreError("only the asker of a session hands out its weights")
+
+
+class ModelLoader:
+    """Loads the asker's own stages straight from the captured model, and hands out what other nodes want."""
+
+    def __init__(self, model: CapturedModel, stages: Stages):
+        self._model, self._stages = model, stages
+
+    def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
+        for part in parts:
+            stage = plan.stages[part.stage]
+            make = make_from_model(self._model, stage)
+            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make)
+        return ()
+
+    def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
+        return  # the asker lacks nothing
+
+    def unload(self, session: int, epoch: int) -> None:
+        self._stages.unload(session, epoch)
+
+    def open_blob(self, blob: Blob) -> bytes:
+        return self._model.blob(blob.sha256)
+
+
+def _owner(session: int, epoch: int) -> str:
+    return f"{session}/{epoch}"
+
+
+def _contents(parts: Iterable[StagePart]) -> set[str]:
+    return {blob.sha256 for part in parts for blob in (part.program, *part.weights)}

@@ -1,0 +1,104 @@
+"""A node's one place on the wire: it sorts what arrives, so that shells and questions share one connection.
+
+Frames with the link id QUESTION are questions and answers outside the protocol (profiling, link probes, traces: see
+questions.py); everything else belongs to the machine whose shell is attached. Peers that are up are remembered and told to a
+shell that is attached later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ecotone.protocol.message import NodeId, Priority
+from ecotone.runtime.errors import NodeUnreachable
+from ecotone.units import EcotoneError
+from ecotone.wire.wire import Frame, PeerDown, PeerUp, Received, Wire, WireError, WireEvent
+
+__all__ = ["QUESTION", "Port"]
+
+QUESTION = b"ecotone.question"
+_LINK_ID = slice(16, 32)  # of the frame header: see ecotone.codec.frame
+
+
+class Listener(Protocol):
+    def on_wire(self, event: WireEvent) -> None: ...
+
+
+class Port:
+    """Owns `wire` for the node `name`. `attach` a shell to receive protocol frames; `on_question` gets QUESTION frames."""
+
+    def __init__(self, name: str, wire: Wire):
+        self.name, self.wire = NodeId(name), wire
+        self.on_question: Callable[[NodeId, Frame], None] | None = None
+        self._listener: Listener | None = None
+        self._peers: set[NodeId] = set()
+        self._changed = threading.Condition()
+
+    def start(self) -> None:
+        """Open the wire; raises WireError where that fails."""
+        self.wire.start(self._handle)
+
+    def attach(self, listener: Listener) -> None:
+        """Give `listener` what arrives from now on, first that the known peers are up; one at a time (EcotoneError)."""
+        with self._changed:
+            if self._listener is not None:
+                raise EcotoneError(f"node {self.name}: a session is open already; close it first")
+            self._listener = listener
+            peers = sorted(self._peers)
+        for peer in peers:
+            listener.on_wire(PeerUp(peer))
+
+    def detach(self, listener: Listener) -> None:
+        with self._changed:
+            if self._listener is listener:
+                self._listener = None
+
+    def send(self, peer: NodeId, frame: Frame, priority: Priority) -> bool:
+        """Queue `frame`; False where the peer is unknown or gone (the link machine resends what matters)."""
+        try:
+            self.wire.send(peer, frame, priority)
+        except WireError:
+            return False
+        return True
+
+    def peers(self) -> frozenset[NodeId]:
+        """Peers that can be reached now."""
+        with self._changed:
+            return frozenset(self._peers)
+
+    def wait_for(self, peers: frozenset[NodeId], deadline_s: float) -> None:
+        """Return when all `peers` can be reached; raises NodeUnreachable naming the missing ones after `deadline_s`."""
+        end = time.monotonic() + deadline_s
+        with self._changed:
+            while not peers <= self._peers:
+                left = end - time.monotonic()
+                if left <= 0:
+                    missing = ", ".join(sorted(peers - self._peers))
+                    raise NodeUnreachable(
+                        f"node {missing} did not answer within {deadline_s:g} s; is it up (ecotone up), its address right?"
+                    )
+                self._changed.wait(left)
+
+    def close(self) -> None:
+        self.wire.close()
+
+    def _handle(self, event: WireEvent) -> None:
+        if isinstance(event, Received):
+            frame = event.frame
+            if frame[_LINK_ID] == QUESTION:
+                if self.on_question is not None:
+                    self.on_question(event.peer, frame)
+                return
+        else:
+            with self._changed:
+                if isinstance(event, PeerUp):
+                    self._peers.add(event.peer)
+                elif isinstance(event, PeerDown):
+                    self._peers.discard(event.peer)
+                self._changed.notify_all()
+        listener = self._listener
+        if listener is not None:
+            listener.on_wire(event)

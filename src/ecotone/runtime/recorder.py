@@ -1,0 +1,147 @@
+"""What really happened to each request, for tables of predicted beside measured: spans on every node, joined at the asker.
+
+A node notes when it computed, encoded, decoded, began to send and finished receiving each frontier. The asker collects the
+notes of all nodes after the fact and puts them on its own clock (nodes of one machine share it; others are aligned by the
+middle of the question that fetched the notes). Recording never talks to anyone while requests run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ecotone.plan import Plan
+from ecotone.protocol.message import BodyId
+
+__all__ = ["Recorder", "RequestTrace", "Span", "StageTrace", "TransferTrace", "join_spans", "machine_clock"]
+
+_KEPT_REQUESTS = 4096
+
+
+class Span(NamedTuple):
+    """`kind` ("compute", "encode", "decode", "sent", "received") of `edge` began at `start_s` and took `seconds`.
+
+    `own_seconds` leaves out emulated slowness; `size_bytes` is that of the encoded body, where there is one.
+    """
+
+    kind: str
+    edge: int
+    start_s: float
+    seconds: float = 0.0
+    own_seconds: float = 0.0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTrace:
+    """Stage `stage` on `device`: it waited `queue_s` for its turn and computed `compute_s` (`own_s` without emulation)."""
+
+    stage: int
+    device: str
+    start_s: float
+    compute_s: float
+    own_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferTrace:
+    """Transfer `edge`: encoding, time from encoded to wholly received (queue, latency and bytes / rate), decoding."""
+
+    edge: int
+    source: str
+    target: str
+    size_bytes: int = 0
+    encode_s: float = 0.0
+    transfer_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTrace:
+    """One request from hand-in to result. Stages and transfers that no node remembered are missing from the tuples."""
+
+    request: int
+    epoch: int
+    submitted_s: float
+    total_s: float
+    stages: tuple[StageTrace, ...]
+    transfers: tuple[TransferTrace, ...]
+
+    @property
+    def accounted_s(self) -> float:
+        """Sum of all measured parts; the rest of `total_s` is waiting and overhead."""
+        return sum(s.compute_s for s in self.stages) + sum(t.encode_s + t.transfer_s + t.decode_s for t in self.transfers)
+
+
+class Recorder:
+    """Spans of the last requests, by (session, epoch, request); safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spans: OrderedDict[tuple[int, int, int], list[Span]] = OrderedDict()
+
+    def add(self, body: BodyId, span: Span) -> None:
+        key = (body.session, body.epoch, body.request)
+        with self._lock:
+            spans = self._spans.get(key)
+            if spans is None:
+                spans = self._spans[key] = []
+                if len(self._spans) > _KEPT_REQUESTS:
+                    self._spans.popitem(last=False)
+            spans.append(span)
+
+    def of_session(self, session: int, first_request: int = 0) -> list[tuple[int, int, list[Span]]]:
+        """(epoch, request, spans) of `session` from request `first_request` on."""
+        with self._lock:
+            return [(k[1], k[2], list(v)) for k, v in self._spans.items() if k[0] == session and k[2] >= first_request]
+
+
+def machine_clock() -> str:
+    """Names the clock behind time.perf_counter here: equal for all processes of one boot of one machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def join_spans(
+    request: int, plan: Plan, submitted_s: float, total_s: float, spans: Mapping[str, Iterable[Span]]
+) -> RequestTrace:
+    """The trace of `request`, from `spans` by node, all on one clock."""
+    found = {(node, span.kind, span.edge): span for node, items in spans.items() for span in items}
+    stages = []
+    for index, stage in enumerate(plan.stages):
+        span = found.get((stage.device, "compute", index))
+        if span is not None:
+            stages.append(
+                StageTrace(
+                    stage=index, device=stage.device, start_s=span.start_s - submitted_s, compute_s=span.seconds,
+                    own_s=span.own_seconds,
+                )
+            )  # fmt: skip
+    transfers = []
+    for edge, transfer in enumerate(plan.transfers):
+        encode = found.get((transfer.source, "encode", edge))
+        received = found.get((transfer.target, "received", edge))
+        decode = found.get((transfer.target, "decode", edge))
+        if encode is None or received is None or decode is None:
+            continue
+        transfers.append(
+            TransferTrace(
+                edge=edge, source=transfer.source, target=transfer.target, size_bytes=encode.size_bytes,
+                encode_s=encode.seconds, transfer_s=received.start_s - encode.start_s - encode.seconds,
+                decode_s=decode.seconds,
+            )
+        )  # fmt: skip
+    return RequestTrace(
+        request=request,
+        epoch=plan.epoch,
+        submitted_s=submitted_s,
+        total_s=total_s,
+        stages=tuple(stages),
+        transfers=tuple(transfers),
+    )

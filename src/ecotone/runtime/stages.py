@@ -1,0 +1,225 @@
+"""From a plan to compiled stages: at the asker out of the captured model, on other nodes out of the store.
+
+A stage travels as its program and one blob per weight, all by content hash; for an int8 executor also as calibration inputs
+("@input/SET/INDEX" among its weights), since ranges come from real activations. A node rebuilds the segment from checked
+parts, compiles it and runs it once, so that the first request finds it warm. Compiled stages outlive their plan and serve
+the next one that asks for the same content, executor and threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+
+from ecotone import executors
+from ecotone.model import Captured, ModelError, Segment, TensorSpec
+from ecotone.plan import Plan, Stage
+from ecotone.protocol.message import Blob, BlobRange, StagePart
+from ecotone.runtime.store import Store
+from ecotone.units import EcotoneError
+
+__all__ = [
+    "CapturedModel", "ReadyStage", "Stages", "content_of", "make_from_model", "missing_blobs", "parts_of",
+    "segment_from_store",
+]  # fmt: skip
+
+_EXAMPLE = "@input"
+_KEPT_COMPILED = 48
+_MAX_CALIBRATION_SETS = 4
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyStage:
+    """A compiled stage: run(tensors in the order of `inputs`) -> tensors in the order of `outputs`."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    run: executors.Compiled
+
+
+class Stages:
+    """Compiled stages of one device, by (session, epoch, stage); safe for threads."""
+
+    def __init__(self, accelerator: str = "cpu", threads: int = 1):
+        self._accelerator, self._threads = accelerator, threads
+        self._lock = threading.Lock()
+        self._ready: dict[tuple[int, int], dict[int, ReadyStage]] = {}
+        self._compiled: OrderedDict[tuple[str, str], ReadyStage] = OrderedDict()
+
+    def get(self, session: int, epoch: int, index: int) -> ReadyStage:
+        """The stage; raises EcotoneError where this node was not prepared for it."""
+        try:
+            return self._ready[session, epoch][index]
+        except KeyError:
+            raise EcotoneError(f"stage {index} of plan epoch {epoch} is not loaded here; deploy the plan again") from None
+
+    def outputs_before(self, session: int, epoch: int, edge: int) -> tuple[TensorSpec, ...] | None:
+        """What stage `edge` - 1 makes, if it is here."""
+        stage = self._ready.get((session, epoch), {}).get(edge - 1)
+        return stage.outputs if stage else None
+
+    def inputs_of(self, session: int, epoch: int, edge: int) -> tuple[TensorSpec, ...] | None:
+        """What stage `edge` takes, if it is here."""
+        stage = self._ready.get((session, epoch), {}).get(edge)
+        return stage.inputs if stage else None
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether any plan is loaded."""
+        return bool(self._ready)
+
+    def prepare(
+        self, session: int, epoch: int, index: int, stage: Stage, content: str,
+        make: Callable[[], tuple[Segment, Sequence[Tensors]]],
+    ) -> None:  # fmt: skip
+        """Compile and warm one stage unless its `content` is compiled already; `make` gives segment and calibration sets."""
+        key = (content, stage.executor)
+        with self._lock:
+            ready = self._compiled.get(key)
+            if ready is not None:
+                self._compiled.move_to_end(key)
+        if ready is None:
+            segment, sets = make()
+            ready = self._compile(segment, stage.executor, sets)
+        with self._lock:
+            self._compiled[key] = ready
+            while len(self._compiled) > _KEPT_COMPILED:
+                self._compiled.popitem(last=False)
+            self._ready.setdefault((session, epoch), {})[index] = ready
+
+    def unload(self, session: int, epoch: int | None = None) -> None:
+        """Forget the stages of one plan, or of the whole session."""
+        with self._lock:
+            for key in [k for k in self._ready if k[0] == session and epoch in (None, k[1])]:
+                del self._ready[key]
+
+    def _compile(self, segment: Segment, executor_id: str, sets: Sequence[Tensors]) -> ReadyStage:
+        executor = executors.by_id(executor_id)
+        reason = executor.available(self._accelerator)
+        if reason:
+            raise EcotoneError(f"executor {executor_id} does not work here: {reason}")
+        examples = sets[0] if sets else tuple(_example(spec) for spec in segment.inputs)
+        executor = executors.with_calibration(executor, sets[1:])
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            run = executor.compile(segment, examples, self._accelerator, self._threads)
+            run(examples)
+        return ReadyStage(segment.inputs, segment.outputs, run)
+
+
+class CapturedModel:
+    """The asker's model: segments on demand, their parts by hash, and the bytes behind those hashes.
+
+    `samples` are flat inputs (as Captured.flatten_inputs gives) that calibrate int8 executors; empty: the example inputs.
+    """
+
+    def __init__(self, captured: Captured, samples: Sequence[Tensors] = ()):
+        self.captured = captured
+        self._samples = tuple(samples)[:_MAX_CALIBRATION_SETS] or (tuple(captured.example_inputs),)
+        self._segments: dict[tuple[int, int], Segment] = {}
+        self._frontiers: dict[int, tuple[Tensors, ...]] = {0: self._samples}
+        self._blobs: dict[str, Callable[[], bytes]] = {}
+
+    def segment(self, start: int, stop: int) -> Segment:
+        if (start, stop) not in self._segments:
+            self._segments[start, stop] = self.captured.segment(start, stop)
+        return self._segments[start, stop]
+
+    def sets(self, stage: Stage) -> tuple[Tensors, ...]:
+        """Calibration inputs of `stage`: the samples brought to its first block; none where its executor needs none."""
+        if not stage.executor.endswith(":int8"):
+            return ()
+        if stage.start not in self._frontiers:
+            module = self.segment(0, stage.start).module()
+            with torch.inference_mode():
+                self._frontiers[stage.start] = tuple(tuple(module(*sample)) for sample in self._samples)
+        return self._frontiers[stage.start]
+
+    def part(self, index: int, stage: Stage) -> StagePart:
+        """Program, weights and calibration inputs of `stage` by content hash."""
+        segment = self.segment(stage.start, stage.stop)
+        text = segment.program_json().encode()
+        program = self._offer(text, "", hashlib.sha256(text).hexdigest())
+        weights = []
+        for name, (sha256, size_bytes) in segment.manifest().items():
+            self._blobs.setdefault(sha256, lambda name=name: segment.blob(name))  # type: ignore[misc]
+            weights.append(Blob(sha256=sha256, size_bytes=size_bytes, name=name))
+        for number, tensors in enumerate(self.sets(stage)):
+            for position, tensor in enumerate(tensors):
+                data = safetensors.torch.save({"t": tensor.contiguous()})
+                weights.append(self._offer(data, f"{_EXAMPLE}/{number}/{position}", hashlib.sha256(data).hexdigest()))
+        return StagePart(stage=index, program=program, weights=tuple(weights))
+
+    def blob(self, sha256: str) -> bytes:
+        """The bytes of a blob that `part` named; raises EcotoneError for another."""
+        try:
+            return self._blobs[sha256]()
+        except KeyError:
+            raise EcotoneError(f"blob {sha256[:12]} is not part of this model") from None
+
+    def _offer(self, data: bytes, name: str, sha256: str) -> Blob:
+        self._blobs[sha256] = lambda: data
+        return Blob(sha256=sha256, size_bytes=len(data), name=name)
+
+
+def content_of(part: StagePart) -> str:
+    """Names everything that decides how a stage is compiled: its program (which names its weights) and its examples."""
+    examples = [blob.sha256 for blob in part.weights if blob.name.startswith(_EXAMPLE)]
+    return "+".join([part.program.sha256, *examples])
+
+
+def missing_blobs(store: Store, parts: Sequence[StagePart]) -> tuple[BlobRange, ...]:
+    """What `store` lacks of `parts`, numbered, each from where an unfinished download stopped."""
+    wanted = {blob.sha256: blob for part in parts for blob in (part.program, *part.weights)}
+    lacking = [blob for sha256, blob in wanted.items() if not store.has(sha256)]
+    return tuple(
+        BlobRange(number=number, sha256=blob.sha256, size_bytes=blob.size_bytes, offset=store.partial_bytes(blob.sha256))
+        for number, blob in enumerate(lacking)
+    )
+
+
+def segment_from_store(store: Store, part: StagePart) -> tuple[Segment, tuple[Tensors, ...]]:
+    """Rebuild a stage from checked blobs; raises ModelError or StoreError."""
+    segment = Segment.from_parts(store.read(part.program.sha256), store.read)
+    sets: dict[int, dict[int, torch.Tensor]] = {}
+    for blob in part.weights:
+        if blob.name.startswith(_EXAMPLE + "/"):
+            _, number, position = blob.name.split("/")
+            sets.setdefault(int(number), {})[int(position)] = _read_example(store.read(blob.sha256))
+    examples = tuple(tuple(tensors[i] for i in sorted(tensors)) for _, tensors in sorted(sets.items()))
+    for tensors in examples:
+        if [(tuple(t.shape), str(t.dtype)) for t in tensors] != [(s.shape, f"torch.{s.dtype}") for s in segment.inputs]:
+            raise ModelError(f"calibration inputs of segment [{segment.start}, {segment.stop}) do not fit it")
+    return segment, examples
+
+
+def _read_example(data: bytes) -> torch.Tensor:
+    try:
+        return safetensors.torch.load(data)["t"]
+    except Exception as error:  # safetensors has its own exception type
+        raise ModelError(f"a calibration input is not a safetensors blob: {str(error)[:120]}") from None
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        return torch.rand(spec.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.zeros(spec.shape, dtype=dtype)
+
+
+def make_from_model(model: CapturedModel, stage: Stage) -> Callable[[], tuple[Segment, Sequence[Tensors]]]:
+    """How the asker makes its own stage: straight from the captured model."""
+    return lambda: (model.segment(stage.start, stage.stop), model.sets(stage))
+
+
+def parts_of(model: CapturedModel, plan: Plan) -> tuple[StagePart, ...]:
+    """The parts of all stages of `plan`."""
+    return tuple(model.part(index, stage) for index, stage in enumerate(plan.stages))
