@@ -24,7 +24,7 @@ from ecotone.protocol.message import (
     Priority,
     Void,
 )
-from ecotone.protocol.notices import BodyArrived, Item, LetterArrived, PeerRestarted
+from ecotone.protocol.notices import BodyArrived, Item, LetterArrived
 from ecotone.protocol.settings import LinkSettings
 
 __all__ = ["BLOB_NUMBER_MASK", "Receiver"]
@@ -185,8 +185,8 @@ class Receiver:
         return items + self.free(body, now_s)
 
     def forget(self, session: int, epoch: int | None) -> list[Item]:
-        """Drop accounts and half bodies of a session up to `epoch` (None: all of it)."""
-        gone = {c for c in self._intakes if c[0] == session and (epoch is None or c[1] <= epoch)}
+        """Drop accounts and half bodies of an epoch of a session (None: all of them)."""
+        gone = {c for c in self._intakes if c[0] == session and epoch in (None, c[1])}
         partial = [b for b in self._partial if b[:3] in gone]
         for body in partial:
             del self._partial[body]
@@ -219,14 +219,13 @@ class Receiver:
     def _reset(self, incarnation: int) -> list[Item]:
         """A new process at the other end: half bodies go; whole ones stay with the consumer and weigh on the new account."""
         items: list[Item] = [Release(body=b, held=Held.BYTES) for b in self._partial if b.edge != BLOB_EDGE]
-        first = self.sender_incarnation == 0
         self.sender_incarnation = incarnation
         self._next_seq = self._next_letter = 0
         self._ahead, self._letters_ahead, self._partial, self._refused = set(), {}, {}, {}
         for channel, intake in self._intakes.items():
             intake.received_bytes = 0
             intake.freed_bytes = -sum(size for body, size in self._held.items() if body[:3] == channel)
-        return items if first else [*items, PeerRestarted(self.peer)]
+        return items
 
     def _intake(self, channel: Channel) -> _Intake:
         intake = self._intakes.get(channel)

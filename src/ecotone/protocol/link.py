@@ -22,7 +22,6 @@ but for the choice of the channel.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ecotone.protocol.effects import CancelTimer, Held, LinkChanged, Release, Send, SetTimer
@@ -41,11 +40,11 @@ from ecotone.protocol.message import (
     Void,
 )
 from ecotone.protocol.notices import (
+    BodyAcked,
     BodyFailed,
     BodySent,
     Item,
     PeerLost,
-    PeerRestarted,
     PeerReturned,
 )
 from ecotone.protocol.settings import LinkSettings
@@ -163,14 +162,14 @@ class Sender:
         return items + self._pump(now_s)
 
     def forget(self, session: int, epoch: int | None, now_s: float) -> list[Item]:
-        """Drop what is left of a session up to `epoch` (None: all of it) and its accounts."""
-        gone = [c for c in self._accounts if c[0] == session and (epoch is None or c[1] <= epoch)]
+        """Drop what is left of an epoch of a session (None: all of them) and its accounts."""
+        gone = [c for c in self._accounts if c[0] == session and epoch in (None, c[1])]
         items: list[Item] = []
         for body in [b for b in self._bodies if b[:3] in gone]:
             items += self.give_up(body, now_s)
         for channel in gone:
             del self._accounts[channel]
-        for channel in [c for c in self._limits if c[0] == session and (epoch is None or c[1] <= epoch)]:
+        for channel in [c for c in self._limits if c[0] == session and epoch in (None, c[1])]:
             del self._limits[channel]
         return items
 
@@ -263,7 +262,7 @@ class Sender:
         self._letters = dict(enumerate(letters))
         self._next_seq, self._next_letter = 0, len(letters)
         self.is_open = False
-        return [*items, PeerRestarted(self.peer)]
+        return items
 
     def _acknowledged(self, seq: int, letter: int, grants: tuple[Grant, ...], now_s: float) -> list[Item]:
         items: list[Item] = []
@@ -274,7 +273,7 @@ class Sender:
                 out.unacked -= 1
                 if out.unacked == 0 and out.offset == out.size_bytes:
                     del self._bodies[out.body]
-                    items.append(Release(body=out.body, held=Held.BYTES))
+                    items += [Release(body=out.body, held=Held.BYTES), BodyAcked(out.body)]
         while self._letters and (first := next(iter(self._letters))) < letter:
             del self._letters[first]
         for grant in grants:

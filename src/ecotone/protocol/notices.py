@@ -13,8 +13,8 @@ from ecotone.protocol.events import ErrorKind
 from ecotone.protocol.message import BodyId, LetterBody, NodeId
 
 __all__ = [
-    "Begin", "BodyArrived", "BodyFailed", "BodySent", "DropRequest", "Finish", "Forget", "FreeBody", "GiveUp", "Item",
-    "LetterArrived", "Notice", "PeerLost", "PeerRestarted", "PeerReturned", "Post", "Transmit",
+    "Begin", "BodyAcked", "BodyArrived", "BodyFailed", "BodySent", "DropRequest", "Finish", "Forget", "FreeBody", "GiveUp",
+    "Item", "LetterArrived", "Notice", "PeerLost", "PeerRestarted", "PeerReturned", "Post", "Transmit",
 ]  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class FreeBody:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """To the links: no body of this session up to this epoch will be sent or wanted again; None: of any epoch."""
+    """To the links: no body of this epoch of the session will be sent or wanted again; None: of any epoch."""
 
     session: int
     epoch: int | None
@@ -64,6 +64,13 @@ class Forget:
 @dataclass(frozen=True, slots=True)
 class BodySent:
     """From a sender: the last byte was given to the wire (not yet acknowledged)."""
+
+    body: BodyId
+
+
+@dataclass(frozen=True, slots=True)
+class BodyAcked:
+    """From a sender: the peer has all of the body; its bytes are released here."""
 
     body: BodyId
 
@@ -111,7 +118,7 @@ class PeerReturned:
 
 @dataclass(frozen=True, slots=True)
 class PeerRestarted:
-    """From a link: another incarnation of the peer answers; it has no memory of what was."""
+    """From the node: another incarnation of the peer answers; it has no memory of what was."""
 
     peer: NodeId
 
@@ -137,7 +144,7 @@ class Finish:
 
 
 Notice = (
-    Post | Transmit | GiveUp | FreeBody | Forget | BodySent | BodyFailed | BodyArrived | LetterArrived | PeerLost
-    | PeerReturned | PeerRestarted | Begin | DropRequest | Finish
+    Post | Transmit | GiveUp | FreeBody | Forget | BodySent | BodyAcked | BodyFailed | BodyArrived | LetterArrived
+    | PeerLost | PeerReturned | PeerRestarted | Begin | DropRequest | Finish
 )  # fmt: skip
 Item = Effect | Notice

@@ -1,0 +1,479 @@
+"""The worker of one node: which stage computes next, what is encoded, decoded, sent and freed. Pure.
+
+Theory of operation. A request has one live frontier at a time; it moves along edges 0..k of its plan (see plan.py). Here:
+
+    body arrives -> [arrived] -> Decode -> [inputs of stage i] -> Compute -> [to encode] -> Encode -> link
+                                                  ^ local edges, and edge 0 at the source: tensors enter here
+
+One Compute at a time (one processor), and one Encode or Decode at a time beside it, so that transfer overlaps compute; the
+latest stage and edge go first, which drains the pipeline. Queues are bounded: a body is decoded only while fewer than
+`queue_limit` inputs of its stage wait, and its bytes (the link's credit) are freed by that; a stage starts only while fewer
+than `queue_limit` of its outputs are not yet given to the wire. Every edge has its own credit and the sink always takes, so
+by induction from the sink each stage moves on: no deadlock, also where a device holds several stages.
+
+Plans are kept by (session, epoch). Bodies of an unknown, newer epoch are parked within a byte limit until their plan comes;
+those of a retired one are dropped. A request whose budget ends, that is cancelled or that fails here, is dropped here and
+remembered for a while, since its body may still arrive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from ecotone.cluster import DeviceId
+from ecotone.plan import Plan
+from ecotone.protocol.effects import CancelTimer, Compute, Decode, Encode, Held, Output, Prepare, Release, SetTimer, Unload
+from ecotone.protocol.events import BlobsMissing, ErrorKind, TimerId
+from ecotone.protocol.intake import BLOB_NUMBER_MASK
+from ecotone.protocol.message import (
+    BLOB_EDGE,
+    BodyId,
+    Cancel,
+    CloseSession,
+    Deploy,
+    DeployFailed,
+    LetterBody,
+    NodeId,
+    Ready,
+    RequestFailed,
+    RequestFinished,
+    Retire,
+    StagePart,
+    Want,
+)
+from ecotone.protocol.notices import BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Transmit
+from ecotone.protocol.settings import WorkerSettings
+from ecotone.schema import SchemaError
+
+__all__ = ["Worker"]
+
+EpochKey = tuple[int, int]
+RequestKey = tuple[int, int, int]
+_K = TypeVar("_K")
+_REMEMBERED = 4096  # dropped requests and closed sessions that are remembered
+
+
+@dataclass(slots=True)
+class _Epoch:
+    plan: Plan
+    asker: NodeId
+    parts: tuple[StagePart, ...]
+    is_ready: bool = False
+    wanted: set[int] = field(default_factory=set)  # numbers of blobs on their way
+    inputs: dict[int, deque[BodyId]] = field(default_factory=dict)  # by stage: tensors are here
+    arrived: dict[int, deque[BodyId]] = field(default_factory=dict)  # by edge: encoded bytes are here
+    to_encode: dict[int, deque[BodyId]] = field(default_factory=dict)  # by edge
+    unsent: dict[int, set[BodyId]] = field(default_factory=dict)  # by edge: from Computed until the wire has all
+
+
+@dataclass(slots=True)
+class _Active:
+    """A request that has something at this node."""
+
+    deadline_s: float | None
+    bodies: set[BodyId] = field(default_factory=set)
+
+
+class Worker:
+    """Items that it returns are effects for the shell and notices for the links (see notices.py)."""
+
+    def __init__(self, name: NodeId, settings: WorkerSettings) -> None:
+        self.name, self.settings = name, settings
+        self._device = DeviceId(name)
+        self._epochs: dict[EpochKey, _Epoch] = {}
+        self._newest: dict[int, int] = {}  # session -> newest epoch that was deployed here
+        self._closed: dict[int, None] = {}
+        self._active: dict[RequestKey, _Active] = {}
+        self._dropped: dict[RequestKey, None] = {}
+        self._parked: dict[BodyId, int] = {}
+        self._parked_arrivals: dict[EpochKey, list[BodyArrived]] = {}
+        self._computing: BodyId | None = None
+        self._coding: BodyId | None = None
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that have something here."""
+        return len(self._active)
+
+    @property
+    def num_sessions(self) -> int:
+        return len({session for session, _ in self._epochs})
+
+    # ---- deployment -------------------------------------------------------------------------------------------------
+
+    def letter(self, peer: NodeId, content: LetterBody, now_s: float) -> list[Item]:
+        """What an asker says to this worker; anything else is ignored."""
+        match content:
+            case Deploy():
+                return self._deploy(peer, content, now_s)
+            case Retire(session=session, epoch=epoch) if self._is_asker(peer, session):
+                return self._retire(session, epoch)
+            case CloseSession(session=session) if self._is_asker(peer, session):
+                return self._close(session)
+            case Cancel(session=session, epoch=epoch, request=request) if self._is_asker(peer, session):
+                return self._drop((session, epoch, request)) + self._advance()
+            case RequestFailed(session=session, epoch=epoch) if (session, epoch) in self._epochs:
+                found = self._epochs[session, epoch]
+                return [] if found.asker == self.name else [Post(found.asker, content)]
+        return []
+
+    def prepared(self, key: EpochKey, now_s: float) -> list[Item]:
+        """The shell has loaded and warmed this epoch."""
+        epoch = self._epochs.get(key)
+        if epoch is None:
+            return [Unload(session=key[0], epoch=key[1])]
+        epoch.is_ready = True
+        return [Post(epoch.asker, Ready(session=key[0], epoch=key[1])), *self._advance()]
+
+    def prepare_failed(self, key: EpochKey, reason: str) -> list[Item]:
+        """The shell cannot load this epoch."""
+        epoch = self._epochs.pop(key, None)
+        if epoch is None:
+            return []
+        failed = DeployFailed(session=key[0], epoch=key[1], reason=f"{self.name}: {reason}")
+        return [Unload(session=key[0], epoch=key[1]), Post(epoch.asker, failed)]
+
+    def blobs_missing(self, event: BlobsMissing) -> list[Item]:
+        """Ask the asker for content; numbers get the node's rank, so that no two nodes ask under one number."""
+        epoch = self._epochs.get((event.session, event.epoch))
+        if epoch is None or not event.blobs:
+            return []
+        plan = epoch.plan
+        rank = (plan.source, *plan.devices, plan.sink).index(self._device) * (BLOB_NUMBER_MASK + 1)
+        epoch.wanted = {blob.number for blob in event.blobs}
+        blobs = tuple(replace(blob, number=blob.number + rank) for blob in event.blobs)
+        return [Post(epoch.asker, Want(session=event.session, epoch=event.epoch, blobs=blobs))]
+
+    def asker_restarted(self, peer: NodeId) -> list[Item]:
+        """The peer lost its memory: its sessions are nobody's now."""
+        sessions = {session for (session, _), epoch in self._epochs.items() if epoch.asker == peer}
+        return [item for session in sorted(sessions) for item in self._close(session)]
+
+    def peer_lost(self, peer: NodeId, now_s: float) -> list[Item]:
+        """Give the sessions of a silent asker some time."""
+        sessions = {session for (session, _), epoch in self._epochs.items() if epoch.asker == peer}
+        at_s = now_s + self.settings.session_timeout_s
+        return [SetTimer(timer=("session", session), at_s=at_s) for session in sorted(sessions)]
+
+    def peer_returned(self, peer: NodeId) -> list[Item]:
+        sessions = {session for (session, _), epoch in self._epochs.items() if epoch.asker == peer}
+        return [CancelTimer(timer=("session", session)) for session in sorted(sessions)]
+
+    def timer_fired(self, timer: TimerId, now_s: float) -> list[Item]:
+        """A request's deadline ("deadline", session, epoch, request), or the end of patience ("session", session)."""
+        match timer:
+            case ("session", int(session)):
+                return self._close(session)
+            case ("deadline", int(session), int(epoch), int(request)):
+                return self._fail((session, epoch, request), ErrorKind.DEADLINE, "its time was over")
+        return []
+
+    # ---- bodies -----------------------------------------------------------------------------------------------------
+
+    def wants(self, body: BodyId, size_bytes: int) -> bool:
+        """Whether chunks of this body are to be kept: not of old epochs or dropped requests; future ones within a limit."""
+        session, number, edge, request = body
+        epoch = self._epochs.get((session, number))
+        if epoch is not None:
+            if edge == BLOB_EDGE:
+                return request & BLOB_NUMBER_MASK in epoch.wanted
+            ours = 0 <= edge < len(epoch.plan.transfers) and epoch.plan.transfers[edge].target == self._device
+            return ours and (session, number, request) not in self._dropped
+        if body in self._parked:
+            return True
+        known_old = session in self._closed or number <= self._newest.get(session, -1) or edge == BLOB_EDGE
+        if known_old or sum(self._parked.values()) + size_bytes > self.settings.park_limit_bytes:
+            return False
+        self._parked[body] = size_bytes
+        return True
+
+    def refused(self, peer: NodeId, body: BodyId) -> list[Item]:
+        """Tell the node before us that this body was dropped for want of room or plan (it tells the asker)."""
+        session, epoch, _, request = body
+        if (session, epoch) in self._epochs or session in self._closed or epoch <= self._newest.get(session, -1):
+            return []
+        reason = f"{self.name} does not know plan {epoch} and has no room to wait for it"
+        kind = ErrorKind.FAILED.value
+        return [Post(peer, RequestFailed(session=session, epoch=epoch, request=request, kind=kind, reason=reason))]
+
+    def arrived(self, arrival: BodyArrived, now_s: float) -> list[Item]:
+        """A whole body is here, encoded."""
+        body = arrival.body
+        session, number, edge, request = body
+        epoch = self._epochs.get((session, number))
+        if epoch is None:
+            self._parked_arrivals.setdefault((session, number), []).append(arrival)
+            return []
+        if edge == BLOB_EDGE:
+            epoch.wanted.discard(request & BLOB_NUMBER_MASK)
+            again = Prepare(session=session, epoch=number, plan=epoch.plan, parts=epoch.parts)
+            return [] if epoch.wanted else [again]
+        key = (session, number, request)
+        if key in self._dropped or (arrival.budget_s is not None and arrival.budget_s <= 0):
+            free: list[Item] = [Release(body=body, held=Held.BYTES), FreeBody(arrival.peer, body)]
+            return free if key in self._dropped else free + self._fail(key, ErrorKind.DEADLINE, "arrived too late")
+        items = self._enter(body, None if arrival.budget_s is None else now_s + arrival.budget_s)
+        epoch.arrived.setdefault(edge, deque()).append(body)
+        return items + self._advance()
+
+    def begin(self, body: BodyId, deadline_s: float | None) -> list[Item]:
+        """The inputs of a request, at the source."""
+        epoch = self._epochs.get((body.session, body.epoch))
+        if epoch is None:
+            return [Release(body=body, held=Held.TENSORS)]
+        items = self._enter(body, deadline_s)
+        return items + self._route(epoch, body) + self._advance()
+
+    def computed(self, body: BodyId) -> list[Item]:
+        """Stage body.edge is done with this request."""
+        self._computing = None
+        made = body._replace(edge=body.edge + 1)
+        items: list[Item] = [Release(body=body, held=Held.TENSORS)]
+        epoch, active = self._epochs.get((body.session, body.epoch)), self._active.get(_key(body))
+        if epoch is None or active is None or body not in active.bodies:
+            return [*items, Release(body=made, held=Held.TENSORS), *self._advance()]
+        active.bodies.discard(body)
+        active.bodies.add(made)
+        return items + self._route(epoch, made) + self._advance()
+
+    def encoded(self, body: BodyId, size_bytes: int) -> list[Item]:
+        """The bytes of an outgoing body are here."""
+        self._coding = None
+        items: list[Item] = [Release(body=body, held=Held.TENSORS)]
+        epoch, active = self._epochs.get((body.session, body.epoch)), self._active.get(_key(body))
+        if epoch is None or active is None or body not in active.bodies:
+            return [*items, Release(body=body, held=Held.BYTES), *self._advance()]
+        peer = NodeId(epoch.plan.transfers[body.edge].target)
+        return [*items, Transmit(peer, body, size_bytes, active.deadline_s), *self._advance()]
+
+    def decoded(self, body: BodyId) -> list[Item]:
+        """The tensors of an incoming body are here; its bytes, and so the link's credit, are freed."""
+        self._coding = None
+        epoch, active = self._epochs.get((body.session, body.epoch)), self._active.get(_key(body))
+        items: list[Item] = [Release(body=body, held=Held.BYTES)]
+        if epoch is not None:
+            items.append(FreeBody(NodeId(epoch.plan.transfers[body.edge].source), body))
+        if epoch is None or active is None or body not in active.bodies:
+            return [*items, Release(body=body, held=Held.TENSORS), *self._advance()]
+        return items + self._route(epoch, body) + self._advance()
+
+    def work_failed(self, body: BodyId, work: str, reason: str) -> list[Item]:
+        """A Compute, Encode or Decode raised: the request ends, the worker goes on."""
+        if work == "compute":
+            self._computing = None
+        else:
+            self._coding = None
+        items: list[Item] = [Release(body=body, held=Held.TENSORS), Release(body=body, held=Held.BYTES)]
+        epoch = self._epochs.get((body.session, body.epoch))
+        if epoch is not None and work == "decode":
+            items.append(FreeBody(NodeId(epoch.plan.transfers[body.edge].source), body))
+        what = f"stage {body.edge}" if work == "compute" else f"transfer {body.edge}"
+        return items + self._fail(_key(body), ErrorKind.FAILED, f"{work} of {what} failed: {reason}")
+
+    def sent(self, body: BodyId) -> list[Item]:
+        """The wire has all of an outgoing body: its stage may start another."""
+        epoch = self._epochs.get((body.session, body.epoch))
+        if epoch is None or body.edge == BLOB_EDGE:
+            return []
+        epoch.unsent[body.edge].discard(body)
+        return self._advance()
+
+    def acked(self, body: BodyId) -> list[Item]:
+        """The next node has it: nothing of it is here any more."""
+        return [] if body.edge == BLOB_EDGE else self._leave(body)
+
+    def send_failed(self, body: BodyId, kind: ErrorKind, reason: str) -> list[Item]:
+        """The link gave a body up."""
+        return [] if body.edge == BLOB_EDGE else self._fail(_key(body), kind, reason)
+
+    # ---- inside: requests -------------------------------------------------------------------------------------------
+
+    def _enter(self, body: BodyId, deadline_s: float | None) -> list[Item]:
+        active = self._active.get(_key(body))
+        if active is not None:
+            active.bodies.add(body)
+            return []
+        self._active[_key(body)] = _Active(deadline_s, {body})
+        return [] if deadline_s is None else [SetTimer(timer=("deadline", *_key(body)), at_s=deadline_s)]
+
+    def _leave(self, body: BodyId) -> list[Item]:
+        active = self._active.get(_key(body))
+        if active is None:
+            return []
+        active.bodies.discard(body)
+        if active.bodies:
+            return []
+        del self._active[_key(body)]
+        return [] if active.deadline_s is None else [CancelTimer(timer=("deadline", *_key(body)))]
+
+    def _route(self, epoch: _Epoch, body: BodyId) -> list[Item]:
+        """Tensors of edge body.edge are at this node: into a stage, to the coder, or out."""
+        transfer = epoch.plan.transfers[body.edge]
+        if transfer.target != self._device:
+            epoch.to_encode.setdefault(body.edge, deque()).append(body)
+            epoch.unsent.setdefault(body.edge, set()).add(body)
+            return []
+        if body.edge < len(epoch.plan.stages):
+            epoch.inputs.setdefault(body.edge, deque()).append(body)
+            return []
+        items = self._leave(body)
+        if epoch.asker != self.name:
+            items.append(Output(body=body))
+        finished = RequestFinished(session=body.session, epoch=body.epoch, request=body.request)
+        return [*items, Post(epoch.asker, finished)]
+
+    def _fail(self, key: RequestKey, kind: ErrorKind, reason: str) -> list[Item]:
+        epoch = self._epochs.get(key[:2])
+        known = key in self._dropped
+        items = self._drop(key)
+        if epoch is not None and not known:
+            session, number, request = key
+            failed = RequestFailed(session=session, epoch=number, request=request, kind=kind.value, reason=reason)
+            items.append(Post(epoch.asker, failed))
+        return items + self._advance()
+
+    def _drop(self, key: RequestKey) -> list[Item]:
+        """Forget a request: free what waits; work in progress frees its own when it ends."""
+        _remember(self._dropped, key)
+        active, epoch = self._active.pop(key, None), self._epochs.get(key[:2])
+        if active is None or epoch is None:
+            return []
+        items: list[Item] = [CancelTimer(timer=("deadline", *key))] if active.deadline_s is not None else []
+        for body in sorted(active.bodies):
+            if body in (self._computing, self._coding):
+                epoch.unsent.get(body.edge, set()).discard(body)
+            elif _removed(epoch.arrived, body):
+                peer = NodeId(epoch.plan.transfers[body.edge].source)
+                items += [Release(body=body, held=Held.BYTES), FreeBody(peer, body)]
+            elif _removed(epoch.inputs, body):
+                items.append(Release(body=body, held=Held.TENSORS))
+            elif _removed(epoch.to_encode, body):
+                epoch.unsent[body.edge].discard(body)
+                items.append(Release(body=body, held=Held.TENSORS))
+            else:
+                epoch.unsent[body.edge].discard(body)
+                items.append(GiveUp(NodeId(epoch.plan.transfers[body.edge].target), body))
+        return items
+
+    # ---- inside: epochs ---------------------------------------------------------------------------------------------
+
+    def _is_asker(self, peer: NodeId, session: int) -> bool:
+        return any(epoch.asker == peer for (own, _), epoch in self._epochs.items() if own == session)
+
+    def _deploy(self, peer: NodeId, deploy: Deploy, now_s: float) -> list[Item]:
+        key = (deploy.session, deploy.epoch)
+        known = self._epochs.get(key)
+        if known is not None:
+            ready = Ready(session=deploy.session, epoch=deploy.epoch)
+            return [Post(peer, ready)] if known.is_ready and known.asker == peer else []
+        reason, plan = self._deploy_violation(peer, deploy)
+        if plan is None:
+            return [Post(peer, DeployFailed(session=deploy.session, epoch=deploy.epoch, reason=f"{self.name}: {reason}"))]
+        self._newest[deploy.session] = deploy.epoch
+        self._epochs[key] = _Epoch(plan=plan, asker=peer, parts=deploy.parts)
+        items: list[Item] = [Prepare(session=deploy.session, epoch=deploy.epoch, plan=plan, parts=deploy.parts)]
+        for body in [b for b in self._parked if b[:2] == key]:
+            del self._parked[body]
+        for arrival in self._parked_arrivals.pop(key, []):
+            if self.wants(arrival.body, arrival.size_bytes):
+                items += self.arrived(arrival, now_s)
+            else:
+                items += [Release(body=arrival.body, held=Held.BYTES), FreeBody(arrival.peer, arrival.body)]
+        return items
+
+    def _deploy_violation(self, peer: NodeId, deploy: Deploy) -> tuple[str, Plan | None]:
+        session = deploy.session
+        if session in self._closed or deploy.epoch <= self._newest.get(session, -1):
+            return "this plan was retired", None
+        if any(own == session and epoch.asker != peer for (own, _), epoch in self._epochs.items()):
+            return "the session belongs to another asker", None
+        try:
+            plan = Plan.from_json(deploy.plan_json)
+        except SchemaError as error:
+            return str(error), None
+        if plan.epoch != deploy.epoch or self._device not in (plan.source, plan.sink, *plan.devices):
+            return "the plan has another epoch, or no part for this node", None
+        mine = {i for i, stage in enumerate(plan.stages) if stage.device == self._device}
+        if not {part.stage for part in deploy.parts} <= mine:
+            return "parts of other nodes were sent", None
+        return "", plan
+
+    def _retire(self, session: int, number: int) -> list[Item]:
+        items: list[Item] = []
+        for key in [k for k in self._active if k[:2] == (session, number)]:
+            items += self._drop(key)
+        if self._epochs.pop((session, number), None) is not None:
+            items.append(Unload(session=session, epoch=number))
+        return [*items, Forget(session, number), *self._advance()]
+
+    def _close(self, session: int) -> list[Item]:
+        _remember(self._closed, session)
+        items: list[Item] = [CancelTimer(timer=("session", session))]
+        for _, number in sorted(k for k in self._epochs if k[0] == session):
+            items += self._retire(session, number)
+        self._newest.pop(session, None)
+        for body in [b for b in self._parked if b.session == session]:
+            del self._parked[body]
+        for parked in [k for k in self._parked_arrivals if k[0] == session]:
+            for arrival in self._parked_arrivals.pop(parked):
+                items += [Release(body=arrival.body, held=Held.BYTES), FreeBody(arrival.peer, arrival.body)]
+        return [*items, Forget(session, None)]
+
+    # ---- inside: scheduling -----------------------------------------------------------------------------------------
+
+    def _advance(self) -> list[Item]:
+        items: list[Item] = []
+        if self._computing is None:
+            items += self._next_compute()
+        if self._coding is None:
+            items += self._next_coding()
+        return items
+
+    def _next_compute(self) -> list[Item]:
+        for epoch in self._epochs.values():
+            if not epoch.is_ready:
+                continue
+            for stage in sorted((s for s, waiting in epoch.inputs.items() if waiting), reverse=True):
+                if self._has_room(epoch, stage + 1):
+                    self._computing = epoch.inputs[stage].popleft()
+                    return [Compute(body=self._computing)]
+        return []
+
+    def _has_room(self, epoch: _Epoch, edge: int) -> bool:
+        limit = self.settings.queue_limit
+        if epoch.plan.transfers[edge].target != self._device:
+            return len(epoch.unsent.get(edge, ())) < limit
+        return edge == len(epoch.plan.stages) or len(epoch.inputs.get(edge, ())) < limit
+
+    def _next_coding(self) -> list[Item]:
+        for epoch in self._epochs.values():
+            edges = {e for e, waiting in (*epoch.to_encode.items(), *epoch.arrived.items()) if waiting}
+            for edge in sorted(edges, reverse=True):
+                codec = epoch.plan.transfers[edge].codec
+                if epoch.to_encode.get(edge):
+                    self._coding = epoch.to_encode[edge].popleft()
+                    return [Encode(body=self._coding, codec=codec)]
+                if self._has_room(epoch, edge):
+                    self._coding = epoch.arrived[edge].popleft()
+                    return [Decode(body=self._coding, codec=codec)]
+        return []
+
+
+def _key(body: BodyId) -> RequestKey:
+    return (body.session, body.epoch, body.request)
+
+
+def _removed(queues: dict[int, deque[BodyId]], body: BodyId) -> bool:
+    queue = queues.get(body.edge)
+    if queue is None or body not in queue:
+        return False
+    queue.remove(body)
+    return True
+
+
+def _remember(known: dict[_K, None], key: _K) -> None:
+    known[key] = None
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
