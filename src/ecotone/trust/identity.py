@@ -1,7 +1,7 @@
-"""Who a node is: a key of its own and a certificate that its cluster's authority signed. Files, checked whenever they are read.
+"""Who a node is: a key of its own and a certificate that its cluster's authority signed. Files, checked when read.
 
-The authority is an EC P-256 key on the node that founded the cluster. A node's certificate carries its name (common name), the
-cluster (organisation), its addresses (subject alternative names) and both key usages, so that it serves and connects
+The authority is an EC P-256 key on the node that founded the cluster. A node's certificate carries its name (common name),
+the cluster (organisation), its addresses (subject alternative names) and both key usages, so that it serves and connects
 under mutual TLS. Private keys are made where they are used, stay there, and are readable by their owner alone.
 Directory: $ECOTONE_HOME/<cluster>, else ~/.config/ecotone/<cluster>. Not here: who may do what (the wire's access rules).
 """

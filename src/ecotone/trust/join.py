@@ -1,9 +1,10 @@
 """Joining a cluster by a one-time code, after which the machine is a member and speaks mutual TLS.
 
 The founder's machine runs an Enrolment and shows a code: address, fingerprint of the authority, a secret of 128 bits.
-The joiner connects by TLS 1.3 and is shown the authority; only when its fingerprint is the one in the code, and the service holds a
-key that this authority named for enrolment, does it send the secret and a signing request. So a machine in the middle learns nothing,
-and a stranger without the code gets nothing. A code works once, until it expires. Private keys never travel.
+The joiner connects by TLS 1.3 and is shown the authority; only when its fingerprint is the one in the code, and the service
+holds a key that this authority named for enrolment, does it send the secret and a signing request. So a machine in the
+middle learns nothing, and a stranger without the code gets nothing. A code works once, until it expires. Private keys
+never travel.
 
 Messages are 4 bytes of length and JSON, capped; a connection has one deadline in all, so that nobody can hold it open.
 """
@@ -133,7 +134,7 @@ class Enrolment:
         self._thread.start()
 
     def code(self, *, ttl_s: float = 600.0, node: str | None = None) -> str:
-        """A new code, good once within `ttl_s`; with `node` only for that name, which may then be one in use (a reinstall)."""
+        """A new code, good once within `ttl_s`; with `node` for that name alone, also one in use (a reinstall)."""
         secret = secrets.token_bytes(SECRET_BYTES)
         offer = _Offer(hashlib.sha256(secret).digest(), time.monotonic() + ttl_s, node)
         with self._lock:
@@ -243,10 +244,10 @@ def join(
     addresses: Iterable[str] = (),
     timeout_s: float = 10.0,
 ) -> Identity:
-    """Become a member under the name `node`: a key is made here, its certificate fetched, both stored; returns the identity.
+    """Become a member named `node`: a key is made here, its certificate fetched, both stored; returns the identity.
 
-    `addresses` are the IP addresses by which others will connect to this node. Raises TrustError, one line, and then leaves no
-    file behind: for a wrong, used or expired code, another authority than the code names, or no answer within `timeout_s`.
+    `addresses` are the IP addresses by which others will connect to this node. Raises TrustError and leaves no file behind
+    for a wrong, used or expired code, another authority than the code names, or no answer within `timeout_s`.
     """
     check_name("node", node)
     parsed = JoinCode.parse(code)
@@ -267,7 +268,7 @@ def join(
                 raise TrustError(
                     f'{folder}: this machine is a member of "{cluster}" already; remove the directory to join anew'
                 )
-            request = {
+            request: dict[str, object] = {
                 "secret": parsed.secret.hex(),
                 "node": node,
                 "request": request_for(node, key).decode(),

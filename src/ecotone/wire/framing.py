@@ -1,6 +1,6 @@
 """Protocol messages <-> frames: each LinkMessage is one frame of ecotone.codec.frame, whose header this file fills in.
 
-    Chunk      DATA     the payload is the chunk; link_id carries session and sender's incarnation
+    Chunk      DATA     payload: the chunk; link_id: session, sender's incarnation, size of the body; dims: (offset,)
     Ack        ACK      seq = next_seq, micro_batch = next_letter; payload: grants
     LinkOpen   OPEN     header only
     LinkOpened RESUME   as Ack; payload: window, grants
@@ -8,14 +8,15 @@
     Letter     CONTROL  payload: JSON of the letter, checked against its dataclass
     Ping, Pong CONTROL  payload: JSON likewise
 
-Hot messages are binary, rare ones JSON. What a peer sends ends as a message or as FrameError, never as another error, and never
-allocates more than the frame holds. Whether the numbers make sense is the link's business.
+Hot messages are binary, rare ones JSON. What a peer sends ends as a message or as FrameError, never as another error,
+and never allocates more than the frame holds. Whether the numbers make sense is the link's business.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from typing import cast
 
 from ecotone import schema
 from ecotone.codec.frame import FrameError, Header, Kind, Limits, build, parse
@@ -29,6 +30,7 @@ from ecotone.protocol.message import (
     DeployFailed,
     Grant,
     Letter,
+    LetterBody,
     LinkMessage,
     LinkOpen,
     LinkOpened,
@@ -46,7 +48,7 @@ from ecotone.wire.wire import Frame
 __all__ = ["LIMITS", "from_frame", "to_frame"]
 
 LIMITS = Limits()
-_LINK = struct.Struct("<QII")  # session, sender's incarnation, zero
+_LINK = struct.Struct("<QII")  # session, sender's incarnation, size of a chunk's body
 _GRANT = struct.Struct("<QQiQ")
 _PAIR = struct.Struct("<QQ")
 _WINDOW = struct.Struct("<Q")
@@ -56,7 +58,7 @@ _LETTERS = {
 }
 _SIGNALS: dict[str, type[Ping] | type[Pong]] = {"Ping": Ping, "Pong": Pong}
 _EDGE_MASK = 0xFFFFFFFF
-_BACKGROUND, _FOREGROUND = 1, 0
+_BACKGROUND = 1 << 31  # the top bit of the last field of link_id, whose other bits are the body's size
 
 
 def to_frame(
@@ -80,73 +82,66 @@ def to_frame(
 def from_frame(frame: Frame | memoryview, limits: Limits = LIMITS) -> tuple[LinkMessage, memoryview]:
     """The message of one frame and, for a Chunk, a view of its payload (else empty); raises FrameError alone."""
     header, payload = parse(frame, limits)
-    session, sender, spare = _LINK.unpack(header.link_id)
+    session, sender, size_flag = _LINK.unpack(header.link_id)
     if header.kind is Kind.DATA:
-        return _read_chunk(header, payload, session, sender, spare), payload
+        return _read_chunk(header, payload, session, sender, size_flag, limits), payload
     try:
         return _read_control(header, payload, session, sender), memoryview(b"")
     except struct.error:
         raise FrameError(f"{header.kind.name} frame of {len(payload)} bytes has a payload of the wrong size") from None
 
 
-def _link(session: int, sender_incarnation: int, spare: int = 0) -> bytes:
+def _link(session: int, sender_incarnation: int, size_flag: int = 0) -> bytes:
     try:
-        return _LINK.pack(session, sender_incarnation, spare)
+        return _LINK.pack(session, sender_incarnation, size_flag)
     except struct.error as error:
         raise FrameError(f"session {session} or incarnation {sender_incarnation} does not fit its field: {error}") from None
 
 
 def _chunk_header(chunk: Chunk, limits: Limits) -> Header:
-    index, count = _position(chunk, limits.payload_bytes)
+    problem = _misfit(chunk.offset, chunk.length, chunk.size_bytes, limits)
+    if problem:
+        raise FrameError(f"chunk of request {chunk.body.request}: {problem}")
     body = chunk.body
-    budget_us = 0 if chunk.budget_s is None else max(1, round(chunk.budget_s * 1e6))
     return Header(
         kind=Kind.DATA,
-        link_id=_link(body.session, chunk.sender_incarnation, _BACKGROUND if chunk.background else _FOREGROUND),
+        link_id=_link(body.session, chunk.sender_incarnation, chunk.size_bytes | (_BACKGROUND if chunk.background else 0)),
         incarnation=chunk.incarnation,
         plan_epoch=body.epoch,
         edge=body.edge & _EDGE_MASK,
         micro_batch=body.request,
         seq=chunk.seq,
-        chunk_index=index,
-        chunk_count=count,
-        encoded_bytes=chunk.size_bytes,
-        budget_us=budget_us,
+        budget_us=0 if chunk.budget_s is None else max(1, round(chunk.budget_s * 1e6)),
+        dims=(chunk.offset,),
     )
 
 
-def _position(chunk: Chunk, cap_bytes: int) -> tuple[int, int]:
-    """(index, count) of a chunk among equal ones; the last chunk fixes the size of the others only up to a divisor."""
-    size, offset, length = chunk.size_bytes, chunk.offset, chunk.length
-    if offset == 0 and length == size:
-        return 0, 1
-    if length > 0 and offset + length < size and offset % length == 0:
-        return offset // length, -(-size // length)
-    if 0 < length and offset + length == size:
-        for count in range(-(-offset // cap_bytes), offset // length + 1):
-            if offset % count == 0:
-                return count, count + 1
-    raise FrameError(
-        f"bytes [{offset}, {offset + length}) of {size} are no chunk of equal parts of at most {cap_bytes} bytes"
-    )
-
-
-def _read_chunk(header: Header, payload: memoryview, session: int, sender: int, spare: int) -> Chunk:
-    length, size = len(payload), header.encoded_bytes
-    if spare not in (_FOREGROUND, _BACKGROUND) or header.dims:
+def _read_chunk(header: Header, payload: memoryview, session: int, sender: int, size_flag: int, limits: Limits) -> Chunk:
+    size_bytes = size_flag & ~_BACKGROUND
+    if len(header.dims) != 1 or header.chunk_count != 1:
         raise FrameError(f"chunk frame of request {header.micro_batch} has fields that are not known here")
-    last = header.chunk_index == header.chunk_count - 1
+    problem = _misfit(header.dims[0], len(payload), size_bytes, limits)
+    if problem:
+        raise FrameError(f"chunk frame of request {header.micro_batch}: {problem}")
     return Chunk(
         sender_incarnation=sender,
         incarnation=header.incarnation,
         seq=header.seq,
         body=_body(header, session),
-        size_bytes=size,
-        offset=size - length if last else header.chunk_index * length,
-        length=length,
+        size_bytes=size_bytes,
+        offset=header.dims[0],
+        length=len(payload),
         budget_s=header.budget_us / 1e6 if header.budget_us else None,
-        background=spare == _BACKGROUND,
+        background=size_flag >= _BACKGROUND,
     )
+
+
+def _misfit(offset: int, length: int, size_bytes: int, limits: Limits) -> str:
+    if not 0 <= size_bytes <= min(limits.encoded_bytes, _BACKGROUND - 1):
+        return f"a body of {size_bytes} bytes is above the cap of {limits.encoded_bytes}; cut the model elsewhere"
+    if not 0 <= offset <= offset + length <= size_bytes:
+        return f"bytes [{offset}, {offset + length}) lie outside a body of {size_bytes} bytes"
+    return ""
 
 
 def _body(header: Header, session: int) -> BodyId:
@@ -263,7 +258,7 @@ def _read_document(header: Header, payload: memoryview, sender: int) -> LinkMess
     try:
         if kind in _SIGNALS:
             return schema.read(_SIGNALS[kind], document, f"control frame {kind}")
-        content = schema.read(_LETTERS[kind], document, f"control frame {kind}")
+        content = cast(LetterBody, schema.read(_LETTERS[kind], document, f"control frame {kind}"))
     except schema.SchemaError as error:
         raise FrameError(str(error)[:400]) from None
     except (RecursionError, OverflowError):

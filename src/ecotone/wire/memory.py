@@ -30,7 +30,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fate:
-    """What becomes of one frame: `copies` arrive (0 is a loss), after `held` later frames of the same pair, or when none come."""
+    """What becomes of a frame: `copies` arrive (0: lost), behind `held` later ones of the same pair, or when none come."""
 
     copies: int = 1
     held: int = 0

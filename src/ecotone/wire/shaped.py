@@ -5,8 +5,8 @@ a higher priority overtakes queued ones at once and the one being serialised at 
 as packets do on a router with priority queues. Nothing is dropped for length: the sender's credit bounds the queue.
 
 The link is computed, not stepped: each lane keeps the instant at which its link becomes free, so a thread that wakes late
-sends late by that much once and the error does not add up; between two events the thread sleeps. `set_link` acts on the frame under
-way. What it does not imitate: loss, jitter, TCP's slow start, and the sharing of one radio by several peers.
+sends late by that much once and the error does not add up; between two events the thread sleeps. `set_link` acts on the
+frame under way. What it does not imitate: loss, jitter, TCP's slow start, and the sharing of one radio by several peers.
 """
 
 from __future__ import annotations

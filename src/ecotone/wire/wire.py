@@ -19,7 +19,7 @@ Frame = bytes | bytearray
 
 
 class WireError(EcotoneError):
-    """A network end could not be opened or used: an address that is taken, an endpoint that does not answer, a closed wire."""
+    """A network end could not be opened or used: an address in use, an endpoint that does not answer, a closed wire."""
 
 
 @dataclass(frozen=True, slots=True)

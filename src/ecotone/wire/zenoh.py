@@ -1,4 +1,4 @@
-"""Eclipse Zenoh behind Wire: peer to peer on loopback or a LAN, through routers by configuration, mutual TLS with an identity.
+"""Eclipse Zenoh behind Wire: peer to peer on loopback or a LAN, through routers by configuration, under mutual TLS.
 
 Keys: node N of cluster C takes frames on `ecotone/C/N/in/<sender>` and is announced by the liveliness token
 `ecotone/C/N/alive/<session>`; nothing else is published. PeerUp and PeerDown come from the tokens, so a killed process is
@@ -6,7 +6,8 @@ seen at once and a frozen or cut one after `lease_s`. Zenoh keeps order and reli
 under way when a link dies: ecotone.protocol's link numbers, acknowledges and resends above it, and its credit keeps Zenoh's
 own Block (5 s, then the transport is closed) from ever being reached.
 
-Safe by default: it listens on one loopback address; elsewhere only with an identity, and then nothing but mutual TLS is spoken.
+Safe by default: it listens on one loopback address; elsewhere only with an identity, and then nothing but mutual TLS is
+spoken.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import zenoh
 
 from ecotone.trust.identity import Identity
+from ecotone.wire.outbox import Outbox
 from ecotone.wire.wire import Frame, Handler, NodeId, PeerDown, PeerUp, Priority, Received, WireError
 
 __all__ = ["ZenohSettings", "ZenohWire", "endpoint", "lan_address"]
@@ -42,10 +44,11 @@ _ENDPOINT = re.compile(r"^(?:(?P<protocol>[a-z]+)/)?(?P<host>\[[0-9a-fA-F:.]+\]|
 class ZenohSettings:
     """How one node takes part. Endpoints are "HOST:PORT" or "PROTOCOL/HOST:PORT"; port 0 to listen takes a free one.
 
-    `multicast` looks for peers on the LAN and is for joined clusters. `members`, where given, are the only certificate names that
-    may send here, each under its own name alone; without it every certificate of the cluster's authority may.
-    `socket_buffer_bytes` = 65536 keeps control quick beside tensors on slow links. `trust_network` permits plain TCP off
-    loopback, for laboratories. Raises WireError for settings that cannot work.
+    `multicast` looks for peers on the LAN and is for joined clusters. `members`, where given, are the only certificate names
+    that may send here, each under its own name alone; without it every certificate of the cluster's authority may. With
+    several `connect` endpoints one that answers is enough. `socket_buffer_bytes` = 65536 keeps control quick beside tensors
+    on slow links. `trust_network` permits plain TCP off loopback, for laboratories. Raises WireError for settings that
+    cannot work.
     """
 
     node: NodeId
@@ -102,6 +105,7 @@ class ZenohWire:
         self._sessions: dict[NodeId, str] = {}
         self._known: set[NodeId] = {settings.node}
         self._listening: tuple[str, ...] = ()
+        self._outbox = Outbox(self._put)
 
     @property
     def listening(self) -> tuple[str, ...]:
@@ -122,7 +126,14 @@ class ZenohWire:
         opened.token = liveliness.declare_token(f"{own}/alive/{opened.session.info.zid()}")
 
     def send(self, peer: NodeId, frame: Frame, priority: Priority) -> None:
-        """Queue `frame` for `peer`; see Wire.send. A link that is full makes the caller wait until it takes the frame."""
+        """Queue `frame` for `peer`; see Wire.send. Never waits for a slow link."""
+        if self._open is None:
+            raise WireError(f'node "{self._settings.node}": its wire is closed')
+        if peer not in self._known:
+            raise WireError(f'no node "{peer}" was seen in cluster "{self._settings.cluster}"; is it up and reachable?')
+        self._outbox.send(peer, frame, priority)
+
+    def _put(self, peer: NodeId, frame: Frame, priority: Priority) -> None:
         opened = self._open
         if opened is None:
             raise WireError(f'node "{self._settings.node}": its wire is closed')
@@ -136,16 +147,15 @@ class ZenohWire:
         """Leave: the peers see PeerDown at once. Closing twice does nothing."""
         with self._lock:
             opened, self._open = self._open, None
+        self._outbox.close()
         if opened is not None:
             with contextlib.suppress(zenoh.ZError):
                 if opened.token is not None:
                     opened.token.undeclare()
-                opened.session.close()
+                opened.session.close()  # type: ignore[no-untyped-call]
 
     def _publisher(self, opened: _Open, peer: NodeId, priority: Priority) -> Any:
         with self._lock:
-            if peer not in self._known:
-                raise WireError(f'no node "{peer}" was seen in cluster "{self._settings.cluster}"; is it up and reachable?')
             try:
                 publisher = opened.session.declare_publisher(
                     f"ecotone/{self._settings.cluster}/{peer}/in/{self._settings.node}",
@@ -181,6 +191,8 @@ class ZenohWire:
                 del self._sessions[peer]
                 events = [PeerDown(peer)]
         for event in events:
+            if isinstance(event, PeerDown):
+                self._outbox.forget(peer)
             self._handler(event)
 
     def _session(self) -> Any:
@@ -195,6 +207,10 @@ class ZenohWire:
                 free = any(text.endswith(":0") for text in settings.listen)
                 if free and "in use" in problem:  # somebody took the port between our choice and Zenoh's use of it
                     continue
+                break
+            if len(settings.connect) > 1 and not _connected(session, settings.connect_timeout_s):
+                session.close()  # type: ignore[no-untyped-call]
+                problem = "unable to connect"
                 break
             self._listening = listen
             return session
@@ -266,6 +282,16 @@ def _with_port(text: str) -> str:
         raise WireError(f"{text}: cannot listen there: {error.strerror or error}; give an address of this machine") from None
 
 
+def _connected(session: Any, timeout_s: float) -> bool:
+    """Wait until the session has a transport to anybody."""
+    found = threading.Event()
+    listener = session.info.declare_transport_events_listener(lambda _event: found.set(), history=True)
+    try:
+        return found.wait(timeout_s)
+    finally:
+        listener.undeclare()
+
+
 def _plain(error: Exception) -> str:
     """Zenoh's message without the places in its source."""
     return re.sub(r"\s+at \S+:\d+\.?", "", str(error)).strip()
@@ -279,7 +305,7 @@ def _config(settings: ZenohSettings, listen: tuple[str, ...]) -> zenoh.Config:
         "listen/exit_on_failure": True,
         "listen/timeout_ms": 0,
         "connect/endpoints": [endpoint(text, encrypted=encrypted) for text in settings.connect],
-        "connect/exit_on_failure": True,
+        "connect/exit_on_failure": len(settings.connect) == 1,  # of several, Zenoh would insist on every one
         "connect/timeout_ms": round(settings.connect_timeout_s * 1000),
         "connect/retry": {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2},
         "scouting/multicast/enabled": settings.multicast,
@@ -317,7 +343,7 @@ def _tls(identity: Identity) -> dict[str, object]:
 
 
 def _access(settings: ZenohSettings) -> dict[str, object]:
-    """Access rules, default deny: the cluster's keys and no others; with `members`, each of them under its own name alone."""
+    """Access rules, default deny: the cluster's keys and no others; with `members`, each under its own name alone."""
     root = f"ecotone/{settings.cluster}"
     own, everything = settings.node, ["put", "declare_subscriber", "liveliness_token", "declare_liveliness_subscriber"]
     tokens = [f"{root}/*/alive/*"]
