@@ -6,37 +6,31 @@ Photographs are taken in the order of the file, row by row; none of them was use
 """
 
 import argparse
-import io
 import json
 from pathlib import Path
 
+from cifar_tiles import SIDE, mosaic, photographs
 from PIL import Image
-
-SIDE, TILE = 7, 32
 
 
 def make(data: str, out: Path, count: int) -> None:
-    import pyarrow.parquet  # only this script needs it
-
-    table = pyarrow.parquet.read_table(data).slice(0, count * SIDE * SIDE)
-    pictures = [Image.open(io.BytesIO(blob)).convert("RGB") for blob in table["image"].to_pylist()]
-    classes, labels = table["label"].to_pylist(), {}
+    tiles, labels = (part[: count * SIDE**2] for part in photographs(data))
+    pixels, truth = mosaic(tiles, labels)
     out.mkdir(parents=True, exist_ok=True)
-    for number in range(len(pictures) // SIDE**2):
-        frame, first = Image.new("RGB", (SIDE * TILE, SIDE * TILE)), number * SIDE**2
-        for tile in range(SIDE**2):
-            frame.paste(pictures[first + tile], (tile % SIDE * TILE, tile // SIDE * TILE))
+    rows = []
+    for number, (frame, grid) in enumerate(zip(pixels, truth, strict=True)):
         name = f"frame-{number:02}.webp"
-        frame.save(out / name, lossless=True, quality=100, method=6)
-        labels[name] = [classes[first + SIDE * row : first + SIDE * (row + 1)] for row in range(SIDE)]
-    rows = (f'"{name}": {json.dumps(grid)}' for name, grid in labels.items())
+        picture = Image.fromarray((frame * 255).round().byte().permute(1, 2, 0).numpy())
+        picture.save(out / name, lossless=True, quality=100, method=6)
+        rows.append(f'"{name}": {json.dumps(grid.tolist())}')
     (out / "labels.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the demo's frames.")
-    parser.add_argument("--data", required=True, help="parquet file of CIFAR-10 test photographs")
+    parser.add_argument(
+        "--data", default="", help="parquet file of CIFAR-10 test photographs; empty: the shipped frames again"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the frames")
     parser.add_argument("--count", type=int, default=40)
-    args = parser.parse_args()
-    make(args.data, args.out, args.count)
+    make(**vars(parser.parse_args()))

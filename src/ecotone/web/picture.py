@@ -14,18 +14,22 @@ from ecotone.units import EcotoneError, format_quantity
 from ecotone.web.drawing import milliseconds, size
 from ecotone.web.result import Act, Contender, Result
 
-__all__ = ["report_png"]
+__all__ = ["MissingLibrary", "report_png"]
 
 _INK, _SOFT, _OURS, _OTHER, _LINE = "#1b2420", "#5d6b64", "#0f7b5f", "#a9b8b1", "#dfe5e1"
 _PAIRS = ("#b8860b", "#2563a8", "#0f7b5f", "#c2571a")
 
 
+class MissingLibrary(EcotoneError):
+    """matplotlib is not installed."""
+
+
 def report_png(result: Result) -> bytes:
-    """A PNG of 1920 pixels width; EcotoneError where matplotlib is not installed."""
+    """A PNG of 1920 pixels width; MissingLibrary where matplotlib is not installed."""
     try:
         figures: Any = importlib.import_module("matplotlib.figure")
     except ImportError:
-        raise EcotoneError('the PNG report needs matplotlib; install it with: pip install "ecotone[report]"') from None
+        raise MissingLibrary('the PNG report needs matplotlib; install it with: pip install "ecotone[report]"') from None
     rows = len(result.acts)
     figure = figures.Figure(figsize=(16, 1.5 + 4.4 * rows), dpi=120, facecolor="white")
     high = 1.5 + 4.4 * rows
