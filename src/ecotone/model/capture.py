@@ -118,6 +118,15 @@ class Captured:
                 )
         return tuple(tensors)
 
+    def unflatten_inputs(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call (args, kwargs) whose flatten_inputs are `tensors`, in the order of graph.inputs."""
+        if len(tensors) != len(self.graph.inputs):
+            raise ModelError(f"inputs of {self.graph.name}: {len(tensors)} tensors, it takes {len(self.graph.inputs)}")
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = self._in_spec.unflatten(leaves)
+        return tuple(args), dict(kwargs)
+
     def unflatten_outputs(self, tensors: Sequence[torch.Tensor]) -> Any:
         """What the model returns, from the tensors of the last frontier (what the last segment gives)."""
         frontier = self.graph.frontier(self.graph.num_blocks)
