@@ -1,8 +1,8 @@
 """Sending that does not wait: a queue and a thread per peer in front of an engine whose `put` may block on a slow link.
 
 Control always goes at once, in the caller's thread. So does a small frame to a peer whose link kept up so far, because a
-change of threads costs more than the frame. Everything else waits its turn in the peer's queue, in order within its priority, the
-more urgent first. The queue has no limit of its own: the protocol's credit bounds what is under way.
+change of threads costs more than the frame. Everything else waits its turn in the peer's queue, in order within its
+priority, the more urgent first. The queue has no limit of its own: the protocol's credit bounds what is under way.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class ZenohWire:
             with contextlib.suppress(zenoh.ZError):
                 if opened.token is not None:
                     opened.token.undeclare()
-                opened.session.close()  # type: ignore[no-untyped-call]
+                opened.session.close()
 
     def _publisher(self, opened: _Open, peer: NodeId, priority: Priority) -> Any:
         with self._lock:
