@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +88,13 @@ def test_any_changed_byte_is_refused(data: st.DataObject) -> None:
     else:
         with pytest.raises(FrameError):
             parse(changed)
+
+
+def test_views_that_are_not_plain_bytes_are_refused() -> None:
+    good = bytes(sample())
+    for view in (memoryview(good + good)[::2], memoryview(np.zeros(300, np.float32))):
+        with pytest.raises(FrameError):
+            parse(view)
 
 
 def test_truncated_and_padded_frames_are_refused() -> None:

@@ -189,6 +189,20 @@ def test_what_is_not_floating_point_is_kept(name: str, kind: str) -> None:
     assert torch.equal(through(x, name), x)
 
 
+@pytest.mark.parametrize("name", QUANTISED)
+def test_no_codec_makes_a_tensor_larger(name: str) -> None:
+    for shape in ((), (1,), (3,), (50, 1), (7, 3), (2, 3, 2), (2, 8, 1, 1)):
+        x = torch.randn(shape)
+        assert len(codec.encode(x, name)) <= 1 + 4 * x.numel()
+        assert error(x, through(x, name)) <= codec.error_bound(x, name)
+
+
+def test_tensors_that_are_not_dense_are_named() -> None:
+    for x in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
+        with pytest.raises(CodecError, match="cannot be sent"):
+            codec.encode(x, "int8")
+
+
 def test_half_precision_saturates() -> None:
     x = torch.tensor([1e6, -1e6, 2.0])
     assert through(x, "fp16").tolist() == [65504.0, -65504.0, 2.0]

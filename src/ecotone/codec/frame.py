@@ -122,8 +122,8 @@ def parse(buffer: Buffer, limits: Limits | None = None) -> tuple[Header, memoryv
     """The header and a view of the payload of one whole frame; raises FrameError for anything else, allocates no payload."""
     limits = limits or Limits()
     view = memoryview(buffer)
-    if view.itemsize != 1 or view.ndim != 1:
-        view = view.cast("B")
+    if view.itemsize != 1 or view.ndim != 1 or not view.c_contiguous:
+        raise FrameError("frame is not one run of bytes; hand over bytes, a bytearray or a plain view of them")
     if len(view) < _FIXED.size + _SUMS.size:
         raise FrameError(f"frame is {len(view)} bytes, shorter than any header; the sender or the link cut it")
     (magic, version, kind, flags, header_bytes, payload_bytes, link_id, incarnation, epoch, edge, micro_batch, seq,

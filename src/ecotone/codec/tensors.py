@@ -1,9 +1,10 @@
 """One tensor <-> the payload of its codec: encode, decode and the stated bound on the error. No name, no shape inside.
 
 Payload: one mode byte, then content. Quantised: float32 steps and int16 zero points of all groups, then packed codes; with
-an entropy stage the codes are compressed where that is shorter. float formats: little-endian words. Tensors that are not
-floating point, and float tensors that a quantiser cannot hold (NaN, infinities, beyond 2**100), travel as they are, word by
-word. "fp32" keeps every dtype as it is; "fp16" and "bf16" round to nearest and saturate at their largest finite value.
+an entropy stage the codes are compressed where that is shorter. Float formats: little-endian words. Tensors that are not
+floating point, and float tensors that a quantiser cannot hold (NaN, infinities, beyond 2**100) or would make larger, travel
+as they are, word by word. "fp32" keeps every dtype as it is; "fp16" and "bf16" round to nearest and saturate at their
+largest finite value.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def error_bound(tensor: Tensor, codec_id: str, *, image: ImageSpec | None = None
 def parts_of(tensor: Tensor, parts: Recipe, image: ImageSpec | None) -> Parts:
     """The payload as pieces to be joined, so that a large tensor is copied once."""
     kind = _dtype(str(tensor.dtype).removeprefix("torch."))
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise CodecError(f"a tensor of layout {tensor.layout} on {tensor.device} cannot be sent; make it dense")
     tensor = tensor.detach()
     if not kind.is_floating_point or parts.float_format == "fp32" or tensor.numel() == 0:
         return _write_words(tensor, parts, 0)
@@ -98,7 +101,8 @@ def parts_of(tensor: Tensor, parts: Recipe, image: ImageSpec | None) -> Parts:
             return _write_words(tensor, parts, RAW)
         return [b"\0", encode_images(_float32(tensor).reshape(shape), parts, image)]
     x, where = _float32(tensor), quantise.layout(shape, parts.per_channel)
-    fitted = quantise.fit(x, where, parts.bits, parts.clip)
+    size = 6 * where.num_groups + packed_bytes(x.size, parts.bits)
+    fitted = quantise.fit(x, where, parts.bits, parts.clip) if size < x.size * kind.itemsize else None
     if fitted is None:
         return _write_words(tensor, parts, RAW)
     grid = fitted[0]
