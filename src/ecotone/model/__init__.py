@@ -2,6 +2,9 @@
 
 from ecotone.model.capture import Captured, capture
 from ecotone.model.errors import ModelError
+from ecotone.model.load import LoadedModel, Preprocess, load_model, parse_shape
 from ecotone.model.segment import Segment, TensorSpec
 
-__all__ = ["Captured", "ModelError", "Segment", "TensorSpec", "capture"]
+__all__ = [
+    "Captured", "LoadedModel", "ModelError", "Preprocess", "Segment", "TensorSpec", "capture", "load_model", "parse_shape",
+]  # fmt: skip

@@ -9,6 +9,7 @@ bytes cross than at both neighbours unless the merged block would be big. Linear
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def choose_cuts(
     crossing = _crossing_bytes(items, inputs, results, need_batch)
     heavy = [number for number, item in enumerate(items) if item.heavy]
     cuts = []
-    for before, after in zip(heavy, heavy[1:], strict=False):
+    for before, after in itertools.pairwise(heavy):
         legal = [k for k in range(before + 1, after + 1) if crossing[k] < float("inf")]
         if legal:
             least = min(crossing[k] for k in legal)
@@ -66,17 +67,15 @@ def _crossing_bytes(items: Sequence[Item], inputs: Sequence[Item], results: Sequ
         item, first = (items[value], value + 1) if value >= 0 else (inputs[-1 - value], 0)
         if end < first:
             continue
-        impossible = item.size_bytes == float("inf")
-        for table, amount in (
-            (change, 0.0 if impossible else item.size_bytes), (barred, int(impossible)), (telling, int(item.has_batch)),
-        ):  # fmt: skip
-            table[first] += amount  # type: ignore[operator]
-            table[end + 1] -= amount  # type: ignore[operator]
-    crossing, sums = [], [0.0, 0, 0]
-    for position in range(count + 1):
-        sums = [sums[0] + change[position], sums[1] + barred[position], sums[2] + telling[position]]
-        possible = sums[1] == 0 and (sums[2] > 0 or not need_batch)
-        crossing.append(sums[0] if possible else float("inf"))
+        possible = item.size_bytes < float("inf")
+        for position, sign in ((first, 1), (end + 1, -1)):
+            change[position] += sign * item.size_bytes if possible else 0.0
+            barred[position] += 0 if possible else sign
+            telling[position] += sign * item.has_batch
+    crossing: list[float] = []
+    for size, bars, tellers in zip(*map(itertools.accumulate, (change, barred, telling)), strict=True):
+        crossing.append(size if bars == 0 and (tellers > 0 or not need_batch) else float("inf"))
+    del crossing[count + 1 :]
     return crossing
 
 
@@ -84,7 +83,7 @@ def _thin(cuts: list[int], crossing: Sequence[float], prefix: Sequence[float]) -
     """Remove cuts that no plan would miss; the two ends stay."""
     total = prefix[-1] or 1.0
     while len(cuts) > 2:
-        costs = [prefix[b] - prefix[a] for a, b in zip(cuts, cuts[1:], strict=False)]
+        costs = [prefix[b] - prefix[a] for a, b in itertools.pairwise(cuts)]
         small = min(range(len(costs)), key=costs.__getitem__)
         if costs[small] < total * SMALL_SHARE:
             sides = [k for k in (small, small + 1) if 0 < k < len(cuts) - 1]

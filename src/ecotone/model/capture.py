@@ -12,6 +12,7 @@ same order, on tensors of the same values and the same memory layout.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def capture(
     With `dynamic_batch`, dimension 0 of every input tensor may differ when segments run. The model must be in eval mode.
     Raises ModelError naming the operator, the source line and the remedy where the model cannot be captured.
     """
-    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    args = tuple(args) if isinstance(args, tuple | list) else (args,)
     kwargs = dict(kwargs or {})
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     if not tensors:
@@ -88,10 +89,16 @@ class Captured:
         self._flat, self._in_spec, self._out_spec, self._leaves = flat, in_spec, out_spec, leaves
         self._blocks = _blocks(flat)
         _make_dense(flat, self._blocks)
+        _refuse_outputs(flat)
         self._weights = _weight_specs(flat)
         self._crossing = _crossing_values(flat, self._blocks)
         self.graph = self._graph(name)
         self._reference: torch.nn.Module | None = None
+        violations = list(self.segment(0, self.graph.num_blocks).program.violations())
+        if violations:
+            raise ModelError(
+                f"{self.graph.name} cannot travel: {'; '.join(violations[:5])}; replace these operators in the model"
+            )
 
     @property
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
@@ -100,15 +107,15 @@ class Captured:
 
     def flatten_inputs(self, args: Any, kwargs: dict[str, Any] | None = None) -> tuple[torch.Tensor, ...]:
         """The tensors of a call in the order of graph.inputs; raises ModelError where they do not fit the example."""
-        args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-        names = [key for key in self._in_spec.unflatten(self._leaves)[1]]
+        args = tuple(args) if isinstance(args, tuple | list) else (args,)
+        names = list(self._in_spec.unflatten(self._leaves)[1])
         given = dict(kwargs or {})
         kwargs = {key: given.pop(key) for key in names if key in given} | given
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in_spec:
             wanted = _describe(self._in_spec.unflatten(self._leaves))
             raise ModelError(f"inputs of {self.graph.name}: got {_describe((args, kwargs))}; call it as captured: {wanted}")
-        tensors = []
+        tensors: list[torch.Tensor] = []
         for leaf, example in zip(leaves, self._leaves, strict=True):
             if isinstance(example, torch.Tensor):
                 tensors.append(self._checked(leaf, self.graph.tensors[len(tensors)]))
@@ -142,7 +149,7 @@ class Captured:
         if self._reference is None:
             self._reference = self.segment(0, self.graph.num_blocks).module()
         with torch.no_grad():
-            return self._reference(*inputs)
+            return tuple(self._reference(*inputs))
 
     def segment(self, start: int, stop: int) -> Segment:
         """Blocks [start, stop): takes frontier(start) in order, returns frontier(stop) in order."""
@@ -234,7 +241,7 @@ class Captured:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach()
+    return tensor.detach().cpu()
 
 
 def _with_a_batch_of_two(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:
@@ -328,7 +335,7 @@ def _blocks(flat: Flat) -> list[list[int]]:
     inputs = [_item(flat, number, [], 0.0, 0, False) for number in range(len(flat.inputs))]
     results = [position[result.value] for result in flat.results if isinstance(result, Ref)]
     cuts = (0, *choose_cuts(items, inputs, results, need_batch=flat.dynamic), len(order))
-    return [order[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [order[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def _item(flat: Flat, value: int, reads: list[int], flop: float, traffic: int, heavy: bool) -> Item:
@@ -376,19 +383,25 @@ def _crossing_values(flat: Flat, blocks: list[list[int]]) -> list[int]:
     return [*range(len(flat.inputs)), *ordered]
 
 
+def _refuse_outputs(flat: Flat) -> None:
+    for result in flat.results:
+        if isinstance(result, Ref) and flat.values[result.value].dtype not in DTYPE_BYTES:
+            value = flat.values[result.value]
+            known = ", ".join(DTYPE_BYTES)
+            raise ModelError(f"output {value.name}{value.place} has dtype {value.dtype}; convert it to one of {known}")
+
+
 def _weight_specs(flat: Flat) -> list[WeightSpec]:
     specs = []
     for number, (name, tensor) in enumerate(flat.weights):
         blob = weight_blob(tensor)
-        order = flat.values[len(flat.inputs) + number].order or ()
-        specs.append(
-            WeightSpec(
-                name=name,
-                shape=tuple(tensor.shape),
-                dtype=dtype_name(tensor.dtype),
-                order=order,
-                sha256=hashlib.sha256(blob).hexdigest(),
-                size_bytes=len(blob),
-            )  # fmt: skip
+        spec = WeightSpec(
+            name=name,
+            shape=tuple(tensor.shape),
+            dtype=dtype_name(tensor.dtype),
+            order=flat.values[len(flat.inputs) + number].order or (),
+            sha256=hashlib.sha256(blob).hexdigest(),
+            size_bytes=len(blob),
         )
+        specs.append(spec)
     return specs

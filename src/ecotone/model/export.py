@@ -8,6 +8,10 @@ that cannot be cut (control flow, random numbers, writes to buffers) is refused 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import re
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -31,6 +35,8 @@ _ASSERTIONS = {
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size", "sym_constrain_range",
     "_assert_data_dependent",
 }  # fmt: skip
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_RANDOM_ONLY_IN_TRAINING = (*_RECURRENT, "scaled_dot_product_attention", "rrelu")
 _UNSET = {"empty": "zeros", "new_empty": "new_zeros", "empty_like": "zeros_like"}
 _CONSTANT_KINDS = ("PARAMETER", "BUFFER", "CONSTANT_TENSOR")
 
@@ -72,7 +78,7 @@ def source_line(node: Node) -> str:
     lines = str(node.meta.get("stack_trace") or "").strip().splitlines()
     places = [number for number, line in enumerate(lines) if line.strip().startswith("File ")]
     for number in reversed(places):
-        if _TORCH_FOLDER not in lines[number]:
+        if _TORCH_FOLDER not in lines[number] and "<eval_with_key>" not in lines[number]:
             file, line = lines[number].split('"')[1], lines[number].split(", line ")[1].split(",")[0]
             code = lines[number + 1].strip() if number + 1 < len(lines) else ""
             return f"{Path(file).name}:{line} ({code[:80]})"
@@ -97,16 +103,28 @@ def _refuse_training(model: torch.nn.Module) -> None:
 def _export(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> ExportedProgram:
     shapes: Any = None
     if dynamic_batch:
-        batch, shapes = torch.export.Dim("batch", min=2), torch.export.ShapesCollection()
+        batch, shapes = torch.export.Dim("batch", min=2), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
                 shapes[leaf] = {0: batch}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise _explain(model, error, dynamic_batch) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints pages beside the error that it raises; ours is one line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _explain(model: torch.nn.Module, error: Exception, dynamic_batch: bool) -> ModelError:
@@ -120,6 +138,7 @@ def _explain(model: torch.nn.Module, error: Exception, dynamic_batch: bool) -> M
         what = "what it does next depends on the values of a tensor"
         remedy = "replace the Python if, loop, .item() or index by torch.where, masking or a fixed size"
     elif dynamic_batch and ("onstraint" in text or "Dim" in text or "specializ" in text):
+        text = re.sub(r'For more information, run with TORCH_LOGS="\+dynamic"\. ?-? ?', "", text)
         what = "its code does not work for every batch size: " + text[:160]
         remedy = "use x.shape[0] in place of a fixed number, or capture without dynamic_batch"
     elif isinstance(error, TypeError | ValueError) and user == []:
@@ -132,9 +151,9 @@ def _explain(model: torch.nn.Module, error: Exception, dynamic_batch: bool) -> M
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return program.run_decompositions({})
+        with torch.no_grad(), _quiet():
+            decomposed: ExportedProgram = program.run_decompositions({})
+            return decomposed
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -144,8 +163,9 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
 
 def _clean(program: ExportedProgram) -> GraphModule:
     """A copy of the graph with regions inlined, and identities, assertions and dropouts gone."""
-    module = GraphModule(program.graph_module, torch.fx.Graph())
-    module.graph.output(module.graph.graph_copy(program.graph_module.graph, {}))
+    graph = torch.fx.Graph()
+    graph.output(graph.graph_copy(program.graph_module.graph, {}))
+    module = GraphModule(program.graph_module, graph)
     _inline_regions(module)
     for node in list(module.graph.nodes):
         if node.op != "call_function":
@@ -177,7 +197,11 @@ def _inline_regions(module: GraphModule) -> None:
             elif "autocast" in name and not node.args[2]:
                 body, operands = node.args[4], node.args[5:]
             else:
-                hint = "run under autocast from outside" if "autocast" in name else "write it with torch.where"
+                hint = (
+                    "convert the whole model instead (model.bfloat16())"
+                    if "autocast" in name
+                    else "write it with torch.where"
+                )
                 raise ModelError(f"operator {name}{at(node)} holds a graph of its own and cannot be cut; {hint}")
             assert isinstance(body, Node)
             _inline(module, node, getattr(module, str(body.target)), operands)
@@ -197,9 +221,8 @@ def _inline(module: GraphModule, call: Node, body: GraphModule, operands: tuple[
                 mapping[node] = module.graph.get_attr(f"{call.name}_{node.target}")
                 mapping[node].meta = dict(node.meta)
         result = module.graph.graph_copy(body.graph, mapping)
-    results = result if isinstance(result, tuple | list) else (result,)
     for user in list(call.users):
-        value = results[user.args[1]] if _packet(user) == "getitem" else result
+        value: Any = result[user.args[1]] if _packet(user) == "getitem" else result  # type: ignore[index]
         user.replace_all_uses_with(value)
         module.graph.erase_node(user)
     module.graph.erase_node(call)
@@ -231,22 +254,33 @@ def _refuse_operator(node: Node, name: str) -> None:
         (name == "batch_norm" and _argument(node, "training", 5))
         or name in _DROPOUTS
         or (name == "scaled_dot_product_attention" and (_argument(node, "dropout_p", 4) or 0.0) > 0)
-        or (name in ("lstm", "gru", "rnn_tanh", "rnn_relu") and _trains(node))
+        or (name in _RECURRENT and _trains(node))
     )
     if training:
         raise ModelError(f"operator {target}{at(node)} runs in training mode; call model.eval() and pass training=False")
-    if isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags:
-        if name not in ("lstm", "gru", "rnn_tanh", "rnn_relu", "scaled_dot_product_attention", "rrelu"):
-            raise ModelError(f"operator {target}{at(node)} draws random numbers; make them an input of the model")
-    if isinstance(target, torch._ops.OpOverload) and torch.Tag.data_dependent_output in target.tags:
+    tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
+    if torch.Tag.nondeterministic_seeded in tags and name not in _RANDOM_ONLY_IN_TRAINING:
+        raise ModelError(f"operator {target}{at(node)} draws random numbers; make them an input of the model")
+    if torch.Tag.data_dependent_output in tags:
         raise ModelError(f"operator {target}{at(node)} reads a tensor's value into Python; keep it a tensor")
+    if node.meta.get("unbacked_bindings") or (torch.Tag.dynamic_output_shape in tags and not _is_plain_index(node)):
+        hint = "use masking (torch.where) or topk with a fixed size"
+        raise ModelError(f"operator {target}{at(node)} makes a result whose size depends on the data; {hint}")
+
+
+def _is_plain_index(node: Node) -> bool:
+    """Whether it is x[i, j] by numbers; a mask as index would make a size out of values."""
+    if _packet(node) not in ("index", "_unsafe_index"):
+        return False
+    indices = [arg.meta.get("val") for arg in node.all_input_nodes[1:]]
+    return all(value.dtype not in (torch.bool, torch.uint8) for value in indices if isinstance(value, torch.Tensor))
 
 
 def _trains(node: Node) -> bool:
     """lstm.input(..., dropout, train, ...): only an actual dropout draws numbers."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     values = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return bool(values.get("train")) and float(values.get("dropout") or 0.0) > 0  # type: ignore[arg-type]
+    return bool(values.get("train")) and bool(values.get("dropout"))
 
 
 def _mutating(node: Node) -> bool:

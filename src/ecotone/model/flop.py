@@ -50,7 +50,7 @@ def flop_of(op: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> float
 
 
 def _einsum(inputs: Sequence[Shape], made: float) -> float:
-    """Two factors share the batch part B and the summed part K: |a| |b| / |out| = B K^2 ... so K = sqrt(|a| |b| / (B |out|))."""
+    """Exact for a plain matrix product: |a| |b| |out| = (M K) (K N) (M N), the square of M N K."""
     product = math.prod(math.prod(shape) for shape in inputs)
     return 2.0 * math.sqrt(made * product) if len(inputs) == 2 else max(made, float(product))
 

@@ -168,19 +168,19 @@ class _Lowering:
             if key not in known:
                 known[key] = self._give_number(node, free=True, name=name)
                 dense = memory_order(tensor.shape, tensor.stride()) is not None
-                weights.append((name, tensor.detach() if dense else tensor.detach().contiguous()))
+                weights.append((name, tensor.detach().cpu() if dense else tensor.detach().cpu().contiguous()))
             self.number[node] = known[key]
         return weights
 
     def _give_number(self, node: FxNode, *, free: bool, name: str = "") -> int:
         value = node.meta.get("val")
         stack = list((node.meta.get("nn_module_stack") or {}).values())
-        common = {"name": name or node.name, "free": free, "module": stack[-1][0] if stack else "", "place": at(node)}
+        module = stack[-1][0] if stack else ""
+        sizes: tuple[tuple[int, ...], ...] = ()
+        dtype = ""
         if isinstance(value, torch.Tensor):
-            sizes = tuple(self._polynomial(size, node) for size in value.shape)
-            self.values.append(Value(sizes=sizes, dtype=dtype_name(value.dtype), **common))
-        else:
-            self.values.append(Value(**common))
+            sizes, dtype = tuple(self._polynomial(size, node) for size in value.shape), dtype_name(value.dtype)
+        self.values.append(Value(name=name or node.name, sizes=sizes, dtype=dtype, free=free, module=module, place=at(node)))
         self.number[node] = len(self.values) - 1
         return self.number[node]
 
@@ -284,7 +284,10 @@ def _refuse_dtype(tensor: torch.Tensor, what: str) -> None:
 def observe_layouts(flat: Flat, example: Sequence[torch.Tensor]) -> None:
     """Run the graph once on `example` (what it was exported with) and note the memory layout of every value."""
 
+    seen: list[int] = []
+
     def note(number: int, made: Any) -> None:
+        seen.extend([number] if number >= flat.first_node else ())
         if isinstance(made, torch.Tensor):
             order = memory_order(made.shape, made.stride())
             flat.values[number] = dataclasses.replace(flat.values[number], order=order)
@@ -309,5 +312,11 @@ def observe_layouts(flat: Flat, example: Sequence[torch.Tensor]) -> None:
         graph_hash="", start=0, stop=0, inputs=specs, outputs=(), weights=weights, nodes=tuple(flat.nodes), results=(),
         batch=source,
     )  # fmt: skip
-    with torch.no_grad():
-        ProgramModule(program, dict(flat.weights)).run(tuple(example), [None] * len(flat.values), note)
+    try:
+        with torch.no_grad():
+            ProgramModule(program, dict(flat.weights)).run(tuple(example), [None] * len(flat.values), note)
+    except Exception as error:
+        node, text = flat.nodes[len(seen)], " ".join(str(error).split())[:160]
+        place = flat.values[flat.first_node + len(seen)].place
+        remedy = "a size in it depends on the data; use masking or fixed sizes"
+        raise ModelError(f"operator {node.op}{place} fails when the captured graph runs: {text}; {remedy}") from error

@@ -35,7 +35,7 @@ _FORMATS = {
     "channels_last": torch.channels_last,
     "channels_last_3d": torch.channels_last_3d,
 }
-_DTYPES = {name: getattr(torch, name) for name in (*DTYPE_BYTES, "complex64", "complex128")}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in (*DTYPE_BYTES, "complex64", "complex128")}
 _NAMES: dict[Any, dict[str, str]] = {
     **{dtype: {"dtype": name} for name, dtype in _DTYPES.items()},
     **{layout: {"layout": name} for name, layout in _LAYOUTS.items()},
@@ -155,7 +155,7 @@ class Program:
             yield f"range [{self.start}, {self.stop}) is not one"
 
     def _violations_of_tensors(self) -> Iterator[str]:
-        specs = (*self.inputs, *self.outputs, *self.weights)
+        specs: tuple[TensorSpec | WeightSpec, ...] = (*self.inputs, *self.outputs, *self.weights)
         if len(specs) > MAX_TENSORS:
             yield f"{len(specs)} tensors are over the limit of {MAX_TENSORS}"
             return
@@ -274,11 +274,15 @@ def _read_tagged(document: Mapping[str, Any], violations: list[str]) -> Any:
         return tables[tag][value]
     if len(document) == 1 and tag == "v" and type(value) is int:
         return Ref(value)
-    if len(document) == 1 and tag == "batch" and isinstance(value, list) and 0 < len(value) <= 4:
-        if all(type(item) is int and abs(item) < 2**48 for item in value):
-            return Batch(tuple(value))
+    if len(document) == 1 and tag == "batch" and _is_polynomial(value):
+        return Batch(tuple(value or ()))
     violations.append(f"argument {dict(document)!r:.80} is not known")
     return None
+
+
+def _is_polynomial(value: Any) -> bool:
+    fits = isinstance(value, list) and 0 < len(value) <= 4
+    return fits and all(type(item) is int and abs(item) < 2**48 for item in value)
 
 
 def _violations_of_spec(spec: TensorSpec | WeightSpec) -> Iterator[str]:
