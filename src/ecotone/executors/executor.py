@@ -28,7 +28,8 @@ Compiled = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 class Executor(Protocol):
     """`id` is "name:precision". `compile` prepares a segment for a device and may use the cache folder."""
 
-    id: str
+    @property
+    def id(self) -> str: ...
 
     def available(self, accelerator: str) -> str:
         """ "" when this executor works for `accelerator` ("cpu", "cuda", "mps"), else the reason and the remedy."""

@@ -103,7 +103,7 @@ def _exported(module: Core, fed: list[torch.Tensor]) -> bytes:
         raise ExecutorError(f"onnxruntime: {len(fed)} tensors are read, {len(proto.graph.input)} inputs were kept")
     if proto.ByteSize() > 2**31 - 1:
         raise ExecutorError("onnxruntime: the segment is over 2 GB, more than one ONNX file can hold; cut it smaller")
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 def _quantised(model: bytes, sets: list[list[torch.Tensor]]) -> bytes:

@@ -113,7 +113,7 @@ def _convert(ov: Any, module: Core, fed: list[torch.Tensor]) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of every Python value that it makes constant: shapes are
         example = tuple(t.contiguous() for t in fed)
-        traced = torch.jit.trace(module, example, check_trace=False, strict=False)
+        traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         model = ov.convert_model(traced, example_input=example)
         if len(model.inputs) != len(fed):
             raise ExecutorError(f"openvino: {len(fed)} tensors are read, {len(model.inputs)} inputs were kept")

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,12 +61,11 @@ class TorchCompile:
                 # Exported first: a graph module has code of its own, while dynamo would count every segment's
                 # interpreter as one function and give up after a few of them.
                 graph = torch.export.export(module, on_it, strict=False).module(check_guards=False)
-                options: dict[str, str | int | bool] = {"freezing": True}
+                options: dict[str, Any] = {"freezing": True}
                 if accelerator == "cpu":
                     options["cpp.threads"] = threads
-                engine = on_device(
-                    torch.compile(graph, fullgraph=True, dynamic=False, options=options), accelerator, threads
-                )
+                fast: Any = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+                engine = on_device(fast, accelerator, threads)
                 engine(fed)
             return route.through(engine)
 

@@ -1,0 +1,174 @@
+"""What codecs cost on this machine, and what they do to a model's frontiers: bytes, error of the answer, flipped decisions.
+
+Seconds are fitted as fixed + per uncompressed byte over several sizes of activation-like data. Bytes, error and
+disagreement come from real inputs through the real codec and the rest of the model in eager float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ecotone import codec
+from ecotone.cluster import DeviceId
+from ecotone.codec import CodecError
+from ecotone.model import Captured
+from ecotone.profile import CodecCost, Payload
+from ecotone.profiling.job import Frontiers, frontier_values
+from ecotone.profiling.link import fit_line
+from ecotone.profiling.measurement import Progress
+from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
+from ecotone.profiling.work import relative_error
+
+__all__ = ["codec_ids", "disagreement", "payloads", "profile_codecs"]
+
+SIZES_BYTES = (1 << 14, 1 << 18, 1 << 20)
+ROUNDS = 5
+
+
+def codec_ids(stated: Sequence[str]) -> tuple[str, ...]:
+    """`stated`, or the usual candidates (images among them) where nothing is; raises CodecError for an unknown id."""
+    names = tuple(stated) or (*codec.CANDIDATES, *codec.IMAGE_CANDIDATES)
+    for name in names:
+        codec.info(name)
+    return names
+
+
+def profile_codecs(
+    device: DeviceId,
+    codecs: Sequence[str] = (),
+    *,
+    sizes_bytes: Sequence[int] = SIZES_BYTES,
+    rounds: int = ROUNDS,
+    progress: Progress | None = None,
+) -> tuple[CodecCost, ...]:
+    """Encode and decode seconds of each codec here, one thread, as `device`."""
+    names = codec_ids(codecs)
+    costs = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sweep = Sweep()
+    try:
+        for number, name in enumerate(names):
+            points = [_codec_times(name, size, rounds, sweep) for size in sizes_bytes]
+            encode_fixed, encode_rate = fit_line([(size, encode) for size, encode, _ in points])
+            decode_fixed, decode_rate = fit_line([(size, decode) for size, _, decode in points])
+            costs.append(
+                CodecCost(
+                    device=device,
+                    codec=name,
+                    encode_fixed_s=encode_fixed,
+                    encode_s_per_raw_byte=encode_rate,
+                    decode_fixed_s=decode_fixed,
+                    decode_s_per_raw_byte=decode_rate,
+                )
+            )
+            if progress:
+                progress(number + 1, len(names), f"codec {name}")
+    finally:
+        torch.set_num_threads(before)
+    return tuple(costs)
+
+
+def _codec_times(name: str, size_bytes: int, rounds: int, sweep: Sweep) -> tuple[float, float, float]:
+    """Raw bytes, median seconds to encode and to decode a body of about `size_bytes`."""
+    tensor = _activation(size_bytes, codec.info(name).is_image)
+    named = [("activation", tensor)]
+    encodes, decodes = [], []
+    with collector_off():
+        for number in range(rounds + 1):
+            sweep()
+            encoding = timed_s(lambda: codec.pack(named, name))
+            body = codec.pack(named, name)
+            sweep()
+            decoding = timed_s(lambda given=body: codec.unpack(given))  # type: ignore[misc]
+            if number:  # the first round warms up
+                encodes.append(encoding)
+                decodes.append(decoding)
+    return float(tensor.numel() * 4), median_and_spread(encodes)[0], median_and_spread(decodes)[0]
+
+
+def _activation(size_bytes: int, image: bool) -> torch.Tensor:
+    """Smooth noise after ReLU, as convolutions leave it; for image codecs smooth noise of three channels."""
+    generator = torch.Generator().manual_seed(size_bytes)
+    channels = 3 if image else 64
+    side = max(4, round((size_bytes / 4 / channels) ** 0.5))
+    coarse = torch.randn(1, channels, max(2, side // 4), max(2, side // 4), generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+    noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
+    return noisy if image else noisy.relu()
+
+
+def disagreement(made: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]) -> float:
+    """Share of decisions that differ: arg-max over the classes (dimension 1 of four or more, else the last)."""
+    differ = total = 0
+    for mine, theirs in zip(made, wanted, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            if not b.is_floating_point() or b.dim() == 0:
+                continue
+            classes = 1 if b.dim() >= 4 else b.dim() - 1
+            if b.shape[classes] > 1:
+                flips = a.argmax(classes) != b.argmax(classes)
+                differ, total = differ + int(flips.sum()), total + flips.numel()
+    return differ / total if total else 0.0
+
+
+def payloads(
+    captured: Captured,
+    samples: Sequence[Sequence[torch.Tensor]],
+    cuts: Sequence[int],
+    codecs: Sequence[str] = (),
+    *,
+    frontiers: Frontiers | None = None,
+    progress: Progress | None = None,
+) -> tuple[Payload, ...]:
+    """Every cut under every codec that can code it; image codecs at cut 0 only. `samples` are flat inputs."""
+    names = codec_ids(codecs)
+    cuts = tuple(cuts)
+    values = frontiers or frontier_values(captured, samples, cuts)
+    length = captured.graph.num_blocks
+    found = []
+    for number, cut in enumerate(cuts):
+        tensors = captured.graph.frontier(cut)
+        rest = captured.segment(cut, length).module() if cut < length else None
+        for name in names:
+            if codec.info(name).is_image and cut != 0:
+                continue
+            labels = [captured.graph.tensors[t].name for t in tensors]
+            try:
+                found.append(_payload(cut, name, labels, values[cut], values[cuts[-1]], rest))
+            except CodecError:
+                continue  # this frontier is no picture
+        if progress:
+            progress(number + 1, len(cuts), f"payloads at {cut}")
+    return tuple(found)
+
+
+def _payload(
+    cut: int,
+    name: str,
+    labels: Sequence[str],
+    values: Sequence[tuple[torch.Tensor, ...]],
+    wanted: Sequence[tuple[torch.Tensor, ...]],
+    rest: Callable[..., tuple[torch.Tensor, ...]] | None,
+) -> Payload:
+    size, made = 0, []
+    for tensors in values:
+        body = codec.pack(list(zip(labels, tensors, strict=True)), name)
+        size += len(body)
+        decoded = codec.unpack(body)
+        if rest is None:
+            made.append(tuple(decoded))
+            continue
+        same = all(torch.equal(a, b) for a, b in zip(decoded, tensors, strict=True))
+        with torch.no_grad():
+            made.append(wanted[len(made)] if same else tuple(rest(*decoded)))
+    return Payload(
+        position=cut,
+        codec=name,
+        size_bytes=size / len(values),
+        relative_error=min(relative_error(made, wanted), 1e9),
+        disagreement=disagreement(made, wanted),
+        num_samples=len(values),
+    )
