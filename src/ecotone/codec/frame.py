@@ -99,7 +99,7 @@ def build(header: Header, payload: Buffer = b"", *, checksum: bool = True, limit
     if problem:
         raise FrameError(f"frame not built: {problem}")
     header_bytes = _FIXED.size + 8 * len(header.dims) + _SUMS.size
-    frame = bytearray(header_bytes + size)
+    frame = bytearray(header_bytes)
     try:
         _FIXED.pack_into(
             frame, 0,
@@ -114,7 +114,7 @@ def build(header: Header, payload: Buffer = b"", *, checksum: bool = True, limit
     struct.pack_into("<I", frame, header_bytes - 8, crc32(payload) if checksum else 0)
     struct.pack_into("<I", frame, header_bytes - 4, crc32(memoryview(frame)[: header_bytes - 4]))
     if size:
-        frame[header_bytes:] = payload
+        frame += payload  # one copy; assigning to a slice makes two
     return frame
 
 
