@@ -170,7 +170,8 @@ class TorchEager:
                 if any(weight.dim() == 4 for weight in module.state_dict().values()):
                     # Weights in channels_last are enough: a convolution follows the layout of its weights.
                     other = in_precision(segment, route, tensors, self.precision, accelerator)
-                    engines.append(on_device(other.to(memory_format=torch.channels_last)  # type: ignore[call-overload], accelerator, threads))
+                    other = other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    engines.append(on_device(other, accelerator, threads))
                 return route.through(_fastest(engines, fed))
 
         return per_shape(self.id, segment, examples, prepare)
