@@ -9,6 +9,7 @@ LinkOpened carry it) and tells everyone once. See docs/protocol.md for how a she
 from __future__ import annotations
 
 from collections import deque
+from typing import cast, get_args
 
 from ecotone.protocol import effects as fx
 from ecotone.protocol import events as ev
@@ -23,6 +24,7 @@ from ecotone.protocol.worker import Worker
 
 __all__ = ["Node"]
 
+_EFFECTS = frozenset(get_args(fx.Effect))  # isinstance with a union is ten times slower
 _CLOSE_PATIENCE_S = 1.0
 _TO_COORDINATOR = (msg.Ready, msg.DeployFailed, msg.Want, msg.RequestFinished, msg.RequestFailed)
 
@@ -63,10 +65,10 @@ class Node:
         done: list[fx.Effect] = []
         while pending:
             item = pending.popleft()
-            if isinstance(item, fx.Effect):
-                done.append(item)
+            if type(item) in _EFFECTS:
+                done.append(cast(fx.Effect, item))
             else:
-                pending.extendleft(reversed(self._hand_on(item, now_s)))
+                pending.extendleft(reversed(self._hand_on(cast(nt.Notice, item), now_s)))
         if self._is_finishing and not any(peer.sender.num_letters for peer in self._peers.values()):
             self._is_finishing = False
             done += [fx.CancelTimer(timer=("closing",)), fx.Closed()]
