@@ -6,6 +6,7 @@ import resource
 import struct
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,6 +183,18 @@ def test_zip_bombs_stop_at_the_announced_size() -> None:
             assert tracemalloc.get_traced_memory()[1] < 1 << 20
         finally:
             tracemalloc.stop()
+
+
+def test_threads_share_nothing() -> None:
+    """Compute and encode threads call at once; contexts of zstd serve one thread at a time."""
+    sent = [[("x", torch.randn(1, 8, 40, 40, generator=torch.Generator().manual_seed(i)).relu())] for i in range(8)]
+    alone = [codec.pack(tensors, "int4+zstd") for tensors in sent]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            bodies = list(pool.map(lambda tensors: codec.pack(tensors, "int4+zstd"), sent))
+            assert bodies == alone
+            for got, body in zip(pool.map(codec.unpack, bodies), alone, strict=True):
+                assert torch.equal(got[0], codec.unpack(body)[0])
 
 
 def test_what_cannot_be_packed_is_named() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecotone.codec import frame
+from ecotone.codec.checksum import crc32
 from ecotone.codec.frame import FrameError, Header, Kind, Limits, build, chunk_bounds, parse
 
 pytestmark = pytest.mark.torch  # the package of codecs loads torch
@@ -54,6 +55,11 @@ def test_layout_is_the_documented_one() -> None:
     fixed = 4 + 1 + 1 + 2 + 4 + 4 + 16 + 4 + 8 + 4 + 8 + 8 + 4 + 4 + 8 + 8 + 1 + 1 + 1
     assert len(built) == fixed + 2 * 8 + 4 + 4 + 3
     assert struct.unpack_from("<QQ", built, fixed) == (2, 3)
+
+
+def test_checksum_is_the_crc32_of_everyone() -> None:
+    assert crc32(b"123456789") == 0xCBF43926  # the check value that the algorithm is published with
+    assert crc32(memoryview(b"56789"), crc32(b"1234")) == 0xCBF43926
 
 
 @given(size=st.integers(0, 5000), chunk=st.integers(1, 1024))

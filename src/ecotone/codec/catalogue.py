@@ -25,7 +25,7 @@ IMAGE_QUALITIES = {"jpeg": (95, 90, 75, 50), "webp": (90, 80, 50)}
 # Worth measuring by default: one of each kind that can be the best plan somewhere.
 CANDIDATES = (
     "fp32", "fp16", "fp16+zstd", "int8", "int8+zstd", "int6+zstd", "int4", "int4+zstd", "int4c+zstd",
-    "int3c+zstd", "int2c+zstd",
+    "int3clip+zstd", "int3c+zstd", "int2clip+zstd",
 )  # fmt: skip
 IMAGE_CANDIDATES = ("png", "webp:80", "jpeg:95", "jpeg:90", "jpeg:75")
 

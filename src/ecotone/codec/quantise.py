@@ -138,8 +138,11 @@ def _grouped(x: np.ndarray, where: Layout) -> np.ndarray:
 
 
 def _clipped(view: np.ndarray, lo: np.ndarray, hi: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    square = np.square(view, dtype=np.float64).mean(axis=1).reshape(-1)
-    mean = view.mean(axis=1, dtype=np.float64).reshape(-1)
+    top = np.maximum(np.abs(lo), np.abs(hi))
+    safe = top.max() < 2.0**60 and top.min() > 2.0**-50  # squares stay inside float32, whose sums numpy does pairwise
+    kind = np.float32 if safe else np.float64
+    square = np.square(view, dtype=kind).mean(axis=1).reshape(-1).astype(np.float64)
+    mean = view.mean(axis=1, dtype=kind).reshape(-1).astype(np.float64)
     one_sided = (lo >= -ONE_SIDED * hi) & (hi > 0)
     spread = np.sqrt(np.maximum(square - mean * mean, 0.0) / 2)
     alpha = LAMBERT[bits] * spread
