@@ -43,7 +43,12 @@ def chain_graph(sizes: list[int], weights: list[int], flop: list[float] | None =
     )  # fmt: skip
     parameters = tuple(Parameter(name=f"w{i}", size_bytes=w) for i, w in enumerate(weights))
     return Graph(
-        name=name, blocks=blocks, tensors=tensors, inputs=(TensorIndex(0),), outputs=(TensorIndex(count),), parameters=parameters
+        name=name,
+        blocks=blocks,
+        tensors=tensors,
+        inputs=(TensorIndex(0),),
+        outputs=(TensorIndex(count),),
+        parameters=parameters,
     )
 
 
@@ -132,7 +137,7 @@ def every_plan(world: World, *, once: bool) -> Iterator[Priced]:
         for inner in itertools.combinations(range(1, blocks), num_stages - 1):
             cuts = (0, *inner, blocks)
             for row in itertools.product(names, repeat=num_stages):
-                if once and len(set(row)) < num_stages or any(a == b for a, b in itertools.pairwise(row)):
+                if (once and len(set(row)) < num_stages) or any(a == b for a, b in itertools.pairwise(row)):
                     continue
                 hops = list(zip((world.cluster.source, *row), (*row, world.cluster.sink), cuts, strict=True))
                 options = [[None] if a == b else codecs for a, b, _ in hops]

@@ -112,8 +112,11 @@ def energy_tables(chain: Chain) -> tuple[FloatArray, FloatArray]:
     during = busy + waiting - own_idle
     stage = np.where(np.isfinite(chain.stage), chain.stage, 0.0) * during[:, None, None]
     extra = busy - own_idle
-    transfer = waiting * chain.transfer + (chain.encode * extra)[:, :, :, None] + (chain.decode * extra)[:, :, None, :]
-    transfer = transfer + chain.size[:, :, None, None] * send[:, None]
+    seconds, encode, decode, size = (
+        np.where(np.isfinite(t), t, 0.0) for t in (chain.transfer, chain.encode, chain.decode, chain.size)
+    )
+    transfer = waiting * seconds + (encode * extra)[:, :, :, None] + (decode * extra)[:, :, None, :]
+    transfer = transfer + size[:, :, None, None] * send[:, None]
     return np.maximum(stage, 0.0), np.where(np.isfinite(chain.transfer), np.maximum(transfer, 0.0), 0.0)
 
 

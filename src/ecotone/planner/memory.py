@@ -3,6 +3,7 @@
 The problem is a shortest path with resources, NP-hard. Two parts:
  1. *Bound*: with a price pi >= 0 on every budget column, the latency programme on priced times, less sum(pi), is a lower
     bound for every pi; subgradient steps raise it (Held and Karp), and every path met on the way that fits is an answer.
+    Local search over the order of devices (orders.py) gives more answers.
  2. *Labels*: partial paths in order of position, each with seconds and columns used. A label is dropped when a column
     passes 1, when seconds + prices used + priced time still to go - sum(pi) reaches the best answer, or when another
     label at the same place is no worse in everything. At most `width` labels are kept per (position, device), best bound
@@ -26,11 +27,14 @@ from ecotone.planner.budgets import Budgets, fits, usage
 from ecotone.planner.chain import Chain, Path
 from ecotone.planner.latency import Remaining, remaining
 from ecotone.planner.objective import SLACK
+from ecotone.planner.orders import improve_order
 
 __all__ = ["Constrained", "least_latency"]
 
 FIRST_WIDTH, LAST_WIDTH = 4, 4096
-_PRICE_STEPS = 40  # before each pass
+FIRST_PRICE_STEPS = 40  # before the first pass; four times as many before each further one
+_SHRINK, _PATIENCE = 0.6, 12
+_REORDER_SHARE = 0.4  # of the time that is left
 _GOOD_GAP = 1e-9
 _DOMINANCE_GROUP = 96
 
@@ -64,8 +68,8 @@ def least_latency(
     Stops at time.perf_counter() `deadline`, when the answer is proven, or with `any_will_do` at the first answer.
     """
     search = _Search(chain, budgets, accept, deadline, limit_s)
-    width = FIRST_WIDTH
-    search.raise_bound()
+    width, steps = FIRST_WIDTH, FIRST_PRICE_STEPS
+    search.raise_bound(steps)
     while search.bound < search.value * (1 - _GOOD_GAP) and width <= LAST_WIDTH:
         if time.perf_counter() > deadline or (any_will_do and search.path is not None):
             break
@@ -75,8 +79,9 @@ def least_latency(
         search.bound = max(search.bound, min(missed, search.value))
         if math.isinf(missed):
             break
-        width *= 4
-        search.raise_bound()
+        width, steps = 4 * width, 4 * steps
+        search.raise_bound(steps)
+        search.reorder()
     if search.path is None:
         none_exists = search.bound >= search.value * (1 - _GOOD_GAP)
         return Constrained(None, math.inf, math.inf if none_exists else search.bound)
@@ -123,11 +128,11 @@ class _Search:
             transfer[end, own_index, own_index], option[end, own_index, own_index] = 0.0, -1
         return remaining(stage, transfer, self.chain.sink), transfer, option
 
-    def raise_bound(self) -> None:
+    def raise_bound(self, steps: int) -> None:
         """Part 1: subgradient steps on the prices, keeping the best bound, its prices and every path that fits."""
         price, step, stale = self.price.copy(), self.step, 0
         chain = self.chain
-        for _ in range(_PRICE_STEPS):
+        for _ in range(steps):
             table, transfer, option = self._priced(price)
             totals = transfer[0, chain.source] + table.start[0]
             first = int(totals.argmin())
@@ -138,12 +143,12 @@ class _Search:
             columns = usage(chain, self.budgets, path)
             self.offer(path, columns)
             bound = float(totals[first] - price.sum())
-            if bound > self.bound or (bound == self.bound and price.any()):
+            if bound > self.bound * (1 + 1e-7) or (bound == self.bound and price.any()):
                 self.bound, self.price, self.potential, stale = bound, price.copy(), table, 0
             else:
                 stale += 1
-            if stale >= 5:
-                self.step = step = step / 2
+            if stale >= _PATIENCE:
+                self.step = step = step * _SHRINK
                 stale, price = 0, self.price.copy()
                 continue
             slope = columns - 1.0
@@ -176,6 +181,17 @@ class _Search:
             return False
         self.path, self.value = path, seconds
         return True
+
+    def reorder(self) -> None:
+        """Local search over orders of devices, from the best path and from the cheapest path at the best prices."""
+        table, transfer, _ = self._priced(self.price)
+        first = int((transfer[0, self.chain.source] + table.start[0]).argmin())
+        paths = [table.path(first), *([self.path.stages] if self.path is not None else [])]
+        starts = [tuple(dict.fromkeys(d for d, _, _ in stages)) for stages in reversed(paths)]
+        now = time.perf_counter()
+        found = improve_order(self.chain, starts, now + _REORDER_SHARE * (self.deadline - now))
+        if found is not None:
+            self.offer(found, usage(self.chain, self.budgets, found))
 
     def sweep(self, width: int) -> float | None:
         """Part 2: one pass; the least bound among labels cut off (inf: none was, a proof), or None when time ran out."""

@@ -28,7 +28,7 @@ from ecotone.planner.latency import best_path, next_paths
 from ecotone.planner.memory import least_latency
 from ecotone.planner.objective import SLACK, Asked, Latency, Objective, PlannerError, Requirement
 from ecotone.planner.refusal import reason
-from ecotone.planner.throughput import least_bottleneck
+from ecotone.planner.throughput import classes_of, least_bottleneck
 from ecotone.profile import Profile
 from ecotone.units import format_quantity
 
@@ -200,12 +200,15 @@ def _by_threshold(chain: Chain, asked: Asked, lower: float, deadline: float) -> 
 def _runners_up(found: _Found, asked: Asked, objective: Objective, deadline: float, count: int) -> tuple[RunnerUp, ...]:
     """Latency without coupling: the programme's next paths. Else the best plans without one of the devices used."""
     chain, best = found.chain, found.path
-    assert best is not None
+    if best is None or count < 1:
+        return ()
     paths: list[Path] = []
     if isinstance(objective, Latency) and not found.coupled:
         paths = [p for p in next_paths(chain, [best], 3 * count) if not broken(chain, asked, p)]
     else:
-        for device in dict.fromkeys(d for d, _, _ in best.stages):
+        used = {d for d, _, _ in best.stages}
+        alike = [next((d for d in group if d in used), None) for group in classes_of(chain)]
+        for device in [d for d in alike if d is not None][:count]:
             stage = chain.stage.copy()
             stage[device] = math.inf
             if time.perf_counter() < deadline and np.isfinite(stage).any():
