@@ -73,7 +73,8 @@ def _crossing_bytes(items: Sequence[Item], inputs: Sequence[Item], results: Sequ
             barred[position] += 0 if possible else sign
             telling[position] += sign * item.has_batch
     crossing: list[float] = []
-    for size, bars, tellers in zip(*map(itertools.accumulate, (change, barred, telling)), strict=True):
+    sums = (itertools.accumulate(change), itertools.accumulate(barred), itertools.accumulate(telling))
+    for size, bars, tellers in zip(*sums, strict=True):
         crossing.append(size if bars == 0 and (tellers > 0 or not need_batch) else float("inf"))
     del crossing[count + 1 :]
     return crossing
