@@ -269,6 +269,9 @@ class Worker:
         epoch = self._epochs.get((body.session, body.epoch))
         if epoch is not None and work == "decode":
             items.append(FreeBody(NodeId(epoch.plan.transfers[body.edge].source), body))
+        if epoch is not None and _key(body) in self._active:
+            self._active[_key(body)].bodies.discard(body)
+            epoch.unsent.get(body.edge, set()).discard(body)
         what = f"stage {body.edge}" if work == "compute" else f"transfer {body.edge}"
         return items + self._fail(_key(body), ErrorKind.FAILED, f"{work} of {what} failed: {reason}")
 

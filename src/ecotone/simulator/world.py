@@ -76,6 +76,7 @@ class World:
         self.now_s, self.num_events = 0.0, 0
         self.spans: list[Span] | None = [] if trace else None
         self.origin_s = 0.0
+        self.fault_of: Callable[[BodyId, str], str] = lambda body, work: ""  # why this work fails, "" when it does not
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._timer_id = 0
@@ -197,6 +198,10 @@ class World:
                 self.span(ready_s, name, body, "wait")
 
         def finish() -> None:
+            reason = self.fault_of(body, kind)
+            if reason and self.machines[name] is machine:
+                self.event(name, ev.WorkFailed(body=body, work=kind, reason=reason))
+                return
             if kind == "encode":
                 machine.bodies.add(body)
             else:
