@@ -45,8 +45,8 @@ def camera_and_server(rate: float = 1e6) -> World:
         for c, share, loss in (("fp32", 1.0, 0.0), ("int8", 0.25, 0.002), ("int4", 0.125, 0.02))
     )
     profile = Profile(
-        graph_hash=graph.content_hash(), cluster_name="c", num_blocks=4, cuts=(0, 1, 2, 3, 4), segments=segments, codecs=codecs,
-        payloads=payloads,
+        graph_hash=graph.content_hash(), cluster_name="c", num_blocks=4, cuts=(0, 1, 2, 3, 4), segments=segments,
+        codecs=codecs, payloads=payloads,
     )  # fmt: skip
     cluster = Cluster(name="c", devices=devices, links=links, source=camera, sink=camera)
     return World(graph, cluster, profile, {}, {}, {})
