@@ -95,7 +95,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(actions)
 def test_every_accepted_request_ends_once_and_nothing_stays_behind(script: list[tuple[str, int]]) -> None:
     one = Deployment()

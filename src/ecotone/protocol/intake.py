@@ -33,6 +33,7 @@ BLOB_NUMBER_MASK = (1 << 20) - 1
 """Low bits of a blob body's request number: the number that the wanting shell gave; above them the node's rank."""
 
 Channel = tuple[int, int, int]
+_PROMPT_BYTES = 1 << 16  # a smaller body holds little memory: acknowledging each one alone would double the frames
 _MAX_AHEAD = 1 << 16  # seqs beyond the first gap that a receiver remembers
 
 
@@ -138,7 +139,7 @@ class Receiver:
                 self._held[body] = chunk.size_bytes
         if whole:
             items.append(BodyArrived(self.peer, body, chunk.size_bytes, chunk.budget_s))
-        return items + self._ack_soon(now_s, whole)
+        return items + self._ack_soon(now_s, whole and chunk.size_bytes >= _PROMPT_BYTES)
 
     def voided(self, message: Void, now_s: float) -> list[Item]:
         """The sender gave a body up: close its seqs, return their credit, free what had come."""

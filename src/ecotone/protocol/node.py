@@ -164,7 +164,7 @@ class Node:
     def _chunk(self, peer: _Peer, chunk: msg.Chunk, now_s: float) -> list[nt.Item]:
         if not peer.receiver.is_new(chunk):
             return peer.receiver.take(chunk, False, now_s)
-        wanted = self.worker.wants(chunk.body, chunk.size_bytes)
+        wanted = self.worker.wants(peer.sender.peer, chunk.body, chunk.size_bytes)
         items = peer.receiver.take(chunk, wanted, now_s)
         if not wanted and chunk.offset == 0:
             items += self.worker.refused(peer.sender.peer, chunk.body)

@@ -172,15 +172,16 @@ class Worker:
 
     # ---- bodies -----------------------------------------------------------------------------------------------------
 
-    def wants(self, body: BodyId, size_bytes: int) -> bool:
+    def wants(self, peer: NodeId, body: BodyId, size_bytes: int) -> bool:
         """Whether chunks of this body are to be kept: not of old epochs or dropped requests; future ones within a limit."""
         session, number, edge, request = body
         epoch = self._epochs.get((session, number))
         if epoch is not None:
             if edge == BLOB_EDGE:
-                return request & BLOB_NUMBER_MASK in epoch.wanted
-            ours = 0 <= edge < len(epoch.plan.transfers) and epoch.plan.transfers[edge].target == self._device
-            return ours and (session, number, request) not in self._dropped
+                return peer == epoch.asker and request & BLOB_NUMBER_MASK in epoch.wanted
+            transfers = epoch.plan.transfers
+            ours = 0 <= edge < len(transfers) and transfers[edge].target == self._device
+            return ours and transfers[edge].source == DeviceId(peer) and (session, number, request) not in self._dropped
         if body in self._parked:
             return True
         known_old = session in self._closed or number <= self._newest.get(session, -1) or edge == BLOB_EDGE
@@ -380,7 +381,7 @@ class Worker:
         for body in [b for b in self._parked if b[:2] == key]:
             del self._parked[body]
         for arrival in self._parked_arrivals.pop(key, []):
-            if self.wants(arrival.body, arrival.size_bytes):
+            if self.wants(arrival.peer, arrival.body, arrival.size_bytes):
                 items += self.arrived(arrival, now_s)
             else:
                 items += [Release(body=arrival.body, held=Held.BYTES), FreeBody(arrival.peer, arrival.body)]
