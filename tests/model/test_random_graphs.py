@@ -59,7 +59,9 @@ steps = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 9), st.in
 
 
 @settings(max_examples=40)
-@given(steps=steps, outputs=st.lists(st.integers(0, 13), min_size=1, max_size=3), seed=st.integers(0, 99), dynamic=st.booleans())
+@given(
+    steps=steps, outputs=st.lists(st.integers(0, 13), min_size=1, max_size=3), seed=st.integers(0, 99), dynamic=st.booleans()
+)
 def test_any_cut_of_any_graph_is_exact(
     steps: list[tuple[str, int, int]], outputs: list[int], seed: int, dynamic: bool
 ) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch.utils import _pytree as pytree
 
-import zoo
 from ecotone.model import Captured, Segment, capture
 
 pytestmark = pytest.mark.torch
@@ -42,7 +42,9 @@ def travelled(segment: Segment) -> Segment:
     """The segment after a journey: JSON text, and blobs by hash."""
     manifest = segment.manifest()
     blobs = {sha256: segment.blob(name) for name, (sha256, _) in manifest.items()}
-    assert {name: len(blobs[sha256]) for name, (sha256, _) in manifest.items()} == {n: size for n, (_, size) in manifest.items()}
+    assert {name: len(blobs[sha256]) for name, (sha256, _) in manifest.items()} == {
+        n: size for n, (_, size) in manifest.items()
+    }
     arrived = Segment.from_parts(segment.program_json(), blobs.__getitem__)
     assert arrived.content_hash() == segment.content_hash()
     return arrived

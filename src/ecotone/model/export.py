@@ -197,15 +197,18 @@ def _inline_regions(module: GraphModule) -> None:
             elif "autocast" in name and not node.args[2]:
                 body, operands = node.args[4], node.args[5:]
             else:
-                hint = (
-                    "convert the whole model instead (model.bfloat16())"
-                    if "autocast" in name
-                    else "write it with torch.where"
-                )
-                raise ModelError(f"operator {name}{at(node)} holds a graph of its own and cannot be cut; {hint}")
+                raise _region_error(module, node, name)
             assert isinstance(body, Node)
             _inline(module, node, getattr(module, str(body.target)), operands)
             found = True
+
+
+def _region_error(module: GraphModule, call: Node, name: str) -> ModelError:
+    bodies = [getattr(module, str(arg.target), None) for arg in call.args if isinstance(arg, Node) and arg.op == "get_attr"]
+    inner = [node for body in bodies if isinstance(body, GraphModule) for node in body.graph.nodes]
+    place = next(filter(None, map(at, (call, *inner))), "")
+    remedy = "convert the whole model instead (model.bfloat16())" if "autocast" in name else "write it with torch.where"
+    return ModelError(f"operator {name}{place} holds a graph of its own and cannot be cut; {remedy}")
 
 
 def _inline(module: GraphModule, call: Node, body: GraphModule, operands: tuple[Any, ...]) -> None:

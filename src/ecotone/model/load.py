@@ -70,7 +70,7 @@ def load_model(name: str, *, input_shape: str | tuple[int, ...] = ()) -> LoadedM
         source, _, attribute = name.rpartition(":")
         loaded = _load_python(name, source, attribute)
     elif name.endswith(".py"):
-        raise ModelError(f"{name}: name the callable in it as well, for example {name}:model")
+        raise ModelError(f"{name}: names no callable in the file; write for example {name}:model")
     elif path.is_dir() or _looks_like_hub(name):
         loaded = _load_hugging_face(name)
     else:
@@ -102,7 +102,7 @@ def _load_python(name: str, source: str, attribute: str) -> LoadedModel:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            known = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
             raise ModelError(f"{name}: {source} has no {attribute!r}; it has {', '.join(known[:12]) or 'nothing callable'}")
         found = getattr(found, part)
     if not isinstance(found, torch.nn.Module) and callable(found):
