@@ -139,7 +139,8 @@ class Receiver:
                 self._held[body] = chunk.size_bytes
         if whole:
             items.append(BodyArrived(self.peer, body, chunk.size_bytes, chunk.budget_s))
-        return items + self._ack_soon(now_s, whole and chunk.size_bytes >= _PROMPT_BYTES)
+        prompt = whole and (chunk.size_bytes >= _PROMPT_BYTES or body[2] == BLOB_EDGE)
+        return items + self._ack_soon(now_s, prompt)
 
     def voided(self, message: Void, now_s: float) -> list[Item]:
         """The sender gave a body up: close its seqs, return their credit, free what had come."""
