@@ -185,6 +185,15 @@ def test_zip_bombs_stop_at_the_announced_size() -> None:
             tracemalloc.stop()
 
 
+def test_a_valid_body_above_the_limit_is_refused() -> None:
+    """A constant tensor of 4 MiB is a few bytes on the wire: only the cap on what it unfolds to stops it."""
+    body = codec.pack([("x", torch.zeros(1 << 20))], "int8+zstd")
+    assert len(body) < 1000
+    assert codec.unpack(body, limit_bytes=4 << 20)[0].numel() == 1 << 20
+    with pytest.raises(CodecError, match="at most"):
+        codec.unpack(body, limit_bytes=(4 << 20) - 1)
+
+
 def test_threads_share_nothing() -> None:
     """Compute and encode threads call at once; contexts of zstd serve one thread at a time."""
     sent = [[("x", torch.randn(1, 8, 40, 40, generator=torch.Generator().manual_seed(i)).relu())] for i in range(8)]

@@ -173,6 +173,25 @@ def test_parsing_allocates_no_payload() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("index", "count", "encoded", "size"),
+    [
+        (1, 2, 10, 6),
+        (2, 3, 10, 3),
+        (1, 2, 10, 0),
+        (1, 2, 5000, 10),
+        (0, 2, 10, 4),
+        (0, 2, 10, 10),
+        (0, 3, 10, 3),
+        (1, 3, 0, 0),
+    ],
+)
+def test_chunks_that_cannot_belong_to_their_body_are_refused(index: int, count: int, encoded: int, size: int) -> None:
+    header = Header(kind=Kind.DATA, chunk_index=index, chunk_count=count, encoded_bytes=encoded)
+    with pytest.raises(FrameError, match="does not fit"):
+        build(header, bytes(size), limits=Limits(payload_bytes=4096))
+
+
 def test_what_parse_refuses_is_not_built() -> None:
     for wrong in (
         {"link_id": b"short"},
