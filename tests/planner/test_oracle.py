@@ -12,11 +12,11 @@ from enumeration import World, best, random_world
 from ecotone.cluster import Cluster
 from ecotone.cost import predict
 from ecotone.plan import plan_violations
-from ecotone.planner import Latency, Objective, PlannerError, Solution, Throughput, solve
+from ecotone.planner import Latency, Objective, PlannerError, Solution, Throughput, solve, throughput
 
 pytestmark = pytest.mark.pure
 
-NUM_WORLDS = 400
+NUM_WORLDS = 300
 PART = 50
 
 
@@ -52,13 +52,13 @@ def test_equals_enumeration(objective: Objective, tight: bool, part: int) -> Non
 
 @pytest.mark.parametrize("tight", [False, True])
 def test_enumeration_has_both_answers_and_refusals(tight: bool) -> None:
-    values = [best(random_world(seed, tight=tight), "latency") for seed in range(60)]
-    assert sum(math.isinf(v) for v in values) >= 2
-    assert sum(math.isfinite(v) for v in values) >= 20
+    values = [best(random_world(seed, tight=tight), "latency") for seed in range(40)]
+    assert any(math.isinf(v) for v in values)
+    assert sum(math.isfinite(v) for v in values) >= 15
 
 
 def test_throughput_under_a_latency_requirement() -> None:
-    for seed in range(60):
+    for seed in range(30):
         world = random_world(seed)
         least = best(world, "latency")
         if math.isinf(least):
@@ -94,3 +94,11 @@ def test_same_input_same_plan() -> None:
     for seed in range(20):
         world = random_world(seed, tight=True)
         assert answer(world, Latency()) == answer(world, Latency())
+
+
+def test_throughput_without_the_class_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers where devices are too many and unlike: bisection over the label search, from a relaxed bound."""
+    monkeypatch.setattr(throughput, "LARGEST_TABLE", 0)
+    for seed in range(15):
+        world = random_world(seed, tight=seed % 2 == 0)
+        check(world, answer(world, Throughput()), best(world, "throughput"))
