@@ -126,7 +126,6 @@ class Pair:
 
     def settle(self) -> None:
         """A fair wire, an eager consumer and the timers, until nothing is left; the bound is what deadlock would break."""
-        self.reconnect()
         for _ in range(400):
             while self.forth or self.back or self.whole:
                 if self.forth:
@@ -256,6 +255,37 @@ def test_credit_holds_the_sender_until_the_consumer_frees_memory() -> None:
     pair.consume(0)
     pair.settle()
     assert pair.arrivals == [BodyId(1, 0, 0, 1), BodyId(1, 0, 0, 2)]
+
+
+def test_a_lost_grant_is_asked_for() -> None:
+    pair = Pair()
+    pair.do(pair.sender.connected(0.0), at_sender=True)
+    for request in (1, 2, 3):
+        pair.offer(BodyId(1, 0, 0, request))
+    for _ in range(60):
+        if pair.forth:
+            pair.deliver_forth(0)
+        elif pair.back:
+            pair.deliver_back(0)
+    pair.consume(0)
+    pair.timers()
+    pair.back.clear()  # the acknowledgement that carried the grant
+    pair.settle()
+    assert len(pair.arrivals) == 3
+
+
+def test_a_repeated_chunk_beyond_a_gap_counts_once() -> None:
+    pair = Pair()
+    pair.do(pair.sender.connected(0.0), at_sender=True)
+    pair.deliver_forth(0)
+    pair.deliver_back(0)
+    pair.offer(BodyId(1, 0, 0, 1))  # 18 bytes: chunks of 10 and 8
+    pair.deliver_forth(1, repeat=True)
+    pair.deliver_forth(1, repeat=True)
+    assert pair.receiver.held_bytes == 8
+    assert pair.arrivals == []
+    pair.settle()
+    assert pair.arrivals == [BodyId(1, 0, 0, 1)]
 
 
 def test_silence_with_bytes_outstanding_is_told_once() -> None:
