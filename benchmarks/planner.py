@@ -62,6 +62,8 @@ def large(
     rng = np.random.default_rng(seed)
     weights = rng.integers(MEGABYTE, 10 * MEGABYTE, blocks).tolist()
     graph = chain_graph((rng.integers(5, 200, blocks + 1) * 1000).tolist(), weights)
+    image = replace(graph.tensors[0], shape=(1, 3, 160, 160))
+    graph = replace(graph, tensors=(image, *graph.tensors[1:]))
     kind_of = [k for k, n in enumerate(kinds) for _ in range(n)]
     shares = rng.uniform(0.5, 1.5, len(kinds))
     unit = 1e12 if memory_share is None else memory_share * sum(weights) / sum(shares[k] for k in kind_of)
@@ -96,17 +98,18 @@ def _measured(rng: np.random.Generator, graph: Graph, devices: tuple[Device, ...
             )
             for (a, b), t in spans.items()
         ]
-        for codec in ("fp32", "int8", "int4"):
+        for codec in ("fp32", "int8", "int4", "jpeg:90"):
             costs = {f"{w}_s_per_raw_byte": float(rng.uniform(2e-10, 2e-9)) for w in ("encode", "decode")}
             codecs.append(CodecCost(device=name, codec=codec, encode_fixed_s=1e-5, decode_fixed_s=1e-5, **costs))
-    payloads = tuple(
+    photograph = Payload(position=0, codec="jpeg:90", size_bytes=graph.frontier_bytes(0) * 0.04, num_samples=64)
+    carried = [
         Payload(position=p, codec=codec, size_bytes=graph.frontier_bytes(p) * share, num_samples=64)
         for p in range(blocks + 1)
         for codec, share in (("fp32", 1.0), ("int8", 0.25), ("int4", 0.125))
-    )
+    ]
     return Profile(
         graph_hash=graph.content_hash(), cluster_name="large", num_blocks=blocks, cuts=tuple(range(blocks + 1)),
-        segments=tuple(segments), codecs=tuple(codecs), payloads=payloads,
+        segments=tuple(segments), codecs=tuple(codecs), payloads=(photograph, *carried),
     )  # fmt: skip
 
 
