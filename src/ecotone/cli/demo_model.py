@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -96,6 +97,12 @@ def frames(count: int | None = None) -> tuple[Tensor, Tensor]:
     paths = frame_paths()[:count]
     labels = json.loads((ASSETS / "frames" / "labels.json").read_text())
     return torch.cat([read_frame(path) for path in paths]), torch.tensor([labels[path.name] for path in paths])
+
+
+def bundled() -> SimpleNamespace:
+    """The network with all that the command line wants to know of it: `ecotone.cli.demo_model:bundled`."""
+    size = {"height": 224, "width": 224}
+    return SimpleNamespace(module=tilenet(), example_inputs=example_inputs(), labels=LABELS, preprocess=size)
 
 
 def example_inputs() -> tuple[Tensor]:

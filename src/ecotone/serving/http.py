@@ -48,11 +48,12 @@ class Service:
     max_body_bytes: int = 64 * 2**20
 
 
-def application(service: Service) -> Starlette:
-    """The ASGI application of `service`."""
+def application(service: Service, more: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application of `service`, with `more` routes beside its own."""
     base = f"/v2/models/{service.name}"
     handler = _Handlers(service)
     routes = [
+        *more,
         Route("/v2/health/live", handler.live),
         Route("/v2/health/ready", handler.is_ready),
         Route("/v2", handler.server),

@@ -1,0 +1,54 @@
+"""The `ecotone` command: the groups of commands put together, and their help."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from ecotone.cli.console import main_of, out
+from ecotone.cli.demo import demo
+from ecotone.cli.doctor import doctor
+from ecotone.cli.nodes import status, up
+from ecotone.cli.planning import plan, profile
+from ecotone.cli.running import run, serve
+from ecotone.cli.simulating import simulate
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Run one PyTorch model over many unequal machines: measure them, plan exactly where each part runs, run that plan.",
+)
+START, WORK, HELP = "Start here", "Work", "Machines"
+app.command(rich_help_panel=START)(demo)
+app.command(rich_help_panel=START)(doctor)
+app.command(rich_help_panel=HELP)(up)
+app.command(rich_help_panel=HELP)(status)
+app.command(rich_help_panel=WORK)(profile)
+app.command(rich_help_panel=WORK)(plan)
+app.command(rich_help_panel=WORK)(simulate)
+app.command(rich_help_panel=WORK)(run)
+app.command(rich_help_panel=WORK)(serve)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"ecotone {importlib.metadata.version('ecotone')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Entry point of the `ecotone` command."""
+    raise SystemExit(main_of(app))

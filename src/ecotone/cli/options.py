@@ -1,0 +1,36 @@
+"""Options that several commands share, described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "package.module:callable, file.py:callable, an exported .pt2, or a Hugging Face directory or hub id."
+SHAPE_HELP = "Shape of an image input, such as 3x224x224, where the model does not say."
+REQUIRE_HELP = (
+    "A limit to keep, repeatable: latency=50ms, throughput=20/s, accuracy_loss=0.5, error=0.05, energy=2J, bytes=20kB, "
+    "memory=100MB, codec=int8,fp32, device=edge, stages=2."
+)
+
+
+def option(*names: str, text: str) -> object:
+    """A typer option without a default worth showing."""
+    return typer.Option(*names, help=text, show_default=False)
+
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+ClusterFile = Annotated[Path | None, option("--cluster", "-c", text="Cluster file (TOML). Without it: this machine alone.")]
+ProfileFile = Annotated[Path | None, option("--profile", text="Profile file, made where missing. Default: in the cache.")]
+PlanFile = Annotated[Path | None, option("--plan", text="Use the plan of this file instead of solving for one.")]
+PlanOut = Annotated[Path | None, option("--out", "-o", text="Where to write the plan (JSON).")]
+ProfileOut = Annotated[Path | None, option("--out", "-o", text="Where to write the profile (JSON).")]
+Samples = Annotated[str, option("--samples", text="A few real inputs to measure accuracy on: a file or directory.")]
+InputShape = Annotated[str, option("--input-shape", text=SHAPE_HELP)]
+Executors = Annotated[list[str] | None, option("--executor", text="Use only this executor, repeatable. Default: all.")]
+Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]
+Require = Annotated[list[str] | None, option("--require", text=REQUIRE_HELP)]
+Explain = Annotated[bool, typer.Option("--explain", help="Why this plan, what else was near, when it would change.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Show the named baselines beside it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]

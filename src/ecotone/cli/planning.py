@@ -1,0 +1,110 @@
+"""`ecotone profile`, `plan` and `simulate`: measure, solve, and try a plan on a virtual clock."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ecotone.cli import options
+from ecotone.cli.console import err, out, print_json
+from ecotone.cli.tables import plan_table, profile_table, seconds
+from ecotone.cli.workflow import load_work, make_plan, make_profile, open_nodes, write_file
+from ecotone.cost import predict
+from ecotone.planner import PlannerError, Solution, baselines, explain
+
+__all__ = ["plan", "profile"]
+
+
+def profile(
+    model: options.Model,
+    cluster: options.ClusterFile = None,
+    out_file: options.ProfileOut = None,
+    samples: options.Samples = "",
+    executor: options.Executors = None,
+    max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
+    input_shape: options.InputShape = "",
+    fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
+    json_output: options.Json = False,
+) -> None:
+    """Measure a model on a cluster: every device, executor, link and codec.
+
+    The profile is a file, reused while model, devices and versions stay the same.
+
+      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
+    """
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    with open_nodes(work) as nodes:
+        made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
+    if json_output:
+        print_json(json.loads(made.to_json()))
+        return
+    out.print(profile_table(made))
+    if out_file:
+        err.print(f"[dim]profile in {out_file}")
+
+
+def plan(
+    model: options.Model,
+    cluster: options.ClusterFile = None,
+    profile_file: options.ProfileFile = None,
+    objective: options.Objective = "latency",
+    require: options.Require = None,
+    samples: options.Samples = "",
+    executor: options.Executors = None,
+    input_shape: options.InputShape = "",
+    out_file: options.PlanOut = None,
+    explain_it: options.Explain = False,
+    compare: options.Compare = False,
+    json_output: options.Json = False,
+) -> None:
+    """Find the best plan: which device runs which part, and in which codec each tensor crosses each link.
+
+    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device".
+
+      ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
+    """
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    with open_nodes(work) as nodes:
+        made = make_profile(work, nodes, executors=executor or (), path=profile_file)
+    solution = make_plan(work, made, objective, require or ())
+    graph = work.captured.graph
+    if out_file:
+        write_file(out_file, solution.plan.to_json())
+    if json_output:
+        print_json(json.loads(solution.to_json()))
+        return
+    out.print(plan_table(solution.plan, solution.cost, graph))
+    out.print(_proof(solution))
+    if compare:
+        out.print(_baselines(work, made, solution, require or ()))
+    if explain_it:
+        for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
+            out.print(line, highlight=False, markup=False)
+
+
+def _proof(solution: Solution) -> str:
+    if solution.is_proven:
+        return f"[green]proven best[/] for {solution.objective} in this cost model"
+    return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {seconds(solution.bound)}"
+
+
+def _baselines(work, made, solution: Solution, require) -> Table:  # type: ignore[no-untyped-def]
+    """Every named baseline that has a plan, on the same profile."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("contender", "latency", "throughput", "plan"):
+        table.add_column(name)
+    graph = work.captured.graph
+    rows = [("ecotone", solution.plan)]
+    for name in baselines.NAMES:
+        try:
+            rows.append((name, baselines.place(name, graph, work.cluster, made, tuple(require))))
+        except PlannerError as error:
+            table.add_row(name, "-", "-", f"[dim]{error}[/]")
+    for name, candidate in rows:
+        cost = predict(candidate, graph, work.cluster, made)
+        table.add_row(name, seconds(cost.latency_s), f"{cost.throughput_per_s:.3g} /s", escape(str(candidate)))
+    return table

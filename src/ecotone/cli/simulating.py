@@ -1,0 +1,111 @@
+"""`ecotone simulate`: a plan on the virtual clock, by the very machines that run it on real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ecotone.cli import options
+from ecotone.cli.console import err, out, print_json
+from ecotone.cli.tables import seconds
+from ecotone.cli.workflow import load_work, make_plan, make_profile, open_nodes, read_plan, write_file
+from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, Report
+from ecotone.simulator import simulate as run_simulation
+from ecotone.units import EcotoneError, format_quantity
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    model: options.Model,
+    cluster: options.ClusterFile = None,
+    plan_file: options.PlanFile = None,
+    profile_file: options.ProfileFile = None,
+    objective: options.Objective = "latency",
+    require: options.Require = None,
+    requests: Annotated[int, typer.Option(help="How many requests to send.", min=1, max=1_000_000)] = 200,
+    arrivals: Annotated[str, typer.Option(help="closed:4 (so many at once), periodic:20/s, or poisson:20/s.")] = "closed:1",
+    links: Annotated[float, typer.Option(help="Multiply every link's rate by this: 0.125 is eight times slower.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of random arrivals.")] = 0,
+    trace_file: Annotated[Path | None, options.option("--trace", text="Write what happened, event by event (JSON).")] = None,
+    json_output: options.Json = False,
+) -> None:
+    """Try a plan on a virtual clock: latency, throughput and load under arrivals and link rates of your choice.
+
+    ecotone simulate net.py:model --cluster home.toml --arrivals poisson:15/s --links 0.125
+    """
+    if not links > 0:
+        raise EcotoneError(f"--links is {links}, must be above zero")
+    pattern = parse_arrivals(arrivals)
+    work = load_work(model, cluster, quiet=json_output)
+    with open_nodes(work) as nodes:
+        profile = make_profile(work, nodes, path=profile_file)
+    chosen = read_plan(plan_file, work) if plan_file else make_plan(work, profile, objective, require or ()).plan
+    machines = dataclasses.replace(work.cluster.scaled_links(links), emulate=True)
+    report = run_simulation(
+        chosen,
+        work.captured.graph,
+        machines,
+        profile,
+        requests=requests,
+        arrivals=pattern,
+        seed=seed,
+        trace=trace_file is not None,
+    )
+    if trace_file:
+        write_file(trace_file, report.trace.to_json())
+    if json_output:
+        print_json(_document(report))
+        return
+    err.print(f"[dim]{escape(str(chosen))}", soft_wrap=True)
+    _print(report)
+
+
+def parse_arrivals(text: str) -> Arrivals:
+    """ "closed:4", "periodic:20/s" or "poisson:20/s"; raises EcotoneError for anything else."""
+    kind, _, value = text.partition(":")
+    number = value.removesuffix("/s")
+    try:
+        amount = float(number)
+    except ValueError:
+        amount = -1.0
+    if kind == "closed" and amount >= 1 and amount == int(amount) and number == value:
+        return ClosedLoop(in_flight=int(amount))
+    if kind in ("periodic", "poisson") and 0 < amount < 1e9 and number != value:
+        return Periodic(period_s=1 / amount) if kind == "periodic" else Poisson(rate_per_s=amount)
+    raise EcotoneError(f'--arrivals "{text}" is not understood; write closed:4, periodic:20/s or poisson:20/s')
+
+
+def _document(report: Report) -> dict[str, object]:
+    return {
+        "requests": len(report.outcomes),
+        "failed": len(report.outcomes) - len(report.completed),
+        "mean_s": report.mean_s,
+        "p50_s": report.p50_s,
+        "p95_s": report.p95_s,
+        "throughput_per_s": report.throughput_per_s,
+        "utilisation": report.utilisation,
+        "link_utilisation": report.link_utilisation,
+        "link_bytes": report.link_bytes,
+    }
+
+
+def _print(report: Report) -> None:
+    document = _document(report)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("requests", f"{document['requests']}, {document['failed']} failed")
+    table.add_row("latency", f"median {seconds(report.p50_s)}, 95 % under {seconds(report.p95_s)}")
+    table.add_row("throughput", f"{report.throughput_per_s:.3g} /s")
+    for name, share in report.utilisation.items():
+        table.add_row(name, f"computing {share:.0%} of the time")
+    for name, size in report.link_bytes.items():
+        if size:
+            table.add_row(
+                name, f"{format_quantity(size, 'bytes')}, busy {report.link_utilisation.get(name, 0.0):.0%} of the time"
+            )
+    out.print(table)

@@ -1,0 +1,62 @@
+"""Plans, profiles and simulations as tables for a terminal."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from ecotone.cost import PlanCost
+from ecotone.graph import Graph
+from ecotone.plan import Plan
+from ecotone.profile import Profile
+from ecotone.units import format_quantity
+
+__all__ = ["plan_table", "profile_table"]
+
+
+def seconds(value: float) -> str:
+    """Milliseconds with sense: 12.3 ms."""
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def plan_table(plan: Plan, cost: PlanCost, graph: Graph) -> Table:
+    """One row per transfer and stage, in the order in which a request meets them."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for name in ("what", "where", "how", "size"):
+        table.add_column(name)
+    table.add_column("time", justify="right")
+    for index, transfer in enumerate(cost.transfers):
+        if transfer.source != transfer.target:
+            where = f"{transfer.source} -> {transfer.target}"
+            what = f"send cut {transfer.position}"
+            size = format_quantity(transfer.size_bytes, "bytes")
+            table.add_row(what, where, transfer.codec, size, seconds(transfer.total_s), style="cyan")
+        if index < len(cost.stages):
+            stage = cost.stages[index]
+            total = graph.segment_flop(0, graph.num_blocks) or 1.0
+            share = f"{graph.segment_flop(stage.start, stage.stop) / total:.0%} of the work"
+            name = escape(f"blocks [{stage.start}, {stage.stop})")
+            table.add_row(name, stage.device, stage.executor, share, seconds(stage.compute_s))
+    table.add_section()
+    table.add_row("latency", "", "sum", format_quantity(cost.size_bytes, "bytes"), seconds(cost.latency_s), style="bold")
+    table.add_row("throughput", "", "1 / slowest part", "", f"{cost.throughput_per_s:.3g} /s", style="bold")
+    if cost.energy_joule > 0:
+        table.add_row("energy", "", "modelled", "", format_quantity(cost.energy_joule, "joule"), style="bold")
+    table.add_row("accuracy loss", "", "predicted", "", f"{cost.accuracy_loss_points:.2g} points", style="bold")
+    return table
+
+
+def profile_table(profile: Profile) -> Table:
+    """The whole model by executor and device: time, spread, memory, error; and what failed."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    for name in ("device", "executor"):
+        table.add_column(name)
+    for name in ("whole model", "spread", "memory", "error"):
+        table.add_column(name, justify="right")
+    for s in sorted(profile.segments, key=lambda s: (s.device, s.median_s)):
+        if (s.start, s.stop) == (0, profile.num_blocks):
+            memory = format_quantity(s.memory_bytes, "bytes")
+            table.add_row(s.device, s.executor, seconds(s.median_s), seconds(s.spread_s), memory, f"{s.relative_error:.1e}")
+    for failure in profile.failures:
+        table.add_row(failure.device, failure.executor, f"[yellow]passed over: {failure.reason[:90]}[/]")
+    return table
