@@ -64,7 +64,7 @@ _ELEMENTWISE = """abs absolute neg negative sign sgn ceil floor round trunc fix 
 
 _REDUCTIONS = """sum mean prod std var std_mean var_mean any all amax amin aminmax argmax argmin logsumexp cumsum
     cumprod cummax cummin logcumsumexp topk sort argsort msort kthvalue median nanmedian mode nansum
-    nanmean count_nonzero diff trace segment_reduce"""
+    nanmean count_nonzero histc diff trace segment_reduce"""
 
 _SHAPING = """cat concat concatenate stack hstack vstack dstack column_stack pad constant_pad_nd _pad_circular
     _pad_enum reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
