@@ -47,7 +47,8 @@ class Channel:
     """The reliable end of `wire` at `node`. `incarnation` must grow from one process of this node to the next.
 
     `on_body(peer, body, content)`: a whole body, once; call `release(peer, body)` when done with it.
-    `on_letter(peer, letter)`: in order, once. `on_peer(peer, is_up)`. `on_failed(peer, body, reason)`: a body that will not arrive.
+    `on_letter(peer, letter)`: in order, once. `on_peer(peer, is_up)`. `on_failed(peer, body, reason)`: it will not arrive.
+    Headers and letters always carry a checksum, chunks with `checksum`: what ecotone.codec.pack makes has its own.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Channel:
         on_failed: Callable[[NodeId, BodyId, str], None] | None = None,
         settings: LinkSettings | None = None,
         queue_bytes: int = 64 * 1024 * 1024,
+        checksum: bool = False,
         incarnation: int | None = None,
     ):
         self.node, self.num_bad_frames = node, 0
-        self._wire, self._queue_bytes = wire, queue_bytes
+        self._wire, self._queue_bytes, self._checksum = wire, queue_bytes, checksum
         self._settings = settings or LinkSettings()
         self._incarnation = incarnation or int((time.time() - _EPOCH_S) * 10)
         self._on_body, self._on_letter, self._on_peer, self._on_failed = on_body, on_letter, on_peer, on_failed
@@ -196,7 +198,7 @@ class Channel:
                     content = link.sending.get(chunk.body)
                     if content is not None:
                         view = memoryview(content)[chunk.offset : chunk.offset + chunk.length]
-                        self._put(peer, to_frame(chunk, view), item)
+                        self._put(peer, to_frame(chunk, view, checksum=self._checksum), item)
                 case Send():
                     later.append(item)
                 case SetTimer():
@@ -224,8 +226,8 @@ class Channel:
             return
         buffer = link.arriving.get(chunk.body)
         if buffer is None:
-            buffer = link.arriving[chunk.body] = bytearray(chunk.size_bytes)
-        assert isinstance(buffer, bytearray)
+            buffer = link.arriving[chunk.body] = memoryview(bytearray(chunk.size_bytes))
+        assert isinstance(buffer, memoryview)
         buffer[chunk.offset : chunk.offset + chunk.length] = payload
 
     def _forget(self, link: _Link, body: BodyId, *, sender: bool) -> None:

@@ -197,7 +197,7 @@ def _control(message: LinkMessage) -> tuple[Header, bytes]:
 
 
 def _document(content: object) -> bytes:
-    return json.dumps({"kind": type(content).__name__} | schema.write(content), allow_nan=False).encode()
+    return json.dumps({"message": type(content).__name__} | schema.write(content), allow_nan=False).encode()
 
 
 def _grants(grants: tuple[Grant, ...]) -> bytes:
@@ -252,7 +252,7 @@ def _read_document(header: Header, payload: memoryview, sender: int) -> LinkMess
         document = json.loads(bytes(payload))
     except (ValueError, RecursionError) as error:
         raise FrameError(f"control frame is not JSON: {str(error)[:100]}") from None
-    kind = document.pop("kind", None) if isinstance(document, dict) else None
+    kind = document.pop("message", None) if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in _LETTERS | _SIGNALS:
         raise FrameError(f"control frame of kind {str(kind)[:40]!r} is not known; install the same version on both")
     try:
