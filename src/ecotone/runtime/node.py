@@ -6,7 +6,6 @@ accepted, close their sessions, and answer; then, or when patience ends, the nod
 
 from __future__ import annotations
 
-import secrets
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from ecotone.cluster import Device, Link
 from ecotone.protocol.message import NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import LinkSettings, chunk_bytes_for
+from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.loading import StoreLoader
 from ecotone.runtime.port import Port
 from ecotone.runtime.questions import Handler, Questions
@@ -67,7 +67,7 @@ class LocalNode:
         self.port = Port(device.name, wire)
         stages = Stages(device.accelerator, device.threads)
         self._recorder = Recorder()
-        machine = Node(NodeId(device.name), secrets.randbelow((1 << 32) - 1) + 1, links=dict(links or {}))
+        machine = Node(NodeId(device.name), next_incarnation(), links=dict(links or {}))
         self.shell = Shell(self.port, device, machine, stages, StoreLoader(store, stages), recorder=self._recorder)
         quick: dict[str, Handler] = {
             "clock": lambda peer, body: {"clock": machine_clock(), "now_s": time.perf_counter()},

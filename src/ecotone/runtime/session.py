@@ -28,6 +28,7 @@ from ecotone.protocol.message import BodyId, NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.runtime.errors import DeployError, RequestError, SessionClosed, request_error
+from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, attach, launch, links_from
 from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.node import LEAVING, link_settings
@@ -125,7 +126,7 @@ class Session:
         device = nodes.cluster.device(nodes.cluster.source)
         machine = Node(
             NodeId(device.name),
-            secrets.randbelow((1 << 32) - 1) + 1,
+            next_incarnation(),
             links=link_settings(links_from(nodes.cluster, device.name), emulate=nodes.cluster.emulate),
             worker=WorkerSettings(),
             coordinator=settings,
