@@ -9,7 +9,7 @@ import argparse
 
 import torch
 from cifar_tiles import SIDE, mosaic, photographs
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ecotone.cli.demo_model import TileNet, tile_accuracy
 
@@ -30,15 +30,17 @@ def rounded(module: torch.nn.Module, _: object, output: torch.Tensor) -> torch.T
     return output + (torch.rand_like(output) - 0.5) * step if module.training else output
 
 
-def train(data: str, out: str, steps: int, batch: int = 4 * SIDE**2) -> None:
+def train(data: str, out: str, steps: int, start: str, peak: float, batch: int = 4 * SIDE**2) -> None:
     torch.manual_seed(0)
     tiles, labels = photographs(data)
     keep, order = max(len(tiles) - HELD_OUT, batch), torch.empty(0, dtype=torch.long)
     net = TileNet().to(memory_format=torch.channels_last)
+    if start:
+        net.load_state_dict(load_file(start))  # halves become float32 as they are copied
     for name in ("start", "narrow", "middle.0", "middle.1", "middle.2", "waist", "end.0"):
         net.get_submodule(name).register_forward_hook(rounded)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.15, total_steps=steps, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps, pct_start=0.15)
     for step in range(1, steps + 1):
         order = order if len(order) >= batch else torch.randperm(keep)
         chosen, order = order[:batch], order[batch:]
@@ -60,5 +62,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train TileNet.")
     parser.add_argument("--data", default="", help="parquet file of CIFAR-10 training photographs")
     parser.add_argument("--out", default="tilenet.safetensors")
-    parser.add_argument("--steps", type=int, default=22_000, help="batches of 4 frames; 245 are one pass over the data")
+    parser.add_argument("--steps", type=int, default=14_700, help="batches of 4 frames; 245 are one pass over the data")
+    parser.add_argument("--start", default="", help="go on from these weights")
+    parser.add_argument("--peak", type=float, default=0.15, help="highest learning rate")
     train(**vars(parser.parse_args()))

@@ -19,23 +19,22 @@ import typer
 from rich.table import Table
 
 from ecotone.cli.console import Report, err, out, print_json, progress_bar
-from ecotone.cli.demo_model import ASSETS, example_inputs, frames, tile_accuracy, tilenet
+from ecotone.cli.demo_model import ASSETS, example_inputs, frame_paths, frames, read_frame, tile_accuracy, tilenet
 from ecotone.cli.demo_run import choose, run_all, summed_up
 from ecotone.cli.demo_words import conclusion, curve, headline
 from ecotone.cluster import Cluster
 from ecotone.codec import ImageSpec
-from ecotone.executors.cache import cache_root
 from ecotone.model import Captured, capture
 from ecotone.plan import Plan
 from ecotone.profile import Profile
-from ecotone.profiling import MeasureOptions, profile_key
-from ecotone.runtime import Nodes, Session, deploy, launch, measure
+from ecotone.profiling import MeasureOptions, measure
+from ecotone.runtime import Nodes, Session, deploy, launch
 from ecotone.schema import write_aside
 from ecotone.units import EcotoneError, format_quantity
 from ecotone.web.drawing import milliseconds, size
 from ecotone.web.picture import MissingLibrary, report_png
 from ecotone.web.report import report_html
-from ecotone.web.result import Act, Machine, Result, Wire
+from ecotone.web.result import Act, Contender, Machine, Result, Wire
 
 __all__ = ["demo"]
 
@@ -70,7 +69,7 @@ def demo(
         nodes = launch(machines)
     with nodes:
         with _phase(seconds, "profile", True), progress_bar("profile", json_output) as report:
-            profile = _profile(captured, machines, nodes, pixels, report)
+            profile = _profile(captured, machines, report)
         acts, plans = _play(captured, machines, nodes, profile, (pixels, labels), seconds, json_output)
     result = _result(captured, machines, profile, acts, conclusion(plans, acts, SLOWER), (reference, len(pixels)), seconds)
     _write(result, out_folder)
@@ -92,12 +91,11 @@ def _phase(seconds: dict[str, float], name: str, quiet: bool) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-def _profile(captured: Captured, cluster: Cluster, nodes: Nodes, pixels: torch.Tensor, report: Report) -> Profile:
+def _profile(captured: Captured, cluster: Cluster, report: Report) -> Profile:
     """Measure, or take the file that an earlier run left for the same model, devices and versions."""
-    options = MeasureOptions(codecs=CODECS, max_cuts=16, seed=SEED)
-    path = cache_root() / "profiles" / f"{profile_key(captured.graph, cluster, options)}.json"
-    samples = tuple((frame[None],) for frame in pixels[:SAMPLES])
-    return measure(captured, nodes, samples=samples, options=options, path=path, progress=report)
+    options = MeasureOptions(codecs=CODECS, max_cuts=16, max_samples=SAMPLES, seed=SEED)
+    samples = tuple((read_frame(path),) for path in frame_paths()[-SAMPLES:])
+    return measure(captured, cluster, samples=samples, options=options, progress=report)
 
 
 def _play(
@@ -187,26 +185,31 @@ def _write(result: Result, folder: Path) -> None:
 def _print(result: Result, folder: Path) -> None:
     for act in result.acts:
         out.print(f"\n[bold]{act.title}[/]")
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("")
-        for name in ("latency", "p95", "frames/s", "sent/frame", "accuracy", "energy (modelled)", "predicted"):
-            table.add_column(name, justify="right")
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("", no_wrap=True)
+        for name in ("latency", "95 %", "frames/s", "sent", "right", "energy*", "predicted"):
+            table.add_column(name, justify="right", no_wrap=True)
         for c in act.contenders:
-            table.add_row(
-                c.name + (f" (same plan as {c.same_as})" if c.same_as else ""),
-                milliseconds(c.latency_median_s),
-                milliseconds(c.latency_p95_s),
-                f"{c.throughput_per_s:.3g}",
-                size(c.bytes_per_frame),
-                f"{c.accuracy:.1%}",
-                format_quantity(c.energy_joule, "joule"),
-                f"{milliseconds(c.predicted_latency_s)} ({c.prediction_error:+.0%})",
-                style="bold green" if c.kind == "ecotone" else "",
-            )
+            style = "bold green" if c.kind == "ecotone" else ""
+            table.add_row(c.name, *_cells(c), style=style)
         out.print(table)
-        plan = next(c for c in act.contenders if c.kind == "ecotone")
-        out.print(f"[dim]plan: {plan.words}[/]")
-    out.print(f"\n{result.conclusion}")
+        for c in act.contenders:
+            if c.same_as:
+                out.print(f"[dim]{c.name}: the same plan as {c.same_as}, measured once[/]", soft_wrap=True)
+        out.print(f"[dim]Ecotone's plan: {act.contenders[-1].words}[/]", soft_wrap=True, highlight=False)
+    out.print(f"\n{result.conclusion}", soft_wrap=True)
     if result.emulated:
-        out.print("[dim]Speeds and links were emulated in user space; latencies were measured, energy was modelled.[/]")
-    out.print(f"Report: {folder / 'report.html'}")
+        out.print("[dim]Speeds and links were emulated in user space; latencies were measured. *Energy was modelled.[/]")
+    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _cells(contender: Contender) -> tuple[str, ...]:
+    return (
+        milliseconds(contender.latency_median_s),
+        milliseconds(contender.latency_p95_s),
+        f"{contender.throughput_per_s:.3g}",
+        size(contender.bytes_per_frame),
+        f"{contender.accuracy:.1%}",
+        format_quantity(float(f"{contender.energy_joule:.3g}"), "joule"),
+        milliseconds(contender.predicted_latency_s),
+    )

@@ -67,7 +67,7 @@ def choose(
         entries.append(Entry(kind=kind, name=name, plan=plan, cost=predict(plan, graph, cluster, profile)))
     if stale is not None:
         cost = predict(stale, graph, cluster, profile)
-        entries.append(Entry(kind="stale", name="The first plan, kept", plan=stale, cost=cost))
+        entries.append(Entry(kind="stale", name="First plan, kept", plan=stale, cost=cost))
     solution = solve(graph, cluster, profile, Latency(), tuple(require))
     return (*entries, Entry(kind="ecotone", name="Ecotone's plan", plan=solution.plan, cost=solution.cost))
 

@@ -69,8 +69,8 @@ def _card(machine: Machine, x: float, plan: Contender, result: Result) -> str:
     role = ", ".join(
         words
         for words, here in (
-            ("takes the picture", machine.name == result.source),
-            ("wants the answer", machine.name == result.sink),
+            ("picture in", machine.name == result.source),
+            ("answer out", machine.name == result.sink),
         )
         if here
     )

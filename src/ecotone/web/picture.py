@@ -17,6 +17,7 @@ from ecotone.web.result import Act, Contender, Result
 __all__ = ["MissingLibrary", "report_png"]
 
 _INK, _SOFT, _OURS, _OTHER, _LINE = "#1b2420", "#5d6b64", "#0f7b5f", "#a9b8b1", "#dfe5e1"
+_DEVICES = ("#c2571a", "#b8860b", "#2563a8")
 _PAIRS = ("#b8860b", "#2563a8", "#0f7b5f", "#c2571a")
 
 
@@ -35,19 +36,12 @@ def report_png(result: Result) -> bytes:
     high = 1.5 + 4.4 * rows
     figure.text(0.03, 1 - 0.42 / high, f"Where should {result.network} run?", fontsize=21, weight="bold", color=_INK)
     figure.text(0.03, 1 - 0.82 / high, _wrapped(result.conclusion, 150), fontsize=12, color=_SOFT, va="top")
-    grid = figure.add_gridspec(
-        rows,
-        2,
-        left=0.165,
-        right=0.985,
-        top=1 - 1.75 / high,
-        bottom=0.62 / high,
-        wspace=0.13,
-        hspace=0.42,
-        width_ratios=(1.1, 1),
-    )
+    places = {"left": 0.165, "right": 0.985, "top": 1 - 1.75 / high, "bottom": 0.62 / high}
+    grid = figure.add_gridspec(rows, 2, wspace=0.13, hspace=0.42, width_ratios=(1.1, 1), **places)
     for row, act in enumerate(result.acts):
-        _bars(figure.add_subplot(grid[row, 0]), act)
+        left = grid[row, 0].subgridspec(2, 1, height_ratios=(0.13, 1), hspace=0.12)
+        _strip(figure.add_subplot(left[0]), act, result)
+        _bars(figure.add_subplot(left[1]), act)
         _curve(figure.add_subplot(grid[row, 1]), act, result.acts[row - 1] if row else None, result)
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
@@ -67,12 +61,29 @@ def _said(contender: Contender) -> str:
     return (
         f" {milliseconds(contender.latency_median_s)}   {contender.throughput_per_s:.3g} frames/s   "
         f"{size(contender.bytes_per_frame)}   {contender.accuracy:.1%} right   "
-        f"{format_quantity(round(contender.energy_joule, 3), 'joule')} modelled"
+        f"{format_quantity(float(f'{contender.energy_joule:.3g}'), 'joule')} modelled"
     )
 
 
-def _bars(axes: Any, act: Act) -> None:
+def _strip(axes: Any, act: Act, result: Result) -> None:
+    """Ecotone's plan: the network as wide as its work, coloured by the machine that runs it."""
     _plain(axes, act.title)
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    plan, begin = act.contender("ecotone"), 0.0
+    for stage in plan.stages if plan else ():
+        place = [machine.name for machine in result.machines].index(stage.device)
+        axes.barh(0, stage.flop_share, 0.9, left=begin, color=_DEVICES[place % len(_DEVICES)], edgecolor="white")
+        if stage.flop_share > 0.12:
+            words = f"{stage.device}: blocks {stage.start} to {stage.stop}"
+            axes.text(
+                begin + stage.flop_share / 2, 0, words, color="white", weight="bold", ha="center", va="center", fontsize=9.5
+            )
+        begin += stage.flop_share
+
+
+def _bars(axes: Any, act: Act) -> None:
+    _plain(axes, "")
     names = [c.name for c in act.contenders]
     median = [c.latency_median_s * 1e3 for c in act.contenders]
     late = [max(0.0, c.latency_p95_s - c.latency_median_s) * 1e3 for c in act.contenders]

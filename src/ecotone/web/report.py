@@ -21,7 +21,11 @@ _COLUMNS: tuple[tuple[str, Callable[[Contender], str], Callable[[Contender], flo
     ("frames per second", lambda c: f"{c.throughput_per_s:.3g}", lambda c: -c.throughput_per_s),
     ("sent per frame", lambda c: size(c.bytes_per_frame), None),
     ("tiles named right", lambda c: f"{c.accuracy:.1%}", None),
-    ("energy per frame (modelled)", lambda c: format_quantity(round(c.energy_joule, 4), "joule"), lambda c: c.energy_joule),
+    (
+        "energy per frame (modelled)",
+        lambda c: format_quantity(float(f"{c.energy_joule:.3g}"), "joule"),
+        lambda c: c.energy_joule,
+    ),
     ("latency predicted", lambda c: milliseconds(c.predicted_latency_s), None),
     ("prediction less measured", lambda c: f"{c.prediction_error:+.0%}", None),
 )
@@ -97,7 +101,7 @@ def _table(contenders: Sequence[Contender]) -> str:
     best = [min((key(c) for c in contenders), default=0.0) if key else None for _, _, key in _COLUMNS]
     rows = []
     for contender in contenders:
-        shared = f" Same plan as {contender.same_as}: one measurement." if contender.same_as else ""
+        shared = f". The same plan as {contender.same_as}, measured once." if contender.same_as else ""
         cells = [f"<td>{escape(contender.name)}<small>{escape(contender.words + shared)}</small></td>"]
         for (_, show, key), least in zip(_COLUMNS, best, strict=True):
             words = escape(show(contender))

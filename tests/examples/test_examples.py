@@ -1,0 +1,107 @@
+"""Every example runs as a reader would run it, in a process of its own, and says what it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ecotone.cli.demo_model import ASSETS, TileNet, frames, read_frame, tile_accuracy, tilenet
+
+pytestmark = pytest.mark.torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, *arguments: str, folder: Path, fails: bool = False) -> str:
+    """The standard output of an example (its errors where it `fails`), run in `folder` with its caches there too."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ECOTONE_CACHE": str(folder / "cache")}
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode != 0) == fails, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def test_no_example_is_left_out() -> None:
+    tested = set(re.findall(r'"([a-z0-9_]+\.py)"', Path(__file__).read_text()))
+    scripts = {path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text()}
+    assert scripts <= tested
+
+
+def test_capture_and_cut(tmp_path: Path) -> None:
+    words = run("01_capture_and_cut.py", folder=tmp_path)
+    assert "the same bits as the whole" in words
+    assert re.search(r"^  5 +middle\S* +34% +1 +50,176$", words, re.MULTILINE)
+
+
+def test_plan(tmp_path: Path) -> None:
+    lines = run("02_plan.py", folder=tmp_path).splitlines()
+    latency = [float(re.findall(r"([\d.]+) ms", line)[0]) for line in lines]
+    sent = [float(re.findall(r"(\d+) B", line)[0]) for line in lines]
+    assert len(lines) == 5
+    assert latency == sorted(latency)  # a slower link never helps
+    assert sent[-1] < sent[0]
+
+
+@pytest.mark.loopback
+def test_run_three_machines(tmp_path: Path) -> None:
+    lines = run("03_run_three_machines.py", folder=tmp_path).splitlines()
+    right = [int(re.findall(r"(\d+) of 49 right", line)[0]) for line in lines]
+    assert len(lines) == 8
+    assert min(right) > 25
+
+
+def test_codecs(tmp_path: Path) -> None:
+    rows = [line.split() for line in run("04_codecs.py", "2", folder=tmp_path).splitlines()[2:]]
+    size = {row[0]: int(row[1].replace(",", "")) for row in rows}
+    assert size["int4"] < size["int8"] < size["fp16"] < size["fp32"]
+    assert size["int4+zstd"] < size["int4"]
+    assert all(float(row[3].rstrip("%")) > 55 for row in rows)
+
+
+def test_training_takes_steps_and_writes_weights_that_load(tmp_path: Path) -> None:
+    words = run("train_tiles.py", "--steps", "2", "--out", "made.safetensors", folder=tmp_path)
+    assert "training on the shipped frames" in words
+    assert "step 2 of 2" in words
+    again = run("train_tiles.py", "--steps", "1", "--start", "made.safetensors", "--out", "on.safetensors", folder=tmp_path)
+    assert "step 1 of 1" in again
+    stored = load_file(tmp_path / "made.safetensors")
+    assert {name: tuple(v.shape) for name, v in stored.items()} == {
+        n: tuple(v.shape) for n, v in TileNet().state_dict().items()
+    }
+    assert any(not torch.equal(v, load_file(tmp_path / "on.safetensors")[name]) for name, v in stored.items())
+
+
+def test_training_says_when_its_data_are_missing(tmp_path: Path) -> None:
+    words = run("train_tiles.py", "--data", "nowhere.parquet", folder=tmp_path, fails=True)
+    assert words.strip() == "nowhere.parquet is missing; give --data a parquet file of CIFAR-10, or leave it out"
+
+
+def test_frames_can_be_made_again_from_themselves(tmp_path: Path) -> None:
+    run("make_frames.py", "--out", "frames", "--count", "2", folder=tmp_path)
+    made = json.loads((tmp_path / "frames" / "labels.json").read_text())
+    shipped = json.loads((ASSETS / "frames" / "labels.json").read_text())
+    assert made == {name: shipped[name] for name in ("frame-00.webp", "frame-01.webp")}
+    for name in made:
+        assert torch.equal(read_frame(tmp_path / "frames" / name), read_frame(ASSETS / "frames" / name))
+
+
+def test_the_shipped_network_is_as_good_as_its_readme_says() -> None:
+    stated = re.search(r"names ([\d.]+) % of the 1,960 tiles", (ASSETS / "README.md").read_text())
+    assert stated is not None
+    accuracy = tile_accuracy(tilenet(), *frames())
+    assert accuracy == pytest.approx(float(stated[1]) / 100, abs=0.002)
+    assert accuracy > 0.8
+
+
+def test_what_ships_is_small() -> None:
+    assert (ASSETS / "tilenet.safetensors").stat().st_size < 3_000_000
+    assert sum(path.stat().st_size for path in (ASSETS / "frames").iterdir()) < 3_000_000
