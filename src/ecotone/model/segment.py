@@ -100,7 +100,7 @@ def _read_blob(spec: WeightSpec, blob: bytes) -> torch.Tensor:
         if set(header) - {"__metadata__"} != {"t"}:
             raise ValueError("it must hold just one tensor, named t")
         tensor = safetensors.torch.load(bytes(blob))["t"]
-    except Exception as error:  # safetensors raises its own type, which is not an Exception subclass to rely on
+    except Exception as error:  # SafetensorError, or whatever broken JSON and sizes raise
         raise ModelError(f"{where}: not a safetensors blob ({str(error)[:120]}); make the segment again") from None
     if tuple(tensor.shape) != spec.shape or tensor.dtype != dtype_of(spec.dtype):
         found = f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")
