@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import ecotone
+from ecotone import units
 from ecotone.profiling.job import Job, Step, write_job
 from ecotone.profiling.work import do_job
 
@@ -74,7 +74,7 @@ def _run_once(
     folder: Path, job: Job, part: Outcome, tick: Any, step_timeout_s: float, command: Sequence[str]
 ) -> tuple[Step | None, str]:
     """One process; (None, "") when it did the whole job, else the step that it died of and how."""
-    source = str(Path(ecotone.__file__).parents[1])
+    source = str(Path(units.__file__).parents[1])
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH", "")])])
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": path}
     current = job.steps[0]
