@@ -12,7 +12,7 @@ from ecotone.runtime.errors import (
     SessionClosed,
 )
 from ecotone.runtime.launch import Nodes, attach, in_memory, launch
-from ecotone.runtime.measure_cluster import measure, measure_links
+from ecotone.runtime.measure_cluster import discover, measure, measure_links
 from ecotone.runtime.node import NodeSettings, run_node
 from ecotone.runtime.recorder import RequestTrace, StageTrace, TransferTrace
 from ecotone.runtime.session import Session, deploy
@@ -40,6 +40,7 @@ __all__ = [
     "TransferTrace",
     "attach",
     "deploy",
+    "discover",
     "in_memory",
     "launch",
     "measure",

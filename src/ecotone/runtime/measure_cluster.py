@@ -1,30 +1,33 @@
-"""Measuring a cluster: emulated devices here once, real ones by asking them, links over the wire that will carry the tensors.
+"""Measuring a cluster: emulated devices here once, real ones by asking them, links over the wire of the tensors.
 
-A link is timed by questions padded to several sizes whose answers are empty: half of an empty question's round trip is the
-way back, the rest the way there. Links between two other nodes are timed by the node at their sending end.
+Links between two other nodes are timed by the node at their sending end. `discover` finds the nodes that run already.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 
+import psutil
 import torch
 
 from ecotone import profiling
-from ecotone.cluster import Cluster, Link
+from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
-from ecotone.profiling import LinkSample, MeasureOptions, Progress
-from ecotone.protocol.message import NodeId, Priority
+from ecotone.profiling import MeasureOptions, Progress
+from ecotone.protocol.message import NodeId
 from ecotone.runtime.launch import Nodes, attach
-from ecotone.runtime.questions import Questions
+from ecotone.runtime.probe import measure_link
 from ecotone.schema import read, write
+from ecotone.trust.identity import Identity
+from ecotone.units import EcotoneError
 
-__all__ = ["measure", "measure_link", "measure_links"]
+__all__ = ["discover", "measure", "measure_links"]
 
-_ROUNDS = 5
-_GUESS_BYTES_PER_S = 2e6
+_GUESS_BYTES_PER_S, _GUESS_LATENCY_S = 2e6, 0.001
+_WAIT_S = 2.0
 
 
 def measure(
@@ -48,9 +51,7 @@ def measure(
             return measure(captured, attached, samples=samples, options=options, progress=progress, path=path)
     cluster = nodes.cluster
     links = () if cluster.emulate else measure_links(nodes, progress)
-    return profiling.measure(
-        captured, cluster, samples=samples, options=options, links=links, progress=progress, path=path
-    )
+    return profiling.measure(captured, cluster, samples=samples, options=options, links=links, progress=progress, path=path)
 
 
 def measure_links(nodes: Nodes, progress: Progress | None = None) -> tuple[LinkFit, ...]:
@@ -68,23 +69,43 @@ def measure_links(nodes: Nodes, progress: Progress | None = None) -> tuple[LinkF
     return tuple(fits)
 
 
-def measure_link(questions: Questions, link: Link) -> LinkFit:
-    """Time `link`, which leaves this node; sizes follow its stated rate, so that a slow link takes seconds, not minutes."""
-    peer = NodeId(link.target)
-    empty = sorted(_round_trip(questions, peer, 0) for _ in range(2 * _ROUNDS))[_ROUNDS]
-    back = empty / 2
-    sizes = profiling.probe_sizes(min(link.bandwidth_bytes_per_s, 1e9) or _GUESS_BYTES_PER_S)
-    samples = [
-        LinkSample(size_bytes=size, seconds=max(1e-6, _round_trip(questions, peer, size) - back))
-        for _ in range(_ROUNDS)
-        for size in sizes
-    ]
-    return profiling.fit_link(link.source, link.target, samples)
+def discover(
+    *,
+    source: Device | None = None,
+    connect: Sequence[str] = (),
+    identity: Identity | None = None,
+    name: str = "local",
+    wait_s: float = _WAIT_S,
+    progress: Progress | None = None,
+) -> Cluster:
+    """The cluster of nodes that run now (`ecotone up`), their links measured, this machine as source and sink.
+
+    Members of a cluster (`identity`) find each other by multicast; otherwise give the addresses in `connect`. Waits `wait_s`
+    for nodes to show. Raises EcotoneError where none does, WireError where an address does not answer.
+    """
+    here = source or Device(name=DeviceId("here"), memory_bytes=_memory_bytes())
+    alone = Cluster(name=name, devices=(here,), links=(), source=here.name, sink=here.name)
+    with attach(alone, identity=identity, multicast=identity is not None, connect=tuple(connect)) as nodes:
+        threading.Event().wait(wait_s)  # who answers within this time is there
+        peers = sorted(nodes.port.peers())
+        if not peers:
+            raise EcotoneError(f"no node of cluster {name} answers; start one (ecotone up), or give addresses to connect to")
+        asked = {peer: nodes.questions.ask(peer, "device") for peer in peers}
+        devices = (here, *(read(Device, answer, f"node {peer}") for peer, answer in asked.items()))
+        links = tuple(
+            Link(source=a.name, target=b.name, latency_s=_GUESS_LATENCY_S, bandwidth_bytes_per_s=_GUESS_BYTES_PER_S)
+            for a in devices
+            for b in devices
+            if a.name != b.name
+        )
+        found = nodes.cluster = Cluster(name=name, devices=devices, links=links, source=here.name, sink=here.name)
+        for fit in measure_links(nodes, progress):
+            latency_s, rate = fit.latency_s, fit.bandwidth_bytes_per_s
+            found = found.with_link(
+                Link(source=fit.source, target=fit.target, latency_s=latency_s, bandwidth_bytes_per_s=rate)
+            )
+        return found
 
 
-def _round_trip(questions: Questions, peer: NodeId, size_bytes: int) -> float:
-    priority = Priority.DATA if size_bytes else Priority.CONTROL
-    _, seconds = questions.ask_timed(
-        peer, "echo", padding=bytes(size_bytes), priority=priority, deadline_s=60.0, repeat_s=60.0
-    )
-    return seconds
+def _memory_bytes() -> int:
+    return int(psutil.virtual_memory().total)

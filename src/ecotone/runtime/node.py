@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ecotone import schema
 from ecotone.cluster import Device, Link
 from ecotone.protocol.message import NodeId
 from ecotone.protocol.node import Node
@@ -22,6 +23,7 @@ from ecotone.protocol.settings import LinkSettings, chunk_bytes_for
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.loading import StoreLoader
 from ecotone.runtime.port import Port
+from ecotone.runtime.probe import measure_link
 from ecotone.runtime.questions import Handler, Questions
 from ecotone.runtime.recorder import Recorder, machine_clock
 from ecotone.runtime.shell import Shell
@@ -73,9 +75,9 @@ class LocalNode:
             "clock": lambda peer, body: {"clock": machine_clock(), "now_s": time.perf_counter()},
             "spans": self._spans,
             "echo": lambda peer, body: None,
-            "device": lambda peer, body: {"name": device.name, "threads": device.threads, "accelerator": device.accelerator},
+            "device": lambda peer, body: schema.write(device),
         }
-        self.questions = Questions(self.port, quick)
+        self.questions = Questions(self.port, quick, {"link": self._link})
 
     def start(self) -> None:
         """Open the wire and begin; raises WireError."""
@@ -98,6 +100,9 @@ class LocalNode:
         self.shell.stop()
         self.port.close()
         self._store.close()
+
+    def _link(self, peer: NodeId, body: dict[str, Any]) -> Any:
+        return schema.write(measure_link(self.questions, schema.read(Link, body["link"], "link question")))
 
     def _spans(self, peer: NodeId, body: dict[str, Any]) -> Any:
         return self._recorder.of_session(int(body["session"]), int(body["first_request"]))
