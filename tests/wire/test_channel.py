@@ -1,4 +1,4 @@
-"""Channel over the memory network: exactly once through loss, repetition, delay and cuts; order of letters; bounded memory."""
+"""Channel over the memory network: exactly once through loss, repetition, delay, cuts; letters in order; bounded memory."""
 
 from __future__ import annotations
 
@@ -101,16 +101,17 @@ def test_a_cut_link_loses_nothing() -> None:
 
 def test_a_consumer_that_stops_bounds_the_memory_of_both_ends() -> None:
     pair = Pair(hold=True, queue_bytes=20_000)
+    for index in range(25):  # 5 in the consumer's window, 20 in the sender's queue
+        pair.a.send_body(B, BodyId(1, 1, 0, index), bytes(1000), timeout_s=20.0)
     with pytest.raises(WireError, match="takes no more"):
-        for index in range(1000):
-            pair.a.send_body(B, BodyId(1, 1, 0, index), bytes(1000), timeout_s=0.3)
+        pair.a.send_body(B, BodyId(1, 1, 0, 25), bytes(1000), timeout_s=0.3)
     assert len(pair.bodies) == 5, "the window and no more reached the consumer"
     assert pair.a.outstanding_bytes(B) <= 20_000
     held = [body for body, _ in pair.bodies]
     pair.hold = False
     for body in held:
         pair.b.release(A, body)
-    pair.wait(20)
+    pair.wait(25)
     pair.close()
 
 

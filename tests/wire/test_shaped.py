@@ -1,4 +1,4 @@
-"""The emulated link: times against latency + bytes / rate (ratios, generous), priorities, live changes, losses with the peer."""
+"""The emulated link: times against latency + bytes / rate (ratios, generous), priorities, live changes, a lost peer."""
 
 from __future__ import annotations
 
