@@ -8,6 +8,6 @@ from ecotone.profiling.measure import default_path, measure, profile_key
 from ecotone.profiling.measurement import DeviceMeasurement, MeasureOptions, Progress
 
 __all__ = [
-    "LINK_PROBE_SIZES", "DeviceMeasurement", "LinkSample", "MeasureOptions", "Progress", "candidate_cuts", "default_path", "fit_link",
-    "measure", "payloads", "probe_sizes", "profile_codecs", "profile_device", "profile_key",
+    "LINK_PROBE_SIZES", "DeviceMeasurement", "LinkSample", "MeasureOptions", "Progress", "candidate_cuts", "default_path",
+    "fit_link", "measure", "payloads", "probe_sizes", "profile_codecs", "profile_device", "profile_key",
 ]  # fmt: skip
