@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -187,15 +187,20 @@ def _shape(source: socket.socket, target: socket.socket) -> None:
         while True:
             due, part = flight.get()
             time.sleep(max(0.0, due - time.monotonic()))
-            if not part:
-                target.close()
-                return
-            target.sendall(part)
+            with suppress(OSError):
+                if part:
+                    target.sendall(part)
+                    continue
+            target.close()
+            return
 
     threading.Thread(target=deliver, daemon=True).start()
     free = time.monotonic()
     while True:
-        part = source.recv(4096)
+        try:
+            part = source.recv(4096)
+        except OSError:
+            part = b""  # the other direction closed both
         free = max(free, time.monotonic()) + len(part) / LINK_BYTES_PER_S
         flight.put((free + LATENCY_S, part))
         if not part:

@@ -33,7 +33,6 @@ BLOB_NUMBER_MASK = (1 << 20) - 1
 """Low bits of a blob body's request number: the number that the wanting shell gave; above them the node's rank."""
 
 Channel = tuple[int, int, int]
-_PROMPT_BYTES = 1 << 16  # a smaller body holds little memory: acknowledging each one alone would double the frames
 _MAX_AHEAD = 1 << 16  # seqs beyond the first gap that a receiver remembers
 
 
@@ -139,8 +138,9 @@ class Receiver:
                 self._held[body] = chunk.size_bytes
         if whole:
             items.append(BodyArrived(self.peer, body, chunk.size_bytes, chunk.budget_s))
-        prompt = whole and (chunk.size_bytes >= _PROMPT_BYTES or body[2] == BLOB_EDGE)
-        return items + self._ack_soon(now_s, prompt)
+        # The end of a blob is told at once: the asker holds the file open. Others share acknowledgements, which cost as much
+        # as small bodies do.
+        return items + self._ack_soon(now_s, whole and body[2] == BLOB_EDGE)
 
     def voided(self, message: Void, now_s: float) -> list[Item]:
         """The sender gave a body up: close its seqs, return their credit, free what had come."""
