@@ -62,14 +62,15 @@ def test_profile_holds_every_prefix_and_suffix(captured, tmp_path):
     profile = measure(captured, two, options=OPTIONS, path=tmp_path / "p.json", progress=lambda *step: seen.append(step))
     length = captured.graph.num_blocks
     assert profile.cuts == candidate_cuts(captured.graph, OPTIONS.max_cuts)
+    assert len({(s.device, s.executor, s.start, s.stop) for s in profile.segments}) == len(profile.segments)
     kept = {s.executor for s in profile.segments if s.start > 0}
     assert kept
     spans = {(0, length), *((0, c) for c in profile.cuts[1:-1]), *((c, length) for c in profile.cuts[1:-1])}
     for name in ("slow", "fast"):
         for executor in kept:
             assert {(s.start, s.stop) for s in profile.segments if (s.device, s.executor) == (name, executor)} == spans
-    fast = {(s.executor, s.start, s.stop, i): s for i, s in enumerate(s for s in profile.segments if s.device == "fast")}
-    slow = {(s.executor, s.start, s.stop, i): s for i, s in enumerate(s for s in profile.segments if s.device == "slow")}
+    fast = {(s.executor, s.start, s.stop): s for s in profile.segments if s.device == "fast"}
+    slow = {(s.executor, s.start, s.stop): s for s in profile.segments if s.device == "slow"}
     assert all(slow[key].median_s == pytest.approx(8 * fast[key].median_s) for key in fast)
     assert {(c.device, c.codec) for c in profile.codecs} == {(d, c) for d in ("slow", "fast") for c in OPTIONS.codecs}
     assert {(p.position, p.codec) for p in profile.payloads} == {(c, q) for c in profile.cuts for q in OPTIONS.codecs}

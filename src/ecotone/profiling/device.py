@@ -83,7 +83,9 @@ def profile_device(
             outcomes.append(_do(folder, device, group, options.rounds, run))
     codecs = profile_codecs(device.name, options.codecs, progress=bar.more)
     bar.finish()
-    found = [_segment_time(device, event) for outcome in outcomes for event in outcome.timed]
+    # The whole model is in every pass; the last pass is the thorough one.
+    latest = {(e["executor"], e["start"], e["stop"]): e for outcome in outcomes for e in outcome.timed}
+    found = [_segment_time(device, event) for event in latest.values()]
     failures += [
         ExecutorFailure(device=device.name, executor=s.executor, start=s.start, stop=s.stop, reason=reason)
         for outcome in outcomes
