@@ -11,12 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer import Typer
-from typer.main import get_command
 
 from ecotone.units import EcotoneError
 
@@ -56,24 +54,21 @@ def print_json(document: object) -> None:
 def main_of(app: Typer) -> int:
     """Run the application: 0 done, 2 the caller's error on one line, 130 interrupted; a traceback with ECOTONE_DEBUG=1."""
     try:
-        code = get_command(app)(standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        app()
     except EcotoneError as error:
         if os.environ.get("ECOTONE_DEBUG"):
             raise
         _say(str(error))
         return 2
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except SystemExit as stop:  # usage errors (2), --help and Exit (their code) end here
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
         _say("interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    return 0
 
 
 def _say(message: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import plan_table, profile_table, seconds
-from ecotone.cli.workflow import load_work, make_plan, make_profile, open_nodes, write_file
+from ecotone.cli.workflow import check_asked, load_work, make_plan, make_profile, open_nodes, write_file
 from ecotone.cost import predict
 from ecotone.planner import PlannerError, Solution, baselines, explain
 
@@ -68,6 +68,7 @@ def plan(
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
     """
     work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=profile_file)
     solution = make_plan(work, made, objective, require or ())

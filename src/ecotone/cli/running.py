@@ -23,7 +23,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, load_work, make_plan, make_profile, open_nodes, read_file, read_plan
+from ecotone.cli.workflow import Work, check_asked, load_work, make_plan, make_profile, open_nodes, read_file, read_plan
 from ecotone.plan import Plan
 from ecotone.runtime import Nodes, Session, deploy
 from ecotone.serving.http import Service, application
@@ -73,6 +73,7 @@ def run(
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
     items = open_source(source, _policy(policy))
     work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
+    check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         plan = _plan(work, nodes, plan_file, objective, require or ())
         with deploy(plan, work.captured, nodes, image=work.preparation.image) as session:
@@ -192,6 +193,7 @@ def serve(
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
     work = load_work(model, cluster, input_shape=input_shape, dynamic_batch=False)
+    check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         plan = _plan(work, nodes, plan_file, objective, require or ())
         with deploy(plan, work.captured, nodes, image=work.preparation.image, queue_limit=queue) as session:

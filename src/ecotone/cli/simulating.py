@@ -13,7 +13,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import load_work, make_plan, make_profile, open_nodes, read_plan, write_file
+from ecotone.cli.workflow import check_asked, load_work, make_plan, make_profile, open_nodes, read_plan, write_file
 from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, Report
 from ecotone.simulator import simulate as run_simulation
 from ecotone.units import EcotoneError, format_quantity
@@ -43,6 +43,7 @@ def simulate(
         raise EcotoneError(f"--links is {links}, must be above zero")
     pattern = parse_arrivals(arrivals)
     work = load_work(model, cluster, quiet=json_output)
+    check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
     chosen = read_plan(plan_file, work) if plan_file else make_plan(work, profile, objective, require or ()).plan

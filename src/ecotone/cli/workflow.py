@@ -16,19 +16,20 @@ import torch
 
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import Latency, Solution, Throughput, solve
+from ecotone.planner import Latency, Requirement, Solution, Throughput, solve
 from ecotone.profile import Profile
-from ecotone.profiling import MeasureOptions, profile_key
-from ecotone.profiling.measure import default_path, measure
+from ecotone.profiling import MeasureOptions, default_path, profile_key
 from ecotone.runtime import Nodes, attach, launch
+from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
 from ecotone.serving.prepare import Preparation
 from ecotone.serving.sources import open_source
 from ecotone.units import EcotoneError
 
-__all__ = ["Work", "here", "load_work", "make_plan", "make_profile", "open_nodes", "read_plan", "write_file"]
+__all__ = ["Work", "check_asked", "here", "load_work", "make_plan", "make_profile", "open_nodes", "read_plan", "write_file"]
 
 MAX_SAMPLES = 16
 
@@ -103,13 +104,15 @@ def make_profile(
     fresh: bool = False,
 ) -> Profile:
     """Measure what is not measured yet; the file is reused while model, devices and versions stay the same."""
+    for name in executors:
+        by_id(name)
     options = MeasureOptions(executors=tuple(executors), max_error=max_error)
     inputs = work.samples or (work.captured.example_inputs,)
     file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs))
     if fresh:
         file.unlink(missing_ok=True)
     with progress_bar("profiling", work.quiet) as report:
-        return measure(work.captured, work.cluster, samples=inputs, options=options, path=file, progress=report)
+        return measure(work.captured, nodes or work.cluster, samples=inputs, options=options, path=file, progress=report)
 
 
 def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:
@@ -126,6 +129,17 @@ def read_plan(path: Path, work: Work) -> Plan:
     if wrong:
         raise EcotoneError(f"plan {path}: " + "; ".join(wrong))
     return plan
+
+
+def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:
+    """Refuse what cannot be understood before anything is measured; raises EcotoneError naming it."""
+    parse_objective(objective)
+    for text in require:
+        Requirement.parse(text)
+        name, _, value = text.partition("=")
+        if name.strip() == "device":
+            for device in value.split(","):
+                cluster.device(device.strip())
 
 
 def parse_objective(text: str) -> Latency | Throughput:

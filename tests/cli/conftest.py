@@ -1,0 +1,39 @@
+"""A command line run in this process, and a small model and cluster to run it on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import CLUSTER, NET, Ended
+
+from ecotone.cli.console import main_of
+from ecotone.cli.main import app
+
+
+@pytest.fixture
+def ecotone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run `ecotone ARGS` here: the real application, its exit code and what it printed."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["ecotone", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "300")
+        capsys.readouterr()
+        code = main_of(app)
+        printed = capsys.readouterr()
+        return Ended(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with net.py and pair.toml, current and with caches of its own."""
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "pair.toml").write_text(CLUSTER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ECOTONE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ECOTONE_HOME", str(tmp_path / "home"))
+    return tmp_path
