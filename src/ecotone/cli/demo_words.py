@@ -111,7 +111,8 @@ def headline(contenders: Sequence[Contender], plan: Plan) -> str:
 
 def _jpeg_words(plan: Plan) -> str:
     if plan.transfers[0].codec.startswith(("jpeg", "webp", "png")):
-        return f"Here sending the picture ({plan.transfers[0].codec}) is best, and cutting the network would not pay."
+        words = f"Here sending the picture ({plan.transfers[0].codec}) is best"
+        return f"{words}, and cutting the network would not pay." if len(plan.stages) == 1 else f"{words} for the first hop."
     return ""
 
 
