@@ -26,7 +26,9 @@ def store(tmp_path: Path) -> Store:
 
 def test_what_was_put_is_read_back(store: Store) -> None:
     name = store.put(b"weights")
-    assert name == name_of(b"weights") and store.has(name) and store.read(name) == b"weights"
+    assert name == name_of(b"weights")
+    assert store.has(name)
+    assert store.read(name) == b"weights"
 
 
 @settings(max_examples=30, deadline=None)
@@ -44,7 +46,8 @@ def test_pieces_in_order_make_the_whole_however_they_are_cut(
             offset += len(piece)
         if offset == len(data):
             break
-    assert finished and store.read(name_of(data)) == data
+    assert finished
+    assert store.read(name_of(data)) == data
     store.close()
 
 
@@ -54,7 +57,8 @@ def test_a_download_goes_on_where_it_stopped_also_after_a_restart(tmp_path: Path
     assert not first.append(name_of(data), 0, data[:120], 200)
     first.close()
     second = Store(tmp_path)
-    assert second.partial_bytes(name_of(data)) == 120 and not second.has(name_of(data))
+    assert second.partial_bytes(name_of(data)) == 120
+    assert not second.has(name_of(data))
     with pytest.raises(StoreError, match="does not continue"):
         second.append(name_of(data), 100, data[100:], 200)
     assert second.append(name_of(data), 120, data[120:], 200)
@@ -64,7 +68,9 @@ def test_a_download_goes_on_where_it_stopped_also_after_a_restart(tmp_path: Path
 def test_wrong_content_is_refused_and_leaves_nothing(store: Store) -> None:
     with pytest.raises(StoreCorrupted):
         store.append(name_of(b"right"), 0, b"wrong", 5)
-    assert not store.has(name_of(b"right")) and store.partial_bytes(name_of(b"right")) == 0 and store.used_bytes() == 0
+    assert not store.has(name_of(b"right"))
+    assert store.partial_bytes(name_of(b"right")) == 0
+    assert store.used_bytes() == 0
 
 
 def test_a_flipped_bit_on_disk_is_found_and_the_file_removed(store: Store) -> None:
@@ -82,7 +88,9 @@ def test_the_longest_unused_goes_first_and_a_deployed_plan_keeps_its_own(store: 
     store.pin("plan", [pinned])
     store.read(old)  # makes it the most recently used
     store.put(b"x" * 300)
-    assert store.has(pinned) and store.has(old) and not store.has(used)
+    assert store.has(pinned)
+    assert store.has(old)
+    assert not store.has(used)
     assert store.used_bytes() <= 1000
 
 

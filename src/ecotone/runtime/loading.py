@@ -8,7 +8,7 @@ from functools import partial
 from ecotone.plan import Plan
 from ecotone.protocol.message import Blob, BlobRange, StagePart
 from ecotone.runtime.stages import CapturedModel, Stages, content_of, make_from_model, missing_blobs, segment_from_store
-from ecotone.runtime.store import Store, StoreError
+from ecotone.runtime.store import Store, StoreCorrupted, StoreError
 from ecotone.units import EcotoneError
 
 __all__ = ["ModelLoader", "StoreLoader"]
@@ -33,13 +33,20 @@ class StoreLoader:
             self._wanted[key] = missing
             return missing
         self._wanted.pop(key, None)
+        try:
+            self._load(session, epoch, plan, parts)
+        except StoreCorrupted:  # the store removed it: fetched again like any other that is missing
+            self._wanted[key] = missing_blobs(self._store, parts)
+            return self._wanted[key]
+        return ()
+
+    def _load(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> None:
         for part in parts:
             if not 0 <= part.stage < len(plan.stages):
                 raise EcotoneError(f"the plan has no stage {part.stage}; make it again")
             stage = plan.stages[part.stage]
             make = partial(segment_from_store, self._store, part)
             self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make)
-        return ()
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
         wanted = {blob.number: blob for blob in self._wanted.get((session, epoch), ())}
