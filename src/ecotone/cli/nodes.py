@@ -22,6 +22,7 @@ from ecotone.runtime.node import NodeSettings, run_node
 from ecotone.trust.identity import Authority, Identity, TrustError
 from ecotone.trust.join import Enrolment, join
 from ecotone.units import EcotoneError, parse_quantity
+from ecotone.wire.wire import WireError
 from ecotone.wire.zenoh import lan_address
 
 __all__ = ["status", "up"]
@@ -169,7 +170,6 @@ def _free_port(host: str, wanted: int) -> int:
 
 def status(
     cluster: options.ClusterFile = None,
-    network: Annotated[str, typer.Option(help="Name of the cluster this machine is a member of.")] = "",
     deadline_s: Annotated[float, typer.Option("--deadline", help="Seconds to wait for each node.")] = 3.0,
     json_output: options.Json = False,
 ) -> None:
@@ -182,8 +182,7 @@ def status(
     machines = Cluster.load(cluster)
     if machines.emulate:
         raise EcotoneError(f"{cluster}: an emulated cluster has nodes only while a command runs it")
-    identity = Identity.load(network) if network else None
-    rows = [_ask(machines, device, identity, deadline_s) for device in machines.devices]
+    rows = [_ask(machines, device, deadline_s) for device in machines.devices]
     if json_output:
         print_json(rows)
     else:
@@ -199,7 +198,7 @@ def status(
         raise typer.Exit(1)
 
 
-def _ask(machines: Cluster, device: Device, identity: Identity | None, deadline_s: float) -> dict[str, object]:
+def _ask(machines: Cluster, device: Device, deadline_s: float) -> dict[str, object]:
     """One row of the table; a node that does not answer is "down", with the reason."""
     row: dict[str, object] = {"device": device.name, "threads": device.threads, "accelerator": device.accelerator}
     row["address"] = device.address or "-"
@@ -213,9 +212,9 @@ def _ask(machines: Cluster, device: Device, identity: Identity | None, deadline_
         sink=machines.source,
     )
     try:
-        with attach(pair, identity=identity, deadline_s=deadline_s) as nodes:
+        with attach(pair, deadline_s=deadline_s) as nodes:
             told = nodes.questions.ask(NodeId(device.name), "device", deadline_s=deadline_s)
             _, trip = nodes.questions.ask_timed(NodeId(device.name), "echo", deadline_s=deadline_s)
-    except NodeUnreachable as error:
+    except (NodeUnreachable, WireError) as error:
         return row | {"state": "down", "round_trip_s": None, "reason": str(error)}
     return row | {"state": "up", "round_trip_s": trip, "threads": told["threads"], "accelerator": told["accelerator"]}

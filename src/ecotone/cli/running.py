@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -240,6 +241,9 @@ def _serve(service: Service, live: Live | None, host: str, port: int) -> None:
             )
             out.file.flush()
 
+    # uvicorn raises the signal that stopped it once more when it has finished; the session must still drain after that.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     stopped = threading.Event()
     watcher = threading.Thread(target=announce, daemon=True)
     watcher.start()

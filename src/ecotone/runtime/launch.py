@@ -24,7 +24,7 @@ from ecotone.runtime.node import LocalNode, NodeSettings, link_settings, open_wi
 from ecotone.runtime.port import Port
 from ecotone.runtime.questions import Questions
 from ecotone.runtime.store import Store
-from ecotone.trust.identity import Identity
+from ecotone.trust.identity import Identity, membership
 from ecotone.units import EcotoneError
 from ecotone.wire.memory import Network
 from ecotone.wire.shaped import ShapedWire
@@ -162,9 +162,11 @@ def attach(
 ) -> Nodes:  # fmt: skip
     """Nodes that run already (`ecotone up`): at the addresses that the cluster file gives, or discovered.
 
+    `identity`: this machine's membership of the cluster of that name, where it has one, unless another is given.
     Raises WireError or NodeUnreachable, naming the node, within about `deadline_s`.
     """
     source = cluster.device(cluster.source)
+    identity = identity or membership(cluster.name)
     known = tuple(d.address for d in cluster.devices if d.address and d.name != source.name)
     settings = NodeSettings(
         device=source, folder=Path("unused"), cluster=cluster.name, connect=connect or known, identity=identity,

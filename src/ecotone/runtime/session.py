@@ -202,6 +202,15 @@ class Session:
             raise DeployError("no plan is in force")
         return self._plan
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be accepted now: a plan is in force, its nodes are reachable, nothing is closing."""
+        plan = self._plan
+        if plan is None or self._closing or self._is_closed:
+            return False
+        others = {NodeId(name) for name in (*plan.devices, plan.sink)} - {NodeId(plan.source)}
+        return others <= self.nodes.port.peers()
+
     def replan(self, plan: Plan) -> Plan:
         """Move to `plan`: made ready beside the old one, on which requests under way finish; returns it with its epoch.
 

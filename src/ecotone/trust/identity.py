@@ -81,6 +81,12 @@ class Identity:
         )
 
 
+def membership(cluster: str, directory: Path | None = None) -> Identity | None:
+    """This machine's identity in `cluster`, None where it never joined; raises TrustError for a damaged one."""
+    folder = directory or home(cluster)
+    return Identity.load(cluster, directory) if (folder / "node.pem").exists() else None
+
+
 class Authority:
     """The signing side of a cluster; lives on the node that founded it."""
 
