@@ -22,7 +22,7 @@ from ecotone.runtime import launch
 from ecotone.simulator import ClosedLoop, simulate
 
 MODEL, EXECUTOR = "mobilenet_v2", "torch:fp32"
-DEVICES, SLOWDOWNS = ("camera", "edge", "server"), (6.0, 3.0, 2.0)
+DEVICES, SLOWDOWNS = ("camera", "edge", "server"), (10.0, 6.0, 4.0)
 RATES_MBIT = (10, 50, 200)
 LATENCY_S = 0.003
 CODECS = ("fp32", "fp16", "int8", "int8+zstd")
