@@ -86,3 +86,15 @@ def test_any_cut_of_any_graph_is_exact(
     found = captured.unflatten_outputs(whole)
     for a, b in zip((found["first"], *found["rest"]), (wanted["first"], *wanted["rest"]), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@settings(max_examples=20)
+@given(offset=st.integers(1, 15), seed=st.integers(0, 9))
+def test_where_a_tensor_lies_in_memory_does_not_change_the_answer(offset: int, seed: int) -> None:
+    """Bytes off a wire start anywhere; torch's own memory starts at multiples of 64. The answers are equal to the bit."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 5)).eval()
+    x = torch.rand(1, 3, 16, 16)
+    captured = capture(net, (x,))
+    elsewhere = torch.empty(x.numel() + 16)[offset : offset + x.numel()].view_as(x).copy_(x)
+    assert torch.equal(captured.reference((elsewhere,))[0], captured.reference((x,))[0])

@@ -14,15 +14,30 @@ import torch
 from ecotone.model.operators import resolve
 from ecotone.model.program import Batch, Program, Ref, needs_batch, references
 
-__all__ = ["ProgramModule", "restore_layout"]
+__all__ = ["ProgramModule", "aligned", "restore_layout"]
+
+ALIGNMENT_BYTES = 64
 
 
 def restore_layout(tensor: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     """The same values with the dimensions laid out in memory in this order; no copy where they are already."""
     if not order:
-        return tensor.contiguous()
+        return aligned(tensor.contiguous())
     back = [order.index(dim) for dim in range(len(order))]
-    return tensor.permute(order).contiguous().permute(back)
+    return aligned(tensor.permute(order).contiguous()).permute(back)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values at an address as torch's own allocator gives it; no copy where it is one already.
+
+    Memory from a network or a file starts anywhere, and some kernels then add in another order: the last bit would depend on
+    where a tensor came from. Left alone while a converter or compiler traces.
+    """
+    if type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
+        return tensor
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.data_ptr() % ALIGNMENT_BYTES == 0:
+        return tensor
+    return tensor.clone()
 
 
 class ProgramModule(torch.nn.Module):
@@ -37,7 +52,7 @@ class ProgramModule(torch.nn.Module):
         self._results = program.results
         self._slots: list[tuple[str, int]] = []
         for number, spec in enumerate(program.weights):
-            self.register_buffer(f"weight_{number}", weights[spec.name].detach().to(device))
+            self.register_buffer(f"weight_{number}", aligned(weights[spec.name].detach()).to(device))
             self._slots.append((f"weight_{number}", len(program.inputs) + number))
         self._steps = _steps(program, torch.device(device))
 
@@ -52,7 +67,7 @@ class ProgramModule(torch.nn.Module):
         """Fill `values` by number and forget each after its last use; `observe` sees each as it is made."""
         for number, tensor in enumerate(inputs):
             order = self._orders[number]
-            values[number] = restore_layout(tensor, order) if order or not tensor.is_contiguous() else tensor
+            values[number] = restore_layout(tensor, order) if order or not tensor.is_contiguous() else aligned(tensor)
         for name, number in self._slots:
             values[number] = getattr(self, name)
         batch = 0
