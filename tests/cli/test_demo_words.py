@@ -102,29 +102,29 @@ def plan(position: int, codec: str = "int4") -> Plan:
 
 def test_a_win_a_tie_and_a_loss_are_named_as_such() -> None:
     ours = contender("ecotone", 0.1)
-    assert "2.00 times faster than the best of the others (jpeg, 200 ms)" in headline(
-        [contender("jpeg", 0.2), ours], plan(2)
+    assert "100 ms, 2.00 times faster than the best of the others (jpeg, 200 ms)" in headline(
+        [contender("device", 0.3), contender("jpeg", 0.2), ours], plan(2)
     )
-    assert "as fast as jpeg" in headline([contender("jpeg", 0.101), ours], plan(2))
+    assert "as fast as the best of the others (jpeg" in headline([contender("jpeg", 0.101), ours], plan(2))
     assert "jpeg was faster here (50.0 ms)" in headline([contender("jpeg", 0.05), ours], plan(2))
 
 
 def test_where_the_jpeg_is_best_the_headline_says_so() -> None:
     words = headline([contender("jpeg", 0.1), contender("ecotone", 0.1, same_as="jpeg")], plan(0, "jpeg:90"))
-    assert "the same plan as jpeg" in words
-    assert "sending the picture (jpeg:90) is best" in words
-    assert "sending the picture" not in headline([contender("jpeg", 0.1), contender("ecotone", 0.1)], plan(2))
+    assert "the plan that jpeg has, too" in words
+    assert "Sending the picture is the best plan here: cutting the network would not pay." in words
+    assert "picture" not in headline([contender("jpeg", 0.1), contender("ecotone", 0.1)], plan(2))
 
 
 def test_the_conclusion_says_whether_the_cut_moved() -> None:
     acts = [
-        Act(title="", headline="First.", links=(), contenders=(contender("ecotone", 0.1),), curve=()),
+        Act(title="", headline="", links=(), contenders=(contender("ecotone", 0.1),), curve=()),
         Act(title="", headline="", links=(), contenders=(contender("stale", 0.4), contender("ecotone", 0.2)), curve=()),
     ]
     moved = conclusion((plan(1), plan(3)), acts, 8.0)
-    assert "from cut at block 1, over camera, server to everything on camera" in moved
-    assert "400 ms (2.00 times as long)" in moved
-    assert "the same plan stays best" in conclusion((plan(1), plan(1)), acts, 8.0)
+    assert "as they are, a cut at block 1 between camera and server: 100 ms." in moved
+    assert "8 times slower, everything on camera: 200 ms, where the first plan would need 400 ms." in moved
+    assert "still the same plan: 200 ms" in conclusion((plan(1), plan(1)), acts, 8.0)
 
 
 def test_plan_in_words() -> None:

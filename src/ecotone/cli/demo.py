@@ -16,6 +16,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ecotone.cli.console import Report, err, out, print_json, progress_bar
@@ -91,6 +92,23 @@ def _phase(seconds: dict[str, float], name: str, quiet: bool) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+@contextmanager
+def _calm_bar(title: str, quiet: bool) -> Iterator[Report]:
+    """A progress bar that draws only when told to, between requests: drawing beside them would be measured, stretched."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, auto_refresh=False, disable=quiet) as progress:
+        task, drawn_s = progress.add_task(title, total=None), 0.0
+
+        def report(done: int, total: int, what: str = "") -> None:
+            nonlocal drawn_s
+            progress.update(task, completed=done, total=total)
+            if time.monotonic() - drawn_s > 0.25 or done == total:
+                progress.refresh()
+                drawn_s = time.monotonic()
+
+        yield report
+
+
 def _profile(captured: Captured, cluster: Cluster, report: Report) -> Profile:
     """Measure, or take the file that an earlier run left for the same model, devices and versions."""
     options = MeasureOptions(codecs=CODECS, max_cuts=16, max_samples=SAMPLES, seed=SEED)
@@ -122,7 +140,7 @@ def _play(
             for link in state.links:
                 nodes.set_link(link)
             session = session or deploy(entries[-1].plan, captured, nodes, image=PIXELS)
-            with _phase(seconds, "run", True), progress_bar(title, quiet) as report:
+            with _phase(seconds, "run", True), _calm_bar(title, quiet) as report:
                 tallies = run_all(session, entries, *data, report)
             contenders = summed_up(captured.graph, entries, tallies)
             plans.append(entries[-1].plan)

@@ -88,7 +88,7 @@ def run_all(
         for identity, entry in plans.items():
             tally = tallies[identity]
             session.replan(entry.plan)
-            for frame in pixels[:WARM]:
+            for frame in pixels[:1].expand(WARM, -1, -1, -1):
                 session(frame[None])
             epochs[session.plan.epoch] = tally
             for frame, truth in zip(pixels, labels, strict=True):
@@ -105,9 +105,9 @@ def run_all(
                 progress(done, total, f"{entry.name}, {IN_FLIGHT} in flight")
             rate = len(pixels) / (time.perf_counter() - began)
             tally.throughput_per_s += (rate - tally.throughput_per_s) / (number + 1)
-    for trace in session.report():
-        if trace.epoch in epochs:
-            epochs[trace.epoch].traces.append(trace)
+    traces = sorted(session.report(), key=lambda trace: trace.request)
+    for epoch, tally in epochs.items():  # those that ran alone: after the warm-up, before the stream
+        tally.traces.extend([trace for trace in traces if trace.epoch == epoch][WARM : WARM + len(pixels)])
     return tallies
 
 

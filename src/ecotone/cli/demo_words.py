@@ -12,7 +12,7 @@ from ecotone.cost import CostError, CostModel, PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
 from ecotone.profile import Profile
-from ecotone.web.drawing import milliseconds, size
+from ecotone.web.drawing import milliseconds
 from ecotone.web.result import Act, Contender, CurvePoint
 
 __all__ = ["conclusion", "curve", "headline", "one_cut", "plan_in_words"]
@@ -80,52 +80,50 @@ def plan_in_words(plan: Plan) -> str:
 
 
 def _where(plan: Plan) -> str:
-    """Where the cut lies, for a sentence."""
-    if plan.devices == (plan.source,):
-        return f"everything on {plan.source}"
+    """Where the work is done, for a sentence."""
+    cuts = " and ".join(str(stage.start) for stage in plan.stages[1:])
+    shared = f"a cut at block {cuts} between {' and '.join(plan.devices)}"
     if plan.transfers[0].is_local:
-        cuts = " and ".join(str(stage.start) for stage in plan.stages[1:])
-        return f"cut at block {cuts}, over {', '.join(plan.devices)}"
-    return f"the picture as {plan.transfers[0].codec} to {plan.devices[0]}"
+        return shared if cuts else f"everything on {plan.source}"
+    picture = f"the picture as {plan.transfers[0].codec} to {plan.devices[0]}"
+    return f"{picture}, then {shared}" if cuts else f"{picture}, which does all the work"
 
 
 def headline(contenders: Sequence[Contender], plan: Plan) -> str:
-    """One or two sentences: how Ecotone's plan stands beside the best of the others, and whether it *is* the JPEG."""
+    """Some sentences: how Ecotone's plan stands beside the best of the others, and whether it *is* the JPEG."""
     ours = next(c for c in contenders if c.kind == "ecotone")
-    others = [c for c in contenders if c.kind != "ecotone"]
-    best = min(others, key=lambda c: c.latency_median_s)
-    words = f"Ecotone's plan ({_where(plan)}) answers in {milliseconds(ours.latency_median_s)}"
+    words = f"Best is {_where(plan)}: {milliseconds(ours.latency_median_s)}"
     if ours.same_as:
-        return f"{words}: it is the same plan as {ours.same_as}. {_jpeg_words(plan)}".strip()
-    ratio = best.latency_median_s / ours.latency_median_s
+        return f"{words}, which is the plan that {ours.same_as} has, too. {_jpeg_words(plan)}".strip()
+    best = min((c for c in contenders if c.kind != "ecotone"), key=lambda c: c.latency_median_s)
+    ratio, other = best.latency_median_s / ours.latency_median_s, milliseconds(best.latency_median_s)
     if ratio >= 1.02:
-        words += (
-            f", {ratio:.2f} times faster than the best of the others ({best.name}, {milliseconds(best.latency_median_s)})."
-        )
+        words += f", {ratio:.2f} times faster than the best of the others ({best.name}, {other})."
     elif ratio > 0.98:
-        words += f", as fast as {best.name} ({milliseconds(best.latency_median_s)})."
+        words += f", as fast as the best of the others ({best.name}, {other})."
     else:
-        words += f"; {best.name} was faster here ({milliseconds(best.latency_median_s)})."
-    return f"{words} It sends {size(ours.bytes_per_frame)} per frame. {_jpeg_words(plan)}".strip()
+        words = (
+            f"Ecotone chose {_where(plan)} ({milliseconds(ours.latency_median_s)}); {best.name} was faster here ({other})."
+        )
+    return f"{words} {_jpeg_words(plan)}".strip()
 
 
 def _jpeg_words(plan: Plan) -> str:
-    if plan.transfers[0].codec.startswith(("jpeg", "webp", "png")):
-        words = f"Here sending the picture ({plan.transfers[0].codec}) is best"
-        return f"{words}, and cutting the network would not pay." if len(plan.stages) == 1 else f"{words} for the first hop."
-    return ""
+    if not plan.transfers[0].codec.startswith(("jpeg", "webp", "png")):
+        return ""
+    words = "Sending the picture is the best plan here"
+    return f"{words}: cutting the network would not pay." if len(plan.stages) == 1 else f"{words} for the first hop."
 
 
 def conclusion(plans: Sequence[Plan], acts: Sequence[Act], factor: float) -> str:
     """What happened over both acts, in two sentences."""
-    before, after = plans
-    second, stale = acts[1].contender("ecotone"), acts[1].contender("stale")
-    words = f"{acts[0].headline} With every link {factor:g} times slower "
-    if before.identity() == after.identity():
-        return f"{words}the same plan stays best ({milliseconds(second.latency_median_s) if second else ''})."
-    words += f"the plan moves: from {_where(before)} to {_where(after)}"
-    if second and stale:
-        now, kept = milliseconds(second.latency_median_s), milliseconds(stale.latency_median_s)
-        gain = stale.latency_median_s / second.latency_median_s
-        words += f"; it answers in {now}, the first plan would need {kept} ({gain:.2f} times as long)"
+    first, second = (next(c for c in act.contenders if c.kind == "ecotone") for act in acts[:2])
+    words = f"With the links as they are, {_where(plans[0])}: {milliseconds(first.latency_median_s)}. "
+    words += f"With every link {factor:g} times slower, "
+    if plans[0].identity() == plans[1].identity():
+        return f"{words}still the same plan: {milliseconds(second.latency_median_s)}."
+    words += f"{_where(plans[1])}: {milliseconds(second.latency_median_s)}"
+    stale = acts[1].contender("stale")
+    if stale:
+        words += f", where the first plan would need {milliseconds(stale.latency_median_s)}"
     return f"{words}."

@@ -35,8 +35,8 @@ def report_png(result: Result) -> bytes:
     figure = figures.Figure(figsize=(16, 1.5 + 4.4 * rows), dpi=120, facecolor="white")
     high = 1.5 + 4.4 * rows
     figure.text(0.03, 1 - 0.42 / high, f"Where should {result.network} run?", fontsize=21, weight="bold", color=_INK)
-    figure.text(0.03, 1 - 0.82 / high, _wrapped(result.conclusion, 150), fontsize=12, color=_SOFT, va="top")
-    places = {"left": 0.165, "right": 0.985, "top": 1 - 1.75 / high, "bottom": 0.62 / high}
+    figure.text(0.03, 1 - 0.82 / high, _wrapped(result.conclusion, 170), fontsize=11.5, color=_SOFT, va="top")
+    places = {"left": 0.165, "right": 0.985, "top": 1 - 1.85 / high, "bottom": 0.62 / high}
     grid = figure.add_gridspec(rows, 2, wspace=0.13, hspace=0.42, width_ratios=(1.1, 1), **places)
     for row, act in enumerate(result.acts):
         left = grid[row, 0].subgridspec(2, 1, height_ratios=(0.13, 1), hspace=0.12)
