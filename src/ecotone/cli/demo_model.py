@@ -65,7 +65,8 @@ class TileNet(nn.Module):
         self.end = nn.Sequential(_convolution(24, 128), _Residual(128), nn.AvgPool2d(2), nn.Conv2d(128, len(LABELS), 1))
 
     def forward(self, frame: Tensor) -> Tensor:
-        return self.end(self.waist(self.middle(self.narrow(self.start(frame)))))
+        logits: Tensor = self.end(self.waist(self.middle(self.narrow(self.start(frame)))))
+        return logits
 
 
 def tilenet() -> TileNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,9 +13,10 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import plan_table, profile_table, seconds
-from ecotone.cli.workflow import check_asked, load_work, make_plan, make_profile, open_nodes, write_file
+from ecotone.cli.workflow import Work, check_asked, load_work, make_plan, make_profile, open_nodes, write_file
 from ecotone.cost import predict
 from ecotone.planner import PlannerError, Solution, baselines, explain
+from ecotone.profile import Profile
 
 __all__ = ["plan", "profile"]
 
@@ -93,7 +95,7 @@ def _proof(solution: Solution) -> str:
     return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {seconds(solution.bound)}"
 
 
-def _baselines(work, made, solution: Solution, require) -> Table:  # type: ignore[no-untyped-def]
+def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:
     """Every named baseline that has a plan, on the same profile."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("contender", "latency", "throughput", "plan"):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 import uvicorn
@@ -88,9 +88,8 @@ def run(
 
 
 def _policy(text: str) -> Policy:
-    for known in ("auto", "newest", "all"):
-        if text == known:
-            return known  # type: ignore[return-value]
+    if text in ("auto", "newest", "all"):
+        return cast(Policy, text)
     raise EcotoneError(f"--policy {text!r} is not known; auto, newest and all are")
 
 
@@ -128,7 +127,9 @@ def _finish(work: Work, pending: _Pending) -> Answer:
 
 def _show(work: Work, answers: Iterator[Answer], items: Source, limit: int, json_output: bool, keep: bool) -> list[Answer]:
     """Print answers as they come (JSON) or as a table at the end; returns those that a file wants."""
-    kept, rows, latencies = [], [], []
+    kept: list[Answer] = []
+    rows: list[tuple[str, str, str]] = []
+    latencies: list[float] = []
     total = min(limit, items.length) if limit and items.length else (limit or items.length or 0)
     start = time.perf_counter()
     quiet = json_output or not sys.stderr.isatty()

@@ -35,7 +35,11 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """
     if type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
         return tensor
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.data_ptr() % ALIGNMENT_BYTES == 0:
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or tensor.data_ptr() % ALIGNMENT_BYTES == 0
+    ):
         return tensor
     return tensor.clone()
 

@@ -233,7 +233,7 @@ def _from_stream(stream: BinaryIO) -> Iterator[Item]:
         head, name = bytes(reader.buffer[:8]), f"stdin#{number}"
         if head.startswith(NPY_MAGIC):
             try:
-                yield Item(name, "array", np.lib.format.read_array(reader, allow_pickle=False))  # type: ignore[arg-type]
+                yield Item(name, "array", np.lib.format.read_array(reader, allow_pickle=False))
             except (ValueError, EOFError, OSError) as error:
                 raise SourceError(f"input {name}: broken .npy array: {error}") from None
         elif head.startswith((JPEG_MAGIC, PNG_MAGIC)):
