@@ -86,6 +86,12 @@ def test_a_restarted_node_is_announced_again() -> None:
             assert near.next() == Received("far", b"again")
 
 
+def test_a_second_process_of_one_name_is_refused() -> None:
+    first = End("a")
+    with ends(first), pytest.raises(WireError, match='node "a" of cluster "local" is up already'):
+        End("a", connect=first.wire.listening, lease_s=0.5)
+
+
 def test_a_consumer_that_stops_longer_than_zenoh_waits_closes_nothing() -> None:
     """Zenoh closes a transport after 5 s of a full queue; credit stops the sender before it is full."""
     wire = ZenohWire(ZenohSettings(node=NodeId("near")))
@@ -193,6 +199,7 @@ def test_pinned_members_speak_under_their_own_name_alone(members: dict[str, Iden
     liar = ZenohWire(ZenohSettings(node=NodeId("n"), cluster="home", identity=members["o"], connect=m.wire.listening))
     with ends(m, n):
         assert (m.next(), n.next()) == (PeerUp("n"), PeerUp("m"))
+        liar._refuse_twin = lambda *_: None  # type: ignore[method-assign]  # a liar would not ask
         liar.start(lambda event: None)
         liar._known.add(NodeId("m"))
         liar.send(NodeId("m"), b"forged", Priority.DATA)

@@ -18,6 +18,7 @@ import json
 import re
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,8 +131,21 @@ class ZenohWire:
         everyone = f"ecotone/{self._settings.cluster}/*"
         opened.subscribers.append(opened.session.declare_subscriber(f"{own}/in/*", self._on_sample))
         liveliness = opened.session.liveliness()
+        self._refuse_twin(liveliness, own)
         opened.subscribers.append(liveliness.declare_subscriber(f"{everyone}/alive/*", self._on_token, history=True))
         opened.token = liveliness.declare_token(f"{own}/alive/{opened.session.info.zid()}")
+
+    def _refuse_twin(self, liveliness: Any, own: str) -> None:
+        """Raise where another process bears this name; one that has just died may be seen until its lease runs out."""
+        end = time.monotonic() + 1.5 * self._settings.lease_s
+        while any(True for _ in liveliness.get(f"{own}/alive/*", timeout=0.5)):
+            if time.monotonic() > end:
+                self.close()
+                raise WireError(
+                    f'node "{self._settings.node}" of cluster "{self._settings.cluster}" is up already, in another process; '
+                    "stop that one (a command on the source device plays that device itself, without ecotone up)"
+                )
+            time.sleep(0.1)
 
     def send(self, peer: NodeId, frame: Frame, priority: Priority) -> None:
         """Queue `frame` for `peer`; see Wire.send. Never waits for a slow link."""
