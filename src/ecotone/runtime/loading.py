@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.protocol.message import Blob, BlobRange, StagePart
-from ecotone.runtime.stages import CapturedModel, Stages, content_of, make_from_model, missing_blobs, segment_from_store
+from ecotone.runtime.stages import (
+    CapturedModel,
+    Stages,
+    StoredModel,
+    content_of,
+    make_from_model,
+    missing_blobs,
+    segment_from_store,
+)
 from ecotone.runtime.store import Store, StoreCorrupted, StoreError
 from ecotone.units import EcotoneError
 
@@ -21,6 +30,7 @@ class StoreLoader:
         self._store, self._stages = store, stages
         self._wanted: dict[tuple[int, int], tuple[BlobRange, ...]] = {}
         self._failed: dict[tuple[int, int], StoreError] = {}
+        self._parts: dict[tuple[int, int], tuple[StagePart, ...]] = {}
 
     def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
         key = (session, epoch)
@@ -33,6 +43,7 @@ class StoreLoader:
             self._wanted[key] = missing
             return missing
         self._wanted.pop(key, None)
+        self._parts[key] = parts
         try:
             self._load(session, epoch, plan, parts)
         except StoreCorrupted:  # the store removed it: fetched again like any other that is missing
@@ -58,8 +69,16 @@ class StoreLoader:
         except StoreError as error:
             self._failed.setdefault((session, epoch), error)
 
+    def stored_model(self, session: int, epoch: int, graph: Graph) -> StoredModel:
+        """The model of a plan loaded here, for profiling; raises EcotoneError where it is not."""
+        parts = self._parts.get((session, epoch), ())
+        if len(parts) != 1:
+            raise EcotoneError("profiling needs a plan of one stage on this node; deploy it first")
+        return StoredModel(self._store, parts[0], graph)
+
     def unload(self, session: int, epoch: int) -> None:
         self._wanted.pop((session, epoch), None)
+        self._parts.pop((session, epoch), None)
         self._stages.unload(session, epoch)
         self._store.unpin(_owner(session, epoch))
 

@@ -5,9 +5,11 @@ Links between two other nodes are timed by the node at their sending end. `disco
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -15,11 +17,13 @@ import torch
 from ecotone import profiling
 from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.model import Captured
+from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
-from ecotone.profiling import MeasureOptions, Progress
+from ecotone.profiling import DeviceMeasurement, MeasureOptions, Progress
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.launch import Nodes, attach
 from ecotone.runtime.probe import measure_link
+from ecotone.runtime.session import deploy
 from ecotone.schema import read, write
 from ecotone.trust.identity import Identity
 from ecotone.units import EcotoneError
@@ -28,6 +32,7 @@ __all__ = ["discover", "measure", "measure_links"]
 
 _GUESS_BYTES_PER_S, _GUESS_LATENCY_S = 2e6, 0.001
 _WAIT_S = 2.0
+_PROFILE_S = 1800.0
 
 
 def measure(
@@ -50,8 +55,55 @@ def measure(
         with attach(nodes) as attached:
             return measure(captured, attached, samples=samples, options=options, progress=progress, path=path)
     cluster = nodes.cluster
-    links = () if cluster.emulate else measure_links(nodes, progress)
-    return profiling.measure(captured, cluster, samples=samples, options=options, links=links, progress=progress, path=path)
+    if cluster.emulate:
+        return profiling.measure(captured, cluster, samples=samples, options=options, progress=progress, path=path)
+    options = options or MeasureOptions()
+    samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
+    links = measure_links(nodes, progress)
+    others = [d for d in cluster.devices if d.name != cluster.source]
+    measured = [_ask_node(captured, nodes, device, samples, options, progress) for device in others]
+    return profiling.measure(
+        captured, cluster, samples=samples, options=options, measured=measured, links=links, progress=progress, path=path
+    )
+
+
+def _ask_node(
+    captured: Captured,
+    nodes: Nodes,
+    device: Device,
+    samples: Sequence[Sequence[torch.Tensor]],
+    options: MeasureOptions,
+    progress: Progress | None,
+) -> DeviceMeasurement:
+    """Send the model in pieces to a real node and let it measure them on itself."""
+    graph, cuts = captured.graph, profiling.candidate_cuts(captured.graph, options.max_cuts)
+    length, source = graph.num_blocks, nodes.cluster.source
+    pieces = {(0, length), *itertools.pairwise(cuts)}
+    pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}
+    whole = Plan(
+        graph_hash=graph.content_hash(),
+        stages=(Stage(device=device.name, start=0, stop=length),),
+        transfers=(
+            Transfer(source=source, target=device.name, position=0),
+            Transfer(source=device.name, target=source, position=length),
+        ),
+    )
+
+    def tell(peer: NodeId, body: dict[str, Any]) -> None:
+        if progress and str(peer) == device.name:
+            progress(int(body["done"]), int(body["total"]), f"{peer}: {body['what']}")
+
+    nodes.questions.on("progress", tell)
+    try:
+        with deploy(whole, captured, nodes, samples=samples, pieces=sorted(pieces), timeout_s=_PROFILE_S) as session:
+            body = {
+                "session": session.number, "epoch": session.plan.epoch, "graph": write(graph), "cuts": cuts,
+                "options": write(options), "executors": device.executors,
+            }  # fmt: skip
+            answer = nodes.questions.ask(NodeId(device.name), "profile", body, deadline_s=_PROFILE_S, repeat_s=10.0)
+    finally:
+        nodes.questions.on("progress", None)
+    return DeviceMeasurement.from_json(answer, f"node {device.name}")
 
 
 def measure_links(nodes: Nodes, progress: Progress | None = None) -> tuple[LinkFit, ...]:

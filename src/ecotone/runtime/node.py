@@ -10,13 +10,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
-from ecotone import schema
+from ecotone import profiling, schema
 from ecotone.cluster import Device, Link
+from ecotone.graph import Graph
+from ecotone.model import Captured
 from ecotone.protocol.message import NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import LinkSettings, chunk_bytes_for
@@ -70,14 +72,15 @@ class LocalNode:
         stages = Stages(device.accelerator, device.threads)
         self._recorder = Recorder()
         machine = Node(NodeId(device.name), next_incarnation(), links=dict(links or {}))
-        self.shell = Shell(self.port, device, machine, stages, StoreLoader(store, stages), recorder=self._recorder)
+        self._loader = StoreLoader(store, stages)
+        self.shell = Shell(self.port, device, machine, stages, self._loader, recorder=self._recorder)
         quick: dict[str, Handler] = {
             "clock": lambda peer, body: {"clock": machine_clock(), "now_s": time.perf_counter()},
             "spans": self._spans,
             "echo": lambda peer, body: None,
             "device": lambda peer, body: schema.write(device),
         }
-        self.questions = Questions(self.port, quick, {"link": self._link})
+        self.questions = Questions(self.port, quick, {"link": self._link, "profile": self._profile})
 
     def start(self) -> None:
         """Open the wire and begin; raises WireError."""
@@ -103,6 +106,22 @@ class LocalNode:
 
     def _link(self, peer: NodeId, body: dict[str, Any]) -> Any:
         return schema.write(measure_link(self.questions, schema.read(Link, body["link"], "link question")))
+
+    def _profile(self, peer: NodeId, body: dict[str, Any]) -> Any:
+        """Measure the model of a loaded plan on this machine, as the device that the asker's cluster file describes."""
+        graph = schema.read(Graph, body["graph"], "profile question")
+        model = self._loader.stored_model(int(body["session"]), int(body["epoch"]), graph)
+        device = replace(self.device, executors=tuple(body["executors"]))
+        options = schema.read(profiling.MeasureOptions, body["options"], "profile question")
+
+        def tell(done: int, total: int, what: str) -> None:
+            self.questions.tell(peer, "progress", {"done": done, "total": total, "what": what})
+
+        measured = profiling.profile_device(
+            cast(Captured, model), device, cuts=tuple(body["cuts"]), samples=model.samples, options=options,
+            progress=tell,
+        )  # fmt: skip
+        return measured.to_json()
 
     def _spans(self, peer: NodeId, body: dict[str, Any]) -> Any:
         return self._recorder.of_session(int(body["session"]), int(body["first_request"]))

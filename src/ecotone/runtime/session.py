@@ -69,14 +69,16 @@ def deploy(
     samples: Sequence[Sequence[torch.Tensor]] = (),
     image: codec.ImageSpec | None = None,
     ordered: bool = False,
+    pieces: Sequence[tuple[int, int]] = (),
     timeout_s: float = 120.0,
     node_timeout_s: float = 5.0,
 ) -> Session:
     """Put `plan` in force on `nodes` and return the open session. A Cluster is launched (emulated) or attached to.
 
     `queue_limit` requests wait at most (more: Busy), `max_in_flight` are under way. `samples` (flat inputs) calibrate int8
-    executors; `image` says how pixels became the input, for image codecs at cut 0. `node_timeout_s`: a node unreachable for
-    so long ends the requests that need it. Raises DeployError, NodeUnreachable or WireError in bounded time.
+    executors; `pieces` are sent for profiling (see measure_cluster). `image` says how pixels became the input, for images
+    sent as such. `node_timeout_s`: a node unreachable for so long ends the requests that need it. Raises DeployError,
+    NodeUnreachable or WireError in bounded time.
     """
     owned = isinstance(nodes, Cluster)
     if isinstance(nodes, Cluster):
@@ -87,7 +89,7 @@ def deploy(
             session=secrets.randbits(63), queue_limit=queue_limit, max_in_flight=max_in_flight, ordered=ordered,
             deploy_timeout_s=timeout_s, node_timeout_s=node_timeout_s,
         )  # fmt: skip
-        session = Session(nodes, captured, settings, samples=samples, image=image, owns_nodes=owned)
+        session = Session(nodes, captured, settings, samples=samples, image=image, pieces=pieces, owns_nodes=owned)
         session.replan(plan)
     except BaseException:
         if session is not None:
@@ -109,6 +111,7 @@ class Session:
         *,
         samples: Sequence[Sequence[torch.Tensor]] = (),
         image: codec.ImageSpec | None = None,
+        pieces: Sequence[tuple[int, int]] = (),
         owns_nodes: bool = False,
     ):
         self.nodes, self.captured = nodes, captured
@@ -122,7 +125,7 @@ class Session:
         self._plan: Plan | None = None
         self._epoch, self._is_closed, self._closing = 0, False, ""
         self._all_ended = threading.Event()
-        self._model = CapturedModel(captured, [tuple(sample) for sample in samples])
+        self._model = CapturedModel(captured, [tuple(sample) for sample in samples], pieces)
         device = nodes.cluster.device(nodes.cluster.source)
         machine = Node(
             NodeId(device.name),
@@ -194,6 +197,11 @@ class Session:
             self._shell.post(events.CancelRequest(request=number))
 
     # ---- the plan ----------------------------------------------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """Names this session among all that nodes may serve."""
+        return self._settings.session
 
     @property
     def plan(self) -> Plan:

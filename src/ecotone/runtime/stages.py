@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from ecotone import executors
+from ecotone.graph import Graph
 from ecotone.model import Captured, ModelError, Segment, TensorSpec
 from ecotone.plan import Plan, Stage
 from ecotone.protocol.message import Blob, BlobRange, StagePart
@@ -25,11 +26,19 @@ from ecotone.runtime.store import Store
 from ecotone.units import EcotoneError
 
 __all__ = [
-    "CapturedModel", "ReadyStage", "Stages", "content_of", "make_from_model", "missing_blobs", "parts_of",
+    "CapturedModel",
+    "ReadyStage",
+    "Stages",
+    "StoredModel",
+    "content_of",
+    "make_from_model",
+    "missing_blobs",
+    "parts_of",
     "segment_from_store",
 ]  # fmt: skip
 
 _EXAMPLE = "@input"
+_PROGRAM = "@program"
 _KEPT_COMPILED = 48
 _MAX_CALIBRATION_SETS = 4
 
@@ -119,10 +128,11 @@ class CapturedModel:
     """The asker's model: segments on demand, their parts by hash, and the bytes behind those hashes.
 
     `samples` are flat inputs (as Captured.flatten_inputs gives) that calibrate int8 executors; empty: the example inputs.
+    `pieces`: ranges of blocks whose programs travel with every part, and the samples too: for a node that is to profile.
     """
 
-    def __init__(self, captured: Captured, samples: Sequence[Tensors] = ()):
-        self.captured = captured
+    def __init__(self, captured: Captured, samples: Sequence[Tensors] = (), pieces: Sequence[tuple[int, int]] = ()):
+        self.captured, self._pieces = captured, tuple(pieces)
         self._samples = tuple(samples)[:_MAX_CALIBRATION_SETS] or (tuple(captured.example_inputs),)
         self._segments: dict[tuple[int, int], Segment] = {}
         self._frontiers: dict[int, tuple[Tensors, ...]] = {0: self._samples}
@@ -135,7 +145,7 @@ class CapturedModel:
 
     def sets(self, stage: Stage) -> tuple[Tensors, ...]:
         """Calibration inputs of `stage`: the samples brought to its first block; none where its executor needs none."""
-        if not stage.executor.endswith(":int8"):
+        if not stage.executor.endswith(":int8") and not self._pieces:
             return ()
         if stage.start not in self._frontiers:
             module = self.segment(0, stage.start).module()
@@ -156,6 +166,9 @@ class CapturedModel:
             for position, tensor in enumerate(tensors):
                 data = safetensors.torch.save({"t": tensor.contiguous()})
                 weights.append(self._offer(data, f"{_EXAMPLE}/{number}/{position}", hashlib.sha256(data).hexdigest()))
+        for start, stop in self._pieces:
+            data = self.segment(start, stop).program_json().encode()
+            weights.append(self._offer(data, f"{_PROGRAM}/{start}-{stop}", hashlib.sha256(data).hexdigest()))
         return StagePart(stage=index, program=program, weights=tuple(weights))
 
     def blob(self, sha256: str) -> bytes:
@@ -199,6 +212,26 @@ def segment_from_store(store: Store, part: StagePart) -> tuple[Segment, tuple[Te
         if [(tuple(t.shape), str(t.dtype)) for t in tensors] != [(s.shape, f"torch.{s.dtype}") for s in segment.inputs]:
             raise ModelError(f"calibration inputs of segment [{segment.start}, {segment.stop}) do not fit it")
     return segment, examples
+
+
+class StoredModel:
+    """What a node knows of a model that it is to profile: its graph, segments of the agreed ranges, the samples."""
+
+    def __init__(self, store: Store, part: StagePart, graph: Graph):
+        self.graph, self._store = graph, store
+        self._programs = {b.name.removeprefix(_PROGRAM + "/"): b.sha256 for b in part.weights if b.name.startswith(_PROGRAM)}
+        self.samples = segment_from_store(store, part)[1]
+
+    @property
+    def example_inputs(self) -> Tensors:
+        return self.samples[0]
+
+    def segment(self, start: int, stop: int) -> Segment:
+        """Blocks [start, stop); raises EcotoneError for a range that was not sent."""
+        sha256 = self._programs.get(f"{start}-{stop}")
+        if sha256 is None:
+            raise EcotoneError(f"blocks [{start}, {stop}) were not sent for profiling")
+        return Segment.from_parts(self._store.read(sha256), self._store.read)
 
 
 def _read_example(data: bytes) -> torch.Tensor:
