@@ -160,3 +160,15 @@ def test_on_a_gpu(name, accelerator, convolutions):
         made = compiled(tensors)
         assert all(t.device.type == "cpu" for t in made)
         assert error(made, segment.module()(*tensors)) < max(2e-3, TOLERANCE[name.partition(":")[2]])
+
+
+def test_eager_float32_is_the_captured_graph_to_the_bit() -> None:
+    """Convolutions included, and however often it is prepared: the layout is a rule, not the outcome of a timing."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3, stride=2)]
+    captured = capture(torch.nn.Sequential(*layers).eval(), (torch.rand(1, 3, 40, 40),), name="convolutions")
+    segment = captured.segment(0, captured.graph.num_blocks)
+    x = torch.rand(1, 3, 40, 40)
+    for _ in range(3):
+        compiled = executors.by_id("torch:fp32").compile(segment, captured.example_inputs, "cpu", 1)
+        assert torch.equal(compiled([x])[0], captured.reference((x,))[0])

@@ -1,14 +1,13 @@
 """Segments by PyTorch's eager kernels: float32 or bfloat16, on the CPU or a GPU.
 
-Where a segment convolves, channels_last is timed against the plain layout on the examples and the faster one kept. On a
-GPU inputs go through pinned memory without blocking, and results come back into pinned memory. Works wherever torch
-does: this is the executor that every other one is measured against.
+float32 keeps the layout in which the model was captured, so its answers are the captured graph's to the bit on the same
+machine and thread count; bfloat16 convolves in channels_last. A rule, not a race: which one wins a timing would change the
+last bits from one start to the next. On a GPU inputs go through pinned memory without blocking, and results come back
+into pinned memory. Works wherever torch does: this is the executor that every other one is measured against.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from ecotone.model.segment import Segment
 __all__ = ["TorchEager", "accelerator_reason", "in_precision", "on_device"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUT_ROUNDS = 5
 
 
 def accelerator_reason(accelerator: str) -> str:
@@ -127,22 +125,6 @@ def _on_other(module: torch.nn.Module, tensors: list[torch.Tensor], device: torc
         return [t.contiguous().cpu() for t in module(*[t.to(device) for t in tensors])]
 
 
-def _fastest(engines: Sequence[Engine], tensors: list[torch.Tensor]) -> Engine:
-    """The engine with the least median of a few interleaved runs; one engine runs once, to see that it does."""
-    for engine in engines:
-        engine(tensors)
-    if len(engines) == 1:
-        return engines[0]
-    times: list[list[float]] = [[] for _ in engines]
-    for _ in range(LAYOUT_ROUNDS):
-        for engine, taken in zip(engines, times, strict=True):
-            begin = time.perf_counter()
-            engine(tensors)
-            taken.append(time.perf_counter() - begin)
-    medians = [statistics.median(taken) for taken in times]
-    return engines[medians.index(min(medians))]
-
-
 @dataclass(frozen=True, slots=True)
 class TorchEager:
     """`id` is "torch:fp32" or "torch:bf16"."""
@@ -166,12 +148,11 @@ class TorchEager:
             fed = [tensors[i] for i in route.fed]
             with stop_unsupported(self.id, segment), engine_threads(threads):
                 module = in_precision(segment, route, tensors, self.precision, accelerator)
-                engines = [on_device(module, accelerator, threads)]
-                if any(weight.dim() == 4 for weight in module.state_dict().values()):
+                if self.precision != "fp32" and any(weight.dim() == 4 for weight in module.state_dict().values()):
                     # Weights in channels_last are enough: a convolution follows the layout of its weights.
-                    other = in_precision(segment, route, tensors, self.precision, accelerator)
-                    other = other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                    engines.append(on_device(other, accelerator, threads))
-                return route.through(_fastest(engines, fed))
+                    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                engine = on_device(module, accelerator, threads)
+                engine(fed)  # sees that it runs, and warms it
+                return route.through(engine)
 
         return per_shape(self.id, segment, examples, prepare)
