@@ -134,3 +134,23 @@ def test_a_failing_live_source_tells_its_consumer() -> None:
 
     with pytest.raises(SourceError, match="unplugged"):
         list(newest(Source(items=frames(), length=None, live=True)))
+
+
+def test_video_frames_in_order_and_in_rgb(tmp_path: Path) -> None:
+    """Five plain frames, lossless, each of its own colour: what comes back is that colour, red first, not blue first."""
+    cv2 = pytest.importorskip("cv2", reason="video needs the extra [video]")
+    colours = [(250, 10, 20), (10, 250, 20), (20, 10, 250), (90, 90, 90), (255, 255, 255)]
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 10, (64, 48))
+    assert writer.isOpened()
+    for red, green, blue in colours:
+        writer.write(np.full((48, 64, 3), (blue, green, red), np.uint8))
+    writer.release()
+    items = list(open_source(str(tmp_path / "v.avi")))
+    assert len(items) == len(colours)
+    for item, colour in zip(items, colours, strict=True):
+        np.testing.assert_allclose(np.median(item.value, axis=(0, 1)), colour, atol=6)
+    (tmp_path / "noise.mp4").write_bytes(b"noise")
+    with pytest.raises(SourceError, match=r"noise\.mp4"):
+        list(open_source(str(tmp_path / "noise.mp4")))
+    with pytest.raises(SourceError, match="camera:0"):
+        list(open_source("camera:front", "all"))
