@@ -112,7 +112,8 @@ def test_a_win_a_tie_and_a_loss_are_named_as_such() -> None:
 def test_where_the_jpeg_is_best_the_headline_says_so() -> None:
     words = headline([contender("jpeg", 0.1), contender("ecotone", 0.1, same_as="jpeg")], plan(0, "jpeg:90"))
     assert "the plan that jpeg has, too" in words
-    assert "Sending the picture is the best plan here: cutting the network would not pay." in words
+    assert "Best is sending the picture as jpeg:90 to server, which does all the work: 100 ms" in words
+    assert "So an image codec is the best plan here: cutting the network would not pay." in words
     assert "picture" not in headline([contender("jpeg", 0.1), contender("ecotone", 0.1)], plan(2))
 
 
@@ -122,8 +123,8 @@ def test_the_conclusion_says_whether_the_cut_moved() -> None:
         Act(title="", headline="", links=(), contenders=(contender("stale", 0.4), contender("ecotone", 0.2)), curve=()),
     ]
     moved = conclusion((plan(1), plan(3)), acts, 8.0)
-    assert "as they are, a cut at block 1 between camera and server: 100 ms." in moved
-    assert "8 times slower, everything on camera: 200 ms, where the first plan would need 400 ms." in moved
+    assert "as they are, cutting at block 1 between camera and server: 100 ms." in moved
+    assert "8 times slower, running everything on camera: 200 ms, where the first plan would need 400 ms." in moved
     assert "still the same plan: 200 ms" in conclusion((plan(1), plan(1)), acts, 8.0)
 
 

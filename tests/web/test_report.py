@@ -103,7 +103,7 @@ def test_a_plan_on_one_device_draws_the_others_as_unused() -> None:
     shown = result()
     local = replace(shown.acts[0].contenders[3], stages=shown.acts[0].contenders[3].stages[:1], links=())
     root = ElementTree.fromstring(plan_picture(local, shown.acts[0], shown))
-    assert [text.text for text in root.iter("text")].count("not used by this plan") == 2
+    assert [text.text for text in root.iter("text")].count("computes nothing") == 2
 
 
 def test_bars_are_in_proportion() -> None:

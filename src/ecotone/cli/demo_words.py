@@ -82,11 +82,11 @@ def plan_in_words(plan: Plan) -> str:
 def _where(plan: Plan) -> str:
     """Where the work is done, for a sentence."""
     cuts = " and ".join(str(stage.start) for stage in plan.stages[1:])
-    shared = f"a cut at block {cuts} between {' and '.join(plan.devices)}"
+    shared = f"cutting at block {cuts} between {' and '.join(plan.devices)}"
     if plan.transfers[0].is_local:
-        return shared if cuts else f"everything on {plan.source}"
-    picture = f"the picture as {plan.transfers[0].codec} to {plan.devices[0]}"
-    return f"{picture}, then {shared}" if cuts else f"{picture}, which does all the work"
+        return shared if cuts else f"running everything on {plan.source}"
+    picture = f"sending the picture as {plan.transfers[0].codec} to {plan.devices[0]}"
+    return f"{picture} and {shared}" if cuts else f"{picture}, which does all the work"
 
 
 def headline(contenders: Sequence[Contender], plan: Plan) -> str:
@@ -111,7 +111,7 @@ def headline(contenders: Sequence[Contender], plan: Plan) -> str:
 def _jpeg_words(plan: Plan) -> str:
     if not plan.transfers[0].codec.startswith(("jpeg", "webp", "png")):
         return ""
-    words = "Sending the picture is the best plan here"
+    words = "So an image codec is the best plan here"
     return f"{words}: cutting the network would not pay." if len(plan.stages) == 1 else f"{words} for the first hop."
 
 

@@ -38,7 +38,7 @@ def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "middle"
 
 # --- the plan -----------------------------------------------------------------------------------------------------------
 
-_CARD, _GAP, _TOP, _HEIGHT = 206.0, 152.0, 92.0, 150.0
+_CARD, _GAP, _TOP, _HEIGHT = 226.0, 144.0, 92.0, 150.0
 
 
 def plan_picture(plan: Contender, act: Act, result: Result) -> str:
@@ -85,7 +85,7 @@ def _card(machine: Machine, x: float, plan: Contender, result: Result) -> str:
     if role and len(stages) < 2:
         lines.append(_text(middle, _TOP + _HEIGHT - 14, role, "small"))
     if not stages:
-        lines.append(_text(middle, _TOP + 88, "not used by this plan", "small"))
+        lines.append(_text(middle, _TOP + 88, "computes nothing", "small"))
     for row, stage in enumerate(stages[:2]):
         took = stage.measured_s or stage.predicted_s
         top = _TOP + 80 + 46 * row
@@ -107,7 +107,7 @@ def _arrow(used: list[LinkPart], wire: Wire | None, x: float, y: float, step: in
         start, stop, low = x + _CARD * 0.5, y + _CARD * 0.5 + 14 * (step == -1), _TOP + _HEIGHT
         depth = low + 30 + 22 * (step < -1)
         path = f"M{start:.1f} {low + 3}C{start - 40:.1f} {depth} {stop + 40:.1f} {depth} {stop:.1f} {low + 4}"
-        labels = ((start + stop) / 2, depth + 2, 0)
+        labels = ((start + stop) / 2, depth + 9, 0)
     parts = [
         f'<path d="{path}" class="link{"" if used else " unused"}{" back" if step < 0 else ""}" marker-end="url(#tip)"/>'
     ]
@@ -211,7 +211,11 @@ def _dots(points: list[CurvePoint], best: CurvePoint, place: object, kind: str) 
 
 def _scale(low: float, high: float, num_blocks: int) -> str:
     parts = []
-    ticks = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    ticks = [
+        m * 10.0**e
+        for e in range(math.floor(low), math.ceil(high) + 1)
+        for m in ((1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 5, 7))
+    ]
     for tick in (t for t in ticks if low <= math.log10(t) <= high):
         y = _DOWN - (_DOWN - _UP) * (math.log10(tick) - low) / (high - low)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}" class="grid"/>')

@@ -118,7 +118,7 @@ def _curve(axes: Any, act: Act, before: Act | None, result: Result) -> None:
             axes.scatter([least.position], [least.latency_s * 1e3], **spot)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
     axes.set_xlabel(
         f"place of the cut, 0 to {result.num_blocks}; dashed: before the links slowed; ring: the least", color=_SOFT
     )
