@@ -3,7 +3,10 @@
 Grid: MobileNetV2, EfficientNet-B0, ResNet-18 shapes x 1, 5, 20, 100 Mbit/s x server 3 and 10 times faster than the device.
 The same executor (one, stated in the context), precision and thread for every contender, and the same accuracy
 constraint: the output may differ from the uncut float32 run by at most MAX_ERROR (L2, relative) on photographs.
-Where two contenders are the same plan they share one measurement; contenders take turns within each round.
+Where two contenders are the same plan they share one measurement; contenders take turns within each round. The networks are
+untrained and so more sensitive than trained ones: a JPEG of the input often breaks the constraint on them. It is then
+measured all the same and shown as "jpeg_beyond_accuracy" with its error, but not compared: the others could be cheaper too
+if they were allowed as much.
 
 measured_over_bound_median: latency of ours over (its own measured compute, encode and decode + bytes / rate + latency).
 prediction_error_median: |predicted / measured - 1| over all plans but device only (which profiling ran whole).
@@ -42,7 +45,7 @@ NAMES = ("mobilenet_v2", "efficientnet_b0", "resnet18")
 RATES_MBIT = (1, 5, 20, 100)
 FASTER = (3, 10)
 LATENCY_S = 0.002
-MAX_ERROR = 0.1
+MAX_ERROR = 0.05
 BASELINES = ("device_only", "server_only_raw", "server_only_jpeg", "neurosurgeon", "fixed_int8_middle")
 CODECS = (
     "fp32", "fp16", "fp16+zstd", "int8", "int8+zstd", "int6+zstd", "int4+zstd", "int4c+zstd", "int3c+zstd",
@@ -50,6 +53,7 @@ CODECS = (
 )  # fmt: skip
 EXECUTORS = ("torch:fp32",)
 SECONDS_PER_PLAN = 1.2
+BEYOND = "jpeg_beyond_accuracy"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,6 +132,8 @@ def contenders(captured: Captured, cluster: Cluster, profile: Profile) -> tuple[
             plans[name] = baselines.place(name, captured.graph, cluster, profile, require)
         except PlannerError as error:
             reasons[name] = str(error)
+    if "server_only_jpeg" not in plans:
+        plans[BEYOND] = baselines.place("server_only_jpeg", captured.graph, cluster, profile, ("error=1e9",))
     return plans, reasons
 
 
@@ -153,7 +159,7 @@ def cell(
     results = {key: Measured(tuple(latencies[key]), tuple(bounds[key])) for key in distinct}
     by_name = {name: results[plan.identity()] for name, plan in plans.items()}
     ours = by_name["ecotone"]
-    best = min(by_name[name].latency_s for name in plans if name != "ecotone")
+    best = min(by_name[name].latency_s for name in plans if name not in ("ecotone", BEYOND))
     errors = {
         name: abs(costs[name].latency_s / by_name[name].latency_s - 1)
         for name, plan in plans.items()
