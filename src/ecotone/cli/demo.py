@@ -113,7 +113,7 @@ def _profile(captured: Captured, cluster: Cluster, report: Report) -> Profile:
     """Measure, or take the file that an earlier run left for the same model, devices and versions."""
     options = MeasureOptions(codecs=CODECS, max_cuts=16, max_samples=SAMPLES, seed=SEED)
     samples = tuple((read_frame(path),) for path in frame_paths()[-SAMPLES:])
-    return measure(captured, cluster, samples=samples, options=options, progress=report)
+    return measure(captured, cluster, samples=samples, options=options, image=PIXELS, progress=report)
 
 
 def _play(

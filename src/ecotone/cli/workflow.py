@@ -107,12 +107,15 @@ def make_profile(
     for name in executors:
         by_id(name)
     options = MeasureOptions(executors=tuple(executors), max_error=max_error)
+    image = work.preparation.image
     inputs = work.samples or (work.captured.example_inputs,)
-    file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs))
+    file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs, image=image))
     if fresh:
         file.unlink(missing_ok=True)
     with progress_bar("profiling", work.quiet) as report:
-        return measure(work.captured, nodes or work.cluster, samples=inputs, options=options, path=file, progress=report)
+        return measure(
+            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image, path=file, progress=report
+        )
 
 
 def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:

@@ -3,7 +3,7 @@
 from ecotone.codec.body import HasSpec, pack, unpack
 from ecotone.codec.catalogue import CANDIDATES, IMAGE_CANDIDATES, CodecError, CodecInfo, catalogue, info
 from ecotone.codec.frame import FrameError
-from ecotone.codec.image import ImageSpec
+from ecotone.codec.image import ImageSpec, is_picture
 from ecotone.codec.tensors import decode, encode, error_bound
 
 __all__ = [

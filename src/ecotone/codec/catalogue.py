@@ -27,10 +27,10 @@ CANDIDATES = (
     "fp32", "fp16", "fp16+zstd", "int8", "int8+zstd", "int6+zstd", "int4", "int4+zstd", "int4c+zstd",
     "int3clip+zstd", "int3c+zstd", "int2clip+zstd",
 )  # fmt: skip
-IMAGE_CANDIDATES = ("png", "webp:80", "jpeg:95", "jpeg:90", "jpeg:75")
+IMAGE_CANDIDATES = ("pixels", "png", "webp:80", "jpeg:95", "jpeg:90", "jpeg:75")
 
 _BASE = re.compile(r"(?:(fp32|fp16|bf16)|int([86432])(c|clip)?)(?:\+(zstd|deflate))?")
-_IMAGE = re.compile(r"(png)|(jpeg):([1-9][0-9]?|100)|(webp):([1-9][0-9]?|100|lossless)")
+_IMAGE = re.compile(r"(png|pixels)|(jpeg):([1-9][0-9]?|100)|(webp):([1-9][0-9]?|100|lossless)")
 
 
 class CodecError(EcotoneError):
@@ -74,16 +74,16 @@ def recipe(codec_id: str) -> Recipe:
                 clip=suffix == "clip", entropy=cast(Entropy, entropy or ""),
             )  # fmt: skip
     if found := _IMAGE.fullmatch(codec_id):
-        png, jpeg, jpeg_quality, _, webp_quality = found.groups()
+        lossless, jpeg, jpeg_quality, _, webp_quality = found.groups()
         quality = jpeg_quality or webp_quality or "lossless"
-        return Recipe(name=codec_id, image=png or jpeg or "webp", quality=101 if quality == "lossless" else int(quality))
+        return Recipe(name=codec_id, image=lossless or jpeg or "webp", quality=101 if quality == "lossless" else int(quality))
     if codec_id == LOCAL:
         raise CodecError(
             f'codec "{LOCAL}" moves nothing: source and target are one device; hand the tensors over as they are'
         )
     raise CodecError(
         f'codec "{codec_id:.40}" is not known; write fp32, fp16, bf16, int8, int6, int4, int3 or int2 (int4c: per channel, '
-        f"int4clip: clipped), +zstd or +deflate behind it, or png, jpeg:90, webp:80, webp:lossless for pictures"
+        f"int4clip: clipped), +zstd or +deflate behind it, or pixels, png, jpeg:90, webp:80, webp:lossless for pictures"
     )
 
 
@@ -107,11 +107,13 @@ def catalogue() -> tuple[CodecInfo, ...]:
     for bits in INTEGER_BITS:
         bases += [f"int{bits}", f"int{bits}c"] + ([f"int{bits}clip"] if bits in CLIPPED_BITS else [])
     names = [base + (f"+{entropy}" if entropy else "") for base in bases for entropy in ENTROPIES]
-    names += ["png", "webp:lossless", *(f"{kind}:{q}" for kind, qualities in IMAGE_QUALITIES.items() for q in qualities)]
+    names += ["pixels", "png", "webp:lossless", *(f"{kind}:{q}" for kind, qualities in IMAGE_QUALITIES.items() for q in qualities)]
     return tuple(info(name) for name in names)
 
 
 def _summary(parts: Recipe) -> str:
+    if parts.image == "pixels":
+        return "8-bit pixels of the input picture, as they are"
     if parts.image:
         quality = "lossless" if parts.quality == 101 else f"quality {parts.quality}"
         return f"{parts.image.upper()} of the input picture, {quality}"

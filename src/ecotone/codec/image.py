@@ -1,7 +1,7 @@
-"""JPEG, PNG and WebP of a picture tensor: what a camera would send instead of activations. Codecs of the input at cut 0.
+"""8-bit pixels, JPEG, PNG and WebP of a picture tensor: what a camera would send instead of activations, at cut 0.
 
 A network's input is a normalised float image x = (pixel/255 - mean) / std, channels first: (N, 3|1, H, W) or (3|1, H, W).
-ImageSpec gives mean and std per channel; it travels in the payload. Lossless rule: PNG and lossless WebP give the 8-bit
+ImageSpec gives mean and std per channel; it travels in the payload. Lossless rule: pixels, PNG and lossless WebP give the 8-bit
 pixels back exactly, so a tensor made from 8-bit pixels with the right ImageSpec comes back within float rounding, and any
 other is rounded to half a pixel step, 1/(510 std) at most (outside [0, 255]: clipped). JPEG and lossy WebP promise no
 more than the range. Each image of a batch is coded by itself. Sizes are checked in the file's header before decoding.
@@ -55,7 +55,7 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 
 
 def encode_images(x: np.ndarray, parts: Recipe, image: ImageSpec | None) -> bytes:
-    """Float32 `x` of a picture shape as one file per item, behind the spec; raises CodecError for NaN."""
+    """Float32 `x` of a picture shape as one file (or plain bytes, channels first) per item, behind the spec; raises CodecError for NaN."""
     batch = x.reshape(-1, *x.shape[-3:])
     channels = batch.shape[1]
     spec = image or _own_range(x)
@@ -65,6 +65,9 @@ def encode_images(x: np.ndarray, parts: Recipe, image: ImageSpec | None) -> byte
         if not np.isfinite(item).all():
             raise CodecError(f"codec {parts.name}: the picture holds values that are not finite; use fp32 or an int codec")
         pixels = np.clip(np.rint(item * scale + shift), 0, 255).astype(np.uint8)
+        if parts.image == "pixels":
+            out += [_SIZE.pack(pixels.size), pixels.tobytes()]
+            continue
         picture = Image.fromarray(pixels[0] if channels == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         file = io.BytesIO()
         picture.save(file, _FORMATS[parts.image], **_options(parts))
@@ -105,7 +108,7 @@ def image_error_bound(x: np.ndarray, parts: Recipe, image: ImageSpec | None) -> 
     scale, shift = (image or _own_range(x)).constants(x.shape[-3])
     pixels = x.reshape(-1, *x.shape[-3:]).astype(np.float64) * scale + shift
     outside = np.maximum(np.maximum(pixels - 255, -pixels), 0)
-    step = 0.5 if parts.quality in (0, 101) else 255.0  # png has quality 0
+    step = 0.5 if parts.quality == 101 else 255.0
     return float(((outside + step) / scale).max()) + float(np.abs(x).max()) * 2.0**-20
 
 
@@ -127,6 +130,10 @@ def _options(parts: Recipe) -> dict[str, int | bool]:
 
 
 def _open(file: memoryview, parts: Recipe, channels: int, sides: tuple[int, ...]) -> np.ndarray:
+    if parts.image == "pixels":
+        if len(file) != channels * sides[0] * sides[1]:
+            raise CodecError(f"codec {parts.name}: {len(file)} bytes are no {channels} x {sides[0]} x {sides[1]} pixels")
+        return np.frombuffer(file, np.uint8).reshape(channels, *sides)
     mode = "L" if channels == 1 else "RGB"
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(file), formats=[_FORMATS[parts.image]]) as picture:

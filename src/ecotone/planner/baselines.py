@@ -277,7 +277,7 @@ def _even_split(chain: Chain) -> Path | None:
 
 _RULES: dict[str, Callable[[Chain], Path | None]] = {
     "device_only": _device_only,
-    "server_only_raw": _server_only("fp32"),
+    "server_only_raw": _server_only("pixels", "fp32"),
     "server_only_jpeg": _server_only("jpeg"),
     "best_fixed_cut": _best_fixed_cut,
     "neurosurgeon": _neurosurgeon,

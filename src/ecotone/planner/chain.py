@@ -22,7 +22,7 @@ from ecotone.planner.objective import Asked, PlannerError
 
 __all__ = ["Chain", "Path", "build", "segment_weights"]
 
-IMAGE_CODECS = ("jpeg", "png", "webp")
+IMAGE_CODECS = ("jpeg", "pixels", "png", "webp")
 UNMEASURED_CODEC = "fp32"  # changes nothing and costs a copy: the one codec that needs no measurement
 
 

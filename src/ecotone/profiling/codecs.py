@@ -12,7 +12,7 @@ import torch
 
 from ecotone import codec
 from ecotone.cluster import DeviceId
-from ecotone.codec import CodecError
+from ecotone.codec import CodecError, ImageSpec
 from ecotone.model import Captured
 from ecotone.profile import CodecCost, Payload
 from ecotone.profiling.job import Frontiers, frontier_values
@@ -41,9 +41,15 @@ def profile_codecs(
     *,
     sizes_bytes: Sequence[int] = SIZES_BYTES,
     rounds: int = ROUNDS,
+    image: ImageSpec | None = None,
+    picture: torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> tuple[CodecCost, ...]:
-    """Encode and decode seconds of each codec here, one thread, as `device`."""
+    """Encode and decode seconds of each codec here, one thread, as `device`.
+
+    `picture` is a real input, `image` how its pixels became it: image codecs are timed on that one, since their time
+    depends on what is seen and they carry nothing else.
+    """
     names = codec_ids(codecs)
     costs = []
     before = torch.get_num_threads()
@@ -51,7 +57,8 @@ def profile_codecs(
     sweep = Sweep()
     try:
         for number, name in enumerate(names):
-            points = [_codec_times(name, size, rounds, sweep) for size in sizes_bytes]
+            tensors = _to_code(name, sizes_bytes, image, picture)
+            points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
             encode_fixed, encode_rate = fit_line([(size, encode) for size, encode, _ in points])
             decode_fixed, decode_rate = fit_line([(size, decode) for size, _, decode in points])
             costs.append(
@@ -71,16 +78,25 @@ def profile_codecs(
     return tuple(costs)
 
 
-def _codec_times(name: str, size_bytes: int, rounds: int, sweep: Sweep) -> tuple[float, float, float]:
-    """Raw bytes, median seconds to encode and to decode a body of about `size_bytes`."""
-    tensor = _activation(size_bytes, codec.info(name).is_image)
+def _to_code(
+    name: str, sizes_bytes: Sequence[int], image: ImageSpec | None, picture: torch.Tensor | None
+) -> list[torch.Tensor]:
+    if not codec.info(name).is_image:
+        return [_activation(size) for size in sizes_bytes]
+    return [_picture(size, image) for size in sizes_bytes] if picture is None else [picture]
+
+
+def _codec_times(
+    name: str, tensor: torch.Tensor, image: ImageSpec | None, rounds: int, sweep: Sweep
+) -> tuple[float, float, float]:
+    """Raw bytes, median seconds to encode and to decode a body of `tensor`."""
     named = [("activation", tensor)]
     encodes, decodes = [], []
     with collector_off():
         for number in range(rounds + 1):
             sweep()
-            encoding = timed_s(lambda: codec.pack(named, name))
-            body = codec.pack(named, name)
+            encoding = timed_s(lambda: codec.pack(named, name, image=image))
+            body = codec.pack(named, name, image=image)
             sweep()
             decoding = timed_s(lambda given=body: codec.unpack(given))  # type: ignore[misc]
             if number:  # the first round warms up
@@ -89,15 +105,25 @@ def _codec_times(name: str, size_bytes: int, rounds: int, sweep: Sweep) -> tuple
     return float(tensor.numel() * 4), median_and_spread(encodes)[0], median_and_spread(decodes)[0]
 
 
-def _activation(size_bytes: int, image: bool) -> torch.Tensor:
-    """Smooth noise after ReLU, as convolutions leave it; for image codecs smooth noise of three channels."""
+def _activation(size_bytes: int) -> torch.Tensor:
+    """Smooth noise after ReLU, as convolutions leave it."""
+    return _noise(size_bytes, 64).relu()
+
+
+def _picture(size_bytes: int, image: ImageSpec | None) -> torch.Tensor:
+    """Smooth noise of three channels in 8 bits, as `image` says that pixels become an input."""
+    pixels = (128 + 50 * _noise(size_bytes, 3)).round().clamp(0, 255)
+    spec = image or ImageSpec()
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
+    return (pixels / 255 - mean) / std
+
+
+def _noise(size_bytes: int, channels: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(size_bytes)
-    channels = 3 if image else 64
     side = max(4, round((size_bytes / 4 / channels) ** 0.5))
     coarse = torch.randn(1, channels, max(2, side // 4), max(2, side // 4), generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
-    noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
-    return noisy if image else noisy.relu()
+    return smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
 
 
 def disagreement(made: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]) -> float:
@@ -120,10 +146,14 @@ def payloads(
     cuts: Sequence[int],
     codecs: Sequence[str] = (),
     *,
+    image: ImageSpec | None = None,
     frontiers: Frontiers | None = None,
     progress: Progress | None = None,
 ) -> tuple[Payload, ...]:
-    """Every cut under every codec that can code it; image codecs at cut 0 only. `samples` are flat inputs."""
+    """Every cut under every codec that can code it; image codecs at cut 0 only. `samples` are flat inputs.
+
+    `image` says how pixels became the input, as for `codec.pack`: without it image codecs stretch the range of each.
+    """
     names = codec_ids(codecs)
     cuts = tuple(cuts)
     values = frontiers or frontier_values(captured, samples, cuts)
@@ -137,7 +167,7 @@ def payloads(
                 continue
             labels = [captured.graph.tensors[t].name for t in tensors]
             try:
-                found.append(_payload(cut, name, labels, values[cut], values[cuts[-1]], rest))
+                found.append(_payload(cut, name, labels, values[cut], values[cuts[-1]], rest, image))
             except CodecError:
                 continue  # this frontier is no picture
         if progress:
@@ -152,10 +182,11 @@ def _payload(
     values: Sequence[tuple[torch.Tensor, ...]],
     wanted: Sequence[tuple[torch.Tensor, ...]],
     rest: Callable[..., tuple[torch.Tensor, ...]] | None,
+    image: ImageSpec | None,
 ) -> Payload:
     size, made = 0, []
     for tensors in values:
-        body = codec.pack(list(zip(labels, tensors, strict=True)), name)
+        body = codec.pack(list(zip(labels, tensors, strict=True)), name, image=image)
         size += len(body)
         decoded = codec.unpack(body)
         if rest is None:

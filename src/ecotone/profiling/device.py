@@ -17,6 +17,7 @@ import torch
 
 from ecotone import executors
 from ecotone.cluster import Device
+from ecotone.codec import ImageSpec, is_picture
 from ecotone.executors import ExecutorError
 from ecotone.model import Captured
 from ecotone.profile import ExecutorFailure, SegmentTime
@@ -47,11 +48,13 @@ def profile_device(
     options: MeasureOptions | None = None,
     progress: Progress | None = None,
     frontiers: Frontiers | None = None,
+    image: ImageSpec | None = None,
     command: Sequence[str] = COMMAND,
 ) -> DeviceMeasurement:
     """Measure `captured` on this machine as `device` (its accelerator, threads, executors; times stretched by slowdown).
 
-    `cuts` ascend from 0 to L; `samples` are flat inputs, empty: the capture's examples; `frontiers` saves computing them.
+    `cuts` ascend from 0 to L; `samples` are flat inputs, empty: the capture's examples; `frontiers` saves computing them;
+    `image` says how pixels became the input.
     Raises EcotoneError where no executor runs the whole model.
     """
     options = options or MeasureOptions()
@@ -81,7 +84,8 @@ def profile_device(
         kept = _kept(outcomes[0].timed, options)
         for group in _groups(captured, kept, cuts):
             outcomes.append(_do(folder, device, group, options.rounds, run))
-    codecs = profile_codecs(device.name, options.codecs, progress=bar.more)
+    picture = next((t for t in values[cuts[0]][0] if t.is_floating_point() and is_picture(tuple(t.shape))), None)
+    codecs = profile_codecs(device.name, options.codecs, image=image, picture=picture, progress=bar.more)
     bar.finish()
     # The whole model is in every pass; the last pass is the thorough one.
     latest = {(e["executor"], e["start"], e["stop"]): e for outcome in outcomes for e in outcome.timed}

@@ -19,6 +19,7 @@ import torch
 
 from ecotone import schema
 from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.codec import ImageSpec
 from ecotone.executors.cache import cache_root, key_of
 from ecotone.executors.preparation import cpu_flags
 from ecotone.graph import Graph
@@ -53,6 +54,7 @@ def profile_key(
     options: MeasureOptions | None = None,
     samples: Sequence[Sequence[torch.Tensor]] = (),
     measured: Sequence[DeviceMeasurement] = (),
+    image: ImageSpec | None = None,
 ) -> str:
     """Hex hash of all that a profile depends on; links, addresses and power do not belong to it."""
     devices = [(d.name, d.executors, d.accelerator, d.threads, d.kind, d.slowdown) for d in cluster.devices]
@@ -62,7 +64,7 @@ def profile_key(
         contents.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return key_of(
         graph.content_hash(), devices, schema.write(options or MeasureOptions()), contents.hexdigest(),
-        [m.to_json() for m in measured], sorted(software_versions().items()), cpu_flags(),
+        [m.to_json() for m in measured], image, sorted(software_versions().items()), cpu_flags(),
     )  # fmt: skip
 
 
@@ -79,6 +81,7 @@ def measure(
     options: MeasureOptions | None = None,
     measured: Sequence[DeviceMeasurement] = (),
     links: Sequence[LinkFit] = (),
+    image: ImageSpec | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -86,12 +89,12 @@ def measure(
 
     `samples`: flat inputs (`captured.flatten_inputs`), real ones where accuracy matters; empty: the capture's examples.
     `measured`: what nodes sent; the other devices must be emulated or alike this machine and are measured here. `links`:
-    fits over the real wire. `path`: the profile's file (None: in the cache), reused while its key is equal; with links
+    fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the profile's file (None: in the cache), reused while its key is equal; with links
     given those are put into it anew. Raises EcotoneError where no executor runs the model on some device.
     """
     options = options or MeasureOptions()
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
-    key = profile_key(captured.graph, cluster, options, samples, measured)
+    key = profile_key(captured.graph, cluster, options, samples, measured, image)
     target = Path(path) if path is not None else default_path(key)
     known = _reused(target, key)
     if known is not None:
@@ -107,7 +110,7 @@ def measure(
             if alike not in here:
                 plain = _plain(device)
                 here[alike] = profile_device(
-                    captured, plain, cuts=cuts, samples=samples, options=options, progress=progress, frontiers=values
+                    captured, plain, cuts=cuts, samples=samples, options=options, progress=progress, frontiers=values, image=image
                 )
             found[device.name] = here[alike].for_device(device)
     measurements = [found[device.name] for device in cluster.devices]
@@ -119,7 +122,7 @@ def measure(
         segments=tuple(s for m in measurements for s in m.segments),
         links=tuple(links),
         codecs=tuple(c for m in measurements for c in m.codecs),
-        payloads=payloads(captured, samples, cuts, options.codecs, frontiers=values, progress=progress),
+        payloads=payloads(captured, samples, cuts, options.codecs, image=image, frontiers=values, progress=progress),
         failures=tuple(f for m in measurements for f in m.failures),
         key=key,
         versions=software_versions(),

@@ -16,6 +16,7 @@ import torch
 
 from ecotone import profiling
 from ecotone.cluster import Cluster, Device, DeviceId, Link
+from ecotone.codec import ImageSpec
 from ecotone.model import Captured
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
@@ -41,29 +42,30 @@ def measure(
     *,
     samples: Sequence[Sequence[torch.Tensor]] = (),
     options: MeasureOptions | None = None,
+    image: ImageSpec | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
-    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options` and `path`. Raises
+    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and `path`. Raises
     NodeUnreachable or EcotoneError in bounded time.
     """
     if isinstance(nodes, Cluster):
         if nodes.emulate or len(nodes.devices) == 1:
-            return profiling.measure(captured, nodes, samples=samples, options=options, progress=progress, path=path)
+            return profiling.measure(captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path)
         with attach(nodes) as attached:
-            return measure(captured, attached, samples=samples, options=options, progress=progress, path=path)
+            return measure(captured, attached, samples=samples, options=options, image=image, progress=progress, path=path)
     cluster = nodes.cluster
     if cluster.emulate:
-        return profiling.measure(captured, cluster, samples=samples, options=options, progress=progress, path=path)
+        return profiling.measure(captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path)
     options = options or MeasureOptions()
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
     links = measure_links(nodes, progress)
     others = [d for d in cluster.devices if d.name != cluster.source]
-    measured = [_ask_node(captured, nodes, device, samples, options, progress) for device in others]
+    measured = [_ask_node(captured, nodes, device, samples, options, image, progress) for device in others]
     return profiling.measure(
-        captured, cluster, samples=samples, options=options, measured=measured, links=links, progress=progress, path=path
+        captured, cluster, samples=samples, options=options, measured=measured, links=links, image=image, progress=progress, path=path
     )
 
 
@@ -73,6 +75,7 @@ def _ask_node(
     device: Device,
     samples: Sequence[Sequence[torch.Tensor]],
     options: MeasureOptions,
+    image: ImageSpec | None,
     progress: Progress | None,
 ) -> DeviceMeasurement:
     """Send the model in pieces to a real node and let it measure them on itself."""
@@ -99,6 +102,7 @@ def _ask_node(
             body = {
                 "session": session.number, "epoch": session.plan.epoch, "graph": write(graph), "cuts": cuts,
                 "options": write(options), "executors": device.executors,
+                "image": None if image is None else write(image),
             }  # fmt: skip
             answer = nodes.questions.ask(NodeId(device.name), "profile", body, deadline_s=_PROFILE_S, repeat_s=10.0)
     finally:

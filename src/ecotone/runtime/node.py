@@ -113,13 +113,14 @@ class LocalNode:
         model = self._loader.stored_model(int(body["session"]), int(body["epoch"]), graph)
         device = replace(self.device, executors=tuple(body["executors"]))
         options = schema.read(profiling.MeasureOptions, body["options"], "profile question")
+        image = None if body.get("image") is None else schema.read(ImageSpec, body["image"], "profile question")
 
         def tell(done: int, total: int, what: str) -> None:
             self.questions.tell(peer, "progress", {"done": done, "total": total, "what": what})
 
         measured = profiling.profile_device(
             cast(Captured, model), device, cuts=tuple(body["cuts"]), samples=model.samples, options=options,
-            progress=tell,
+            image=image, progress=tell,
         )  # fmt: skip
         return measured.to_json()
 
