@@ -17,7 +17,7 @@ from ecotone.codec import CodecError, ImageSpec
 pytestmark = pytest.mark.torch
 
 SPEC = ImageSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-LOSSLESS = ("png", "webp:lossless")
+LOSSLESS = ("pixels", "png", "webp:lossless")
 LOSSY = ("jpeg:95", "jpeg:50", "webp:80")
 
 
@@ -70,6 +70,11 @@ def test_lossy_pictures_are_near_and_small(name: str) -> None:
     body = codec.pack([("x", x)], name)
     assert len(body) < 0.1 * x.numel()
     assert float((codec.unpack(body)[0] - x).abs().mean()) < 0.02
+
+
+def test_pixels_take_a_byte_each() -> None:
+    x = picture(items=2)
+    assert x.numel() < len(codec.encode(x, "pixels")) < x.numel() + 100
 
 
 def test_quality_orders_size() -> None:

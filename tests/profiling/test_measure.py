@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from ecotone import schema
+from ecotone import codec, schema
 from ecotone.cluster import Cluster, Device, Link
+from ecotone.codec import ImageSpec
 from ecotone.model import capture
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling import (
@@ -95,6 +96,7 @@ def test_file_is_used_again_until_something_changes(captured, tmp_path, monkeypa
         {"cluster": cluster(device("a", 3.0), device("b"))},
         {"options": replace(OPTIONS, rounds=3)},
         {"samples": [(torch.zeros(1, 3, 16, 16),)]},
+        {"image": ImageSpec(mean=(0.5,), std=(0.5,))},
     ]
     for change in changed:
         given = {"cluster": two, "options": OPTIONS} | change
@@ -164,6 +166,32 @@ def test_payloads_are_what_the_codec_writes(captured):
         assert coarse.relative_error > found[cut, "int8"].relative_error > 0
         assert coarse.num_samples == 3
     assert found[1, "int8"].size_bytes < found[1, "fp32"].size_bytes / 3
+
+
+def test_pictures_are_coded_as_their_pixels_became_inputs(captured, tmp_path):
+    """With the right ImageSpec lossless image codecs cost the answer nothing, and JPEG what its own error makes of it."""
+    pixels = torch.randint(0, 256, (3, 1, 3, 16, 16)).float()
+    spec = ImageSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (spec.mean, spec.std))
+    samples = [((p / 255 - mean) / std,) for p in pixels]
+    options = replace(OPTIONS, codecs=("pixels", "png", "jpeg:50", "fp32"))
+    profile = measure(captured, cluster(device("a")), samples=samples, options=options, image=spec, path=tmp_path / "p.json")
+    right = {p.codec: p.relative_error for p in profile.payloads if p.position == 0}
+    without = {
+        p.codec: p.relative_error for p in payloads(captured, samples, (0, captured.graph.num_blocks), options.codecs)
+    }
+    assert right["png"] < 1e-5
+    assert right["pixels"] < 1e-5
+    assert without["png"] > 1e-4
+    coded = [codec.unpack(codec.pack([("x", s[0])], "jpeg:50", image=spec)) for s in samples]
+    answers = [captured.reference(x) for x in coded]
+    assert right["jpeg:50"] == pytest.approx(relative_error(answers, [captured.reference(s) for s in samples]), rel=1e-4)
+
+
+def test_image_codecs_are_timed_on_the_picture_given():
+    small, large = (torch.rand(1, 3, side, side) for side in (8, 256))
+    (quick,), (slow,) = (profile_codecs("a", ["png"], picture=x, rounds=2) for x in (small, large))
+    assert 0 < quick.encode_fixed_s < slow.encode_fixed_s
 
 
 def test_codec_costs_grow_with_size():

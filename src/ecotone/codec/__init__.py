@@ -8,5 +8,5 @@ from ecotone.codec.tensors import decode, encode, error_bound
 
 __all__ = [
     "CANDIDATES", "IMAGE_CANDIDATES", "CodecError", "CodecInfo", "FrameError", "HasSpec", "ImageSpec", "catalogue", "decode",
-    "encode", "error_bound", "info", "pack", "unpack",
+    "encode", "error_bound", "info", "is_picture", "pack", "unpack",
 ]  # fmt: skip

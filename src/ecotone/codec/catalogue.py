@@ -76,7 +76,9 @@ def recipe(codec_id: str) -> Recipe:
     if found := _IMAGE.fullmatch(codec_id):
         lossless, jpeg, jpeg_quality, _, webp_quality = found.groups()
         quality = jpeg_quality or webp_quality or "lossless"
-        return Recipe(name=codec_id, image=lossless or jpeg or "webp", quality=101 if quality == "lossless" else int(quality))
+        return Recipe(
+            name=codec_id, image=lossless or jpeg or "webp", quality=101 if quality == "lossless" else int(quality)
+        )
     if codec_id == LOCAL:
         raise CodecError(
             f'codec "{LOCAL}" moves nothing: source and target are one device; hand the tensors over as they are'
@@ -107,7 +109,12 @@ def catalogue() -> tuple[CodecInfo, ...]:
     for bits in INTEGER_BITS:
         bases += [f"int{bits}", f"int{bits}c"] + ([f"int{bits}clip"] if bits in CLIPPED_BITS else [])
     names = [base + (f"+{entropy}" if entropy else "") for base in bases for entropy in ENTROPIES]
-    names += ["pixels", "png", "webp:lossless", *(f"{kind}:{q}" for kind, qualities in IMAGE_QUALITIES.items() for q in qualities)]
+    names += [
+        "pixels",
+        "png",
+        "webp:lossless",
+        *(f"{kind}:{q}" for kind, qualities in IMAGE_QUALITIES.items() for q in qualities),
+    ]
     return tuple(info(name) for name in names)
 
 

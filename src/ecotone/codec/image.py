@@ -1,10 +1,10 @@
 """8-bit pixels, JPEG, PNG and WebP of a picture tensor: what a camera would send instead of activations, at cut 0.
 
 A network's input is a normalised float image x = (pixel/255 - mean) / std, channels first: (N, 3|1, H, W) or (3|1, H, W).
-ImageSpec gives mean and std per channel; it travels in the payload. Lossless rule: pixels, PNG and lossless WebP give the 8-bit
-pixels back exactly, so a tensor made from 8-bit pixels with the right ImageSpec comes back within float rounding, and any
-other is rounded to half a pixel step, 1/(510 std) at most (outside [0, 255]: clipped). JPEG and lossy WebP promise no
-more than the range. Each image of a batch is coded by itself. Sizes are checked in the file's header before decoding.
+ImageSpec gives mean and std per channel; it travels in the payload. Lossless rule: pixels (one byte each), PNG and lossless
+WebP give the 8-bit pixels back exactly, so a tensor made from 8-bit pixels with the right ImageSpec comes back within float
+rounding, and any other is rounded to half a pixel step, 1/(510 std) at most (outside [0, 255]: clipped). JPEG and lossy WebP
+promise no more than the range. Each image of a batch is coded by itself. Sizes are checked before decoding.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 
 
 def encode_images(x: np.ndarray, parts: Recipe, image: ImageSpec | None) -> bytes:
-    """Float32 `x` of a picture shape as one file (or plain bytes, channels first) per item, behind the spec; raises CodecError for NaN."""
+    """Float32 `x` of a picture shape as a file or plain bytes per item, behind the spec; raises CodecError for NaN."""
     batch = x.reshape(-1, *x.shape[-3:])
     channels = batch.shape[1]
     spec = image or _own_range(x)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def measure(
 
     `samples`: flat inputs (`captured.flatten_inputs`), real ones where accuracy matters; empty: the capture's examples.
     `measured`: what nodes sent; the other devices must be emulated or alike this machine and are measured here. `links`:
-    fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the profile's file (None: in the cache), reused while its key is equal; with links
-    given those are put into it anew. Raises EcotoneError where no executor runs the model on some device.
+    fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the profile's
+    file (None: in the cache), reused while its key is equal; with links given those are put into it anew. Raises
+    EcotoneError where no executor runs the model on some device.
     """
     options = options or MeasureOptions()
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
@@ -102,18 +104,17 @@ def measure(
     torch.manual_seed(options.seed)
     cuts = candidate_cuts(captured.graph, options.max_cuts)
     values = frontier_values(captured, samples, cuts)
-    found = {m.device: m for m in measured}
-    here: dict[tuple[object, ...], DeviceMeasurement] = {}
-    for device in cluster.devices:
-        if device.name not in found:
-            alike = (device.accelerator, device.threads, device.executors)
-            if alike not in here:
-                plain = _plain(device)
-                here[alike] = profile_device(
-                    captured, plain, cuts=cuts, samples=samples, options=options, progress=progress, frontiers=values, image=image
-                )
-            found[device.name] = here[alike].for_device(device)
-    measurements = [found[device.name] for device in cluster.devices]
+    device_measurement = partial(
+        profile_device,
+        captured,
+        cuts=cuts,
+        samples=samples,
+        options=options,
+        progress=progress,
+        frontiers=values,
+        image=image,
+    )
+    measurements = _of_devices(cluster, measured, device_measurement)
     profile = Profile(
         graph_hash=captured.graph.content_hash(),
         cluster_name=cluster.name,
@@ -131,6 +132,21 @@ def measure(
     )
     schema.write_aside(target, profile.to_json())
     return profile
+
+
+def _of_devices(
+    cluster: Cluster, measured: Sequence[DeviceMeasurement], measure_here: Callable[[Device], DeviceMeasurement]
+) -> list[DeviceMeasurement]:
+    """What was sent, and for the rest one measurement here for all devices alike, stretched by each one's slowdown."""
+    found = {m.device: m for m in measured}
+    here: dict[tuple[object, ...], DeviceMeasurement] = {}
+    for device in cluster.devices:
+        if device.name not in found:
+            alike = (device.accelerator, device.threads, device.executors)
+            if alike not in here:
+                here[alike] = measure_here(_plain(device))
+            found[device.name] = here[alike].for_device(device)
+    return [found[device.name] for device in cluster.devices]
 
 
 def _plain(device: Device) -> Device:

@@ -48,24 +48,36 @@ def measure(
 ) -> Profile:
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
-    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and `path`. Raises
-    NodeUnreachable or EcotoneError in bounded time.
+    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and
+    `path`. Raises NodeUnreachable or EcotoneError in bounded time.
     """
     if isinstance(nodes, Cluster):
         if nodes.emulate or len(nodes.devices) == 1:
-            return profiling.measure(captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path)
+            return profiling.measure(
+                captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path
+            )
         with attach(nodes) as attached:
             return measure(captured, attached, samples=samples, options=options, image=image, progress=progress, path=path)
     cluster = nodes.cluster
     if cluster.emulate:
-        return profiling.measure(captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path)
+        return profiling.measure(
+            captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path
+        )
     options = options or MeasureOptions()
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
     links = measure_links(nodes, progress)
     others = [d for d in cluster.devices if d.name != cluster.source]
     measured = [_ask_node(captured, nodes, device, samples, options, image, progress) for device in others]
     return profiling.measure(
-        captured, cluster, samples=samples, options=options, measured=measured, links=links, image=image, progress=progress, path=path
+        captured,
+        cluster,
+        samples=samples,
+        options=options,
+        measured=measured,
+        links=links,
+        image=image,
+        progress=progress,
+        path=path,
     )
 
 

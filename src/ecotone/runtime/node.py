@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from ecotone import profiling, schema
 from ecotone.cluster import Device, Link
+from ecotone.codec import ImageSpec
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.protocol.message import NodeId
