@@ -20,6 +20,7 @@ from benchmarks.models import MODELS
 from ecotone import profiling
 from ecotone.cli.demo_model import frame_paths, read_frame
 from ecotone.cluster import Cluster, Device, DeviceId, Link
+from ecotone.codec import ImageSpec
 from ecotone.model import Captured, capture
 from ecotone.plan import Plan
 from ecotone.profile import Profile
@@ -29,7 +30,7 @@ Sample = tuple[torch.Tensor, ...]
 
 MEMORY_BYTES = 8 << 30
 UNLIMITED_BYTES_PER_S = 1e11
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGE = ImageSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Measured:
 
 def photographs(count: int) -> list[Sample]:
     """Flat inputs: the shipped frames (mosaics of CIFAR-10 photographs), normalised as image networks expect."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGE.mean, IMAGE.std))
     return [((read_frame(path) - mean) / std,) for path in frame_paths()[:count]]
 
 
@@ -105,12 +106,12 @@ def profile_of(
 ) -> Profile:
     """A fresh profile at slowdown 1; nothing is taken from an earlier run."""
     options = profiling.MeasureOptions(
-        executors=(executor,), codecs=codecs, keep=1, max_cuts=8 if quick else 14, rounds=5 if quick else 11,
+        executors=(executor,), codecs=codecs, keep=1, max_cuts=8 if quick else 20, rounds=5 if quick else 11,
         max_samples=2 if quick else len(samples),
     )  # fmt: skip
     plain = replace(cluster, devices=tuple(replace(d, slowdown=1.0) for d in cluster.devices))
     with _no_file() as path:
-        return profiling.measure(captured, plain, samples=samples, options=options, path=path)
+        return profiling.measure(captured, plain, samples=samples, options=options, image=IMAGE, path=path)
 
 
 def bound_s(trace: RequestTrace, plan: Plan, cluster: Cluster) -> float:
@@ -138,7 +139,7 @@ class Bench:
         self.close()
         self.nodes.cluster = replace(self.nodes.cluster, devices=cluster.devices)
         self._unlimited()
-        self.session = deploy(plan, captured, self.nodes, samples=samples, timeout_s=180.0, max_in_flight=8)
+        self.session = deploy(plan, captured, self.nodes, samples=samples, timeout_s=180.0, max_in_flight=8, image=IMAGE)
         self._plan = plan.identity()
 
     def close(self) -> None:
