@@ -102,16 +102,43 @@ def stretched(profile: Profile, slowdowns: dict[str, float]) -> Profile:
 
 
 def profile_of(
-    captured: Captured, cluster: Cluster, samples: Sequence[Sample], executor: str, codecs: tuple[str, ...], quick: bool
+    captured: Captured,
+    cluster: Cluster,
+    samples: Sequence[Sample],
+    executor: str,
+    codecs: tuple[str, ...],
+    quick: bool,
+    max_cuts: int = 20,
 ) -> Profile:
     """A fresh profile at slowdown 1; nothing is taken from an earlier run."""
     options = profiling.MeasureOptions(
-        executors=(executor,), codecs=codecs, keep=1, max_cuts=8 if quick else 20, rounds=5 if quick else 11,
-        max_samples=2 if quick else len(samples),
+        executors=(executor,), codecs=codecs, keep=1, max_cuts=min(8, max_cuts) if quick else max_cuts,
+        rounds=5 if quick else 11, max_samples=2 if quick else 3,
     )  # fmt: skip
     plain = replace(cluster, devices=tuple(replace(d, slowdown=1.0) for d in cluster.devices))
     with _no_file() as path:
         return profiling.measure(captured, plain, samples=samples, options=options, image=IMAGE, path=path)
+
+
+def mean_profile(one: Profile, other: Profile) -> Profile:
+    """Two profiles of the same things as one: the mean of each time."""
+    later = {(s.device, s.executor, s.start, s.stop): s for s in other.segments}
+    segments = []
+    for s in one.segments:
+        twin = later[s.device, s.executor, s.start, s.stop]
+        segments.append(replace(s, median_s=(s.median_s + twin.median_s) / 2, spread_s=(s.spread_s + twin.spread_s) / 2))
+    codecs = []
+    for c, d in zip(one.codecs, other.codecs, strict=True):
+        assert (c.device, c.codec) == (d.device, d.codec)
+        names = ("encode_fixed_s", "encode_s_per_raw_byte", "decode_fixed_s", "decode_s_per_raw_byte")
+        codecs.append(replace(c, **{n: (getattr(c, n) + getattr(d, n)) / 2 for n in names}))
+    return replace(one, segments=tuple(segments), codecs=tuple(codecs))
+
+
+def steady_rate(ends: Sequence[float], in_flight: int) -> float:
+    """Results per second between their ends, the filling and draining of `in_flight` requests left out."""
+    kept = sorted(ends)[in_flight:-in_flight]
+    return (len(kept) - 1) / (kept[-1] - kept[0])
 
 
 def bound_s(trace: RequestTrace, plan: Plan, cluster: Cluster) -> float:
@@ -161,9 +188,7 @@ class Bench:
         """Results per second of a stream with `in_flight` requests under way, its filling and draining left out."""
         session = self._ready(plan, cluster)
         count = sum(1 for _ in session.stream(items, in_flight=in_flight))
-        ends = sorted(t.submitted_s + t.total_s for t in session.report()[-count:])
-        kept = ends[in_flight:-in_flight]
-        return (len(kept) - 1) / (kept[-1] - kept[0])
+        return steady_rate([t.submitted_s + t.total_s for t in session.report()[-count:]], in_flight)
 
     def _ready(self, plan: Plan, cluster: Cluster) -> Session:
         assert self.session is not None
