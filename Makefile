@@ -31,6 +31,7 @@ bench: $(STAMP)
 	@mkdir -p results
 	@for name in planner executors codec wire sim_vs_run split_latency; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json results/$$name.json || exit 1; done
+	$(BIN)/python -m benchmarks.figures_table
 
 clean:
 	rm -rf $(VENV) build dist report results

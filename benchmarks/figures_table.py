@@ -1,0 +1,77 @@
+"""Writes the table of figures in docs/systems.md from the JSON files of the benchmarks: `python -m benchmarks.figures_table`.
+
+Reads results/NAME.json (see `make bench`), or the files given; a benchmark whose file is missing is left out of the table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecotone.schema import write_aside
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, MARK = ROOT / "docs" / "systems.md", "<!-- figures -->"
+AT_MOST, AT_LEAST = "at most", "at least"
+TARGETS: dict[str, dict[str, tuple[str, float]]] = {
+    "planner": {
+        "oracle_mismatches": (AT_MOST, 0),
+        "chain_200x16_s": (AT_MOST, 1),
+        "chain_200x16_memory_gap": (AT_MOST, 0.03),
+        "throughput_15dev_3kinds_s": (AT_MOST, 1),
+        "baseline_over_ours_median": (AT_LEAST, 1),
+    },
+    "executors": {"resnet50_best_over_eager": (AT_LEAST, 8), "resnet50_relative_error": (AT_MOST, 0.2)},
+    "codec": {
+        "int8_bytes_per_s": (AT_LEAST, 1e9),
+        "int4_bytes_per_s": (AT_LEAST, 5e8),
+        "int4_entropy_bytes_per_s": (AT_LEAST, 2e8),
+        "int4_bits_per_element": (AT_MOST, 3),
+        "int4_accuracy_loss_points": (AT_MOST, 0.5),
+    },
+    "split_latency": {
+        "measured_over_bound_median": (AT_MOST, 1.10),
+        "prediction_error_median": (AT_MOST, 0.10),
+        "best_baseline_over_ours_min": (AT_LEAST, 0.97),
+        "share_of_grid_above_1_3": (AT_LEAST, 0.33),
+    },
+    "wire": {
+        "round_trip_over_tcp": (AT_MOST, 5),
+        "throughput_over_grpc": (AT_LEAST, 0.9),
+        "cpu_s_per_gigabyte": (AT_MOST, 1.5),
+        "control_under_load_ms": (AT_MOST, 80),
+    },
+    "sim_vs_run": {"relative_error_median": (AT_MOST, 0.10)},
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the page from the given files, or from results/; returns 0."""
+    files = [Path(a) for a in arguments] or [ROOT / "results" / f"{name}.json" for name in TARGETS]
+    found = {path.stem: json.loads(path.read_text()) for path in files if path.is_file()}
+    page = PAGE.read_text()
+    head = page[: page.index(MARK) + len(MARK)]
+    write_aside(PAGE, f"{head}\n" + "\n".join(table(found)) + "\n")
+    print(f"{PAGE.relative_to(ROOT)}: figures of {', '.join(found) or 'nothing'}")
+    return 0
+
+
+def table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of the table, and what machine it was."""
+    lines = ["| benchmark | figure | measured | must reach | |", "|---|---|---|---|---|"]
+    for name, targets in TARGETS.items():
+        for key, (relation, limit) in targets.items():
+            if name in found:
+                value = float(found[name][key])
+                met = value <= limit if relation == AT_MOST else value >= limit
+                lines.append(
+                    f"| `{name}` | `{key}` | {value:.4g} | {relation} {limit:g} | {'met' if met else '**missed**'} |"
+                )
+    machines = sorted({str(document["context"]["machine"]) for document in found.values()})
+    return [*lines, "", f"Machine: {'; '.join(machines)}."]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
