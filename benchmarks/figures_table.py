@@ -1,4 +1,4 @@
-"""Writes the table of figures in docs/systems.md from the JSON files of the benchmarks: `python -m benchmarks.figures_table`.
+"""Writes the table of figures in docs/systems.md from the benchmarks' JSON: `python -m benchmarks.figures_table`.
 
 Reads results/NAME.json (see `make bench`), or the files given; a benchmark whose file is missing is left out of the table.
 """
