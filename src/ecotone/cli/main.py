@@ -14,6 +14,7 @@ from ecotone.cli.nodes import status, up
 from ecotone.cli.planning import plan, profile
 from ecotone.cli.running import run, serve
 from ecotone.cli.simulating import simulate
+from ecotone.executors.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
 
@@ -51,4 +52,5 @@ def common(
 
 def main() -> None:
     """Entry point of the `ecotone` command."""
+    keep_freed_memory()
     raise SystemExit(main_of(app))

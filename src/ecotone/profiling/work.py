@@ -21,6 +21,7 @@ import torch
 
 from ecotone import executors
 from ecotone.executors import Compiled
+from ecotone.executors.memory import keep_freed_memory
 from ecotone.profiling.job import Frontiers, Job, Step, load_frontiers, load_segment, read_job
 from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
 from ecotone.units import EcotoneError
@@ -160,6 +161,7 @@ def _own_output() -> Iterator[Emit]:
 
 def main(arguments: Sequence[str]) -> int:
     """Do the job in the folder named; exit status 0."""
+    keep_freed_memory()  # as a node does
     with _own_output() as emit:
         do_job(Path(arguments[0]), emit)
     return 0

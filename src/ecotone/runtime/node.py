@@ -18,6 +18,7 @@ from typing import Any, cast
 from ecotone import profiling, schema
 from ecotone.cluster import Device, Link
 from ecotone.codec import ImageSpec
+from ecotone.executors.memory import keep_freed_memory
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.protocol.message import NodeId
@@ -193,6 +194,7 @@ def run_node(settings: NodeSettings, on_ready: Callable[[tuple[str, ...]], None]
 
     `on_ready` is told the endpoints. A second signal ends the draining.
     """
+    keep_freed_memory()
     stop = stop_on_signals()
     process = NodeProcess(settings)
     endpoints = process.start()

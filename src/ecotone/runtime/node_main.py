@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from ecotone import schema
 from ecotone.cluster import Device, Link
+from ecotone.executors.memory import keep_freed_memory
 from ecotone.runtime.node import NodeProcess, NodeSettings, stop_on_signals
 from ecotone.units import EcotoneError
 
@@ -26,6 +27,7 @@ def main() -> int:
     """Run until told to stop; 0 after a drained end, 2 where the settings cannot work."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not look like an answer
+    keep_freed_memory()
     stop = stop_on_signals()
     _say(answers, {"loaded": os.getpid()})
     try:

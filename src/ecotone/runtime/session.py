@@ -21,6 +21,7 @@ import torch
 
 from ecotone import codec
 from ecotone.cluster import Cluster
+from ecotone.executors.memory import keep_freed_memory
 from ecotone.model import Captured
 from ecotone.plan import Plan, plan_violations
 from ecotone.protocol import events
@@ -114,6 +115,7 @@ class Session:
         pieces: Sequence[tuple[int, int]] = (),
         owns_nodes: bool = False,
     ):
+        keep_freed_memory()
         self.nodes, self.captured = nodes, captured
         self._settings, self._owns_nodes = settings, owns_nodes
         self._numbers = itertools.count(1)
