@@ -159,6 +159,7 @@ class Bench:
     def __init__(self, nodes: Nodes, latency_s: float):
         self.nodes, self.latency_s = nodes, latency_s
         self._plan = ""
+        self._first = 0  # request whose trace was not asked for yet
         self.session: Session | None = None
 
     def open(self, captured: Captured, cluster: Cluster, plan: Plan, samples: Sequence[Sample]) -> None:
@@ -167,7 +168,7 @@ class Bench:
         self.nodes.cluster = replace(self.nodes.cluster, devices=cluster.devices)
         self._unlimited()
         self.session = deploy(plan, captured, self.nodes, samples=samples, timeout_s=180.0, max_in_flight=8, image=IMAGE)
-        self._plan = plan.identity()
+        self._plan, self._first = plan.identity(), 0
 
     def close(self) -> None:
         if self.session is not None:
@@ -180,7 +181,7 @@ class Bench:
         session = self._ready(plan, cluster)
         for sample in [samples[0], *samples]:
             session.submit(sample).result(120.0)
-        traces = session.report()[-len(samples) :]
+        traces = self._traces(session)[-len(samples) :]
         bounds = tuple(bound_s(trace, session.plan, cluster) for trace in traces)
         return Measured(tuple(trace.total_s for trace in traces), bounds)
 
@@ -188,7 +189,13 @@ class Bench:
         """Results per second of a stream with `in_flight` requests under way, its filling and draining left out."""
         session = self._ready(plan, cluster)
         count = sum(1 for _ in session.stream(items, in_flight=in_flight))
-        return steady_rate([t.submitted_s + t.total_s for t in session.report()[-count:]], in_flight)
+        return steady_rate([t.submitted_s + t.total_s for t in self._traces(session)[-count:]], in_flight)
+
+    def _traces(self, session: Session) -> tuple[RequestTrace, ...]:
+        """Of the requests since the last call."""
+        traces = session.report(self._first)
+        self._first = max((trace.request for trace in traces), default=self._first - 1) + 1
+        return traces
 
     def _ready(self, plan: Plan, cluster: Cluster) -> Session:
         assert self.session is not None
