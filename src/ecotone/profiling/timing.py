@@ -2,7 +2,7 @@
 
 A request finds its device idle or fresh from other work: its weights are not in cache. A hot loop measures something up
 to 1.7 times faster. So before each timed run a buffer larger than the caches is swept and the thread sleeps a moment,
-which together cost what a long idle time costs (3 ms: 8 % less on MobileNetV2). The garbage collector is off while the clock runs.
+which together cost what a long idle time costs (3 ms: 8 % less). The garbage collector is off while the clock runs.
 """
 
 from __future__ import annotations
