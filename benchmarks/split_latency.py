@@ -40,7 +40,7 @@ from ecotone.cluster import Cluster
 from ecotone.cost import PlanCost, predict
 from ecotone.model import Captured
 from ecotone.plan import Plan
-from ecotone.planner import Latency, PlannerError, baselines, solve
+from ecotone.planner import TIE, Latency, PlannerError, baselines, solve
 from ecotone.profile import Profile
 from ecotone.runtime import launch
 
@@ -157,7 +157,7 @@ def baselines_of_grid() -> tuple[str, ...]:
 
 def ours(captured: Captured, cluster: Cluster, profile: Profile, max_error: float) -> Plan:
     """The quickest plan whose output errs no more than that."""
-    return solve(captured.graph, cluster, profile, Latency(), (f"error={max_error:.9g}",)).plan
+    return solve(captured.graph, cluster, profile, Latency(), (f"error={max_error:.9g}",), tie=TIE).plan
 
 
 def predicted_ratio(captured: Captured, cluster: Cluster, profile: Profile, plans: dict[str, Plan], limit: float) -> float:

@@ -102,3 +102,23 @@ def test_throughput_without_the_class_table(monkeypatch: pytest.MonkeyPatch) -> 
     for seed in range(15):
         world = random_world(seed, tight=seed % 2 == 0)
         check(world, answer(world, Throughput()), best(world, "throughput"))
+
+
+@pytest.mark.parametrize("objective", [Latency(), Throughput()])
+def test_a_tie_goes_to_fewer_crossings_and_costs_no_more_than_it_says(objective: Objective) -> None:
+    """Against the exact answer: within the share, never more crossings; and where one device is within it, one device."""
+    moved = 0
+    for seed in range(120):
+        world = random_world(seed)
+        exact = answer(world, objective)
+        if exact is None:
+            continue
+        settled = solve(world.graph, world.cluster, world.profile, objective, tie=0.3)
+        assert settled.value <= exact.value * 1.3 + 1e-12
+        assert settled.bound == pytest.approx(exact.value, rel=1e-6)
+        assert settled.gap <= 0.3
+        assert len(settled.plan.cuts) <= len(exact.plan.cuts)
+        assert plan_violations(settled.plan, world.graph, world.cluster) == ()
+        assert all(r.plan != settled.plan for r in settled.runners_up)
+        moved += settled.plan != exact.plan
+    assert moved > 3

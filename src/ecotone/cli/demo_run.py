@@ -18,7 +18,7 @@ from ecotone.cluster import Cluster
 from ecotone.cost import PlanCost, predict
 from ecotone.graph import Graph
 from ecotone.plan import Plan
-from ecotone.planner import Latency, PlannerError, baselines, solve
+from ecotone.planner import TIE, Latency, PlannerError, baselines, solve
 from ecotone.profile import Profile
 from ecotone.runtime import RequestTrace, Session
 from ecotone.web.result import Contender, LinkPart, PlanPart
@@ -68,7 +68,7 @@ def choose(
     if stale is not None:
         cost = predict(stale, graph, cluster, profile)
         entries.append(Entry(kind="stale", name="First plan, kept", plan=stale, cost=cost))
-    solution = solve(graph, cluster, profile, Latency(), tuple(require))
+    solution = solve(graph, cluster, profile, Latency(), tuple(require), tie=TIE)
     return (*entries, Entry(kind="ecotone", name="Ecotone's plan", plan=solution.plan, cost=solution.cost))
 
 

@@ -19,7 +19,7 @@ from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import Latency, Requirement, Solution, Throughput, solve
+from ecotone.planner import TIE, Latency, Requirement, Solution, Throughput, solve
 from ecotone.profile import Profile
 from ecotone.profiling import MeasureOptions, default_path, profile_key
 from ecotone.runtime import Nodes, attach, launch
@@ -120,9 +120,8 @@ def make_profile(
 
 def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:
     """The best plan; raises PlannerError naming the requirement that cannot be met."""
-    return solve(
-        work.captured.graph, work.cluster, profile, parse_objective(objective), tuple(require), time_limit_s=time_limit_s
-    )
+    asked = parse_objective(objective)
+    return solve(work.captured.graph, work.cluster, profile, asked, tuple(require), time_limit_s=time_limit_s, tie=TIE)
 
 
 def read_plan(path: Path, work: Work) -> Plan:

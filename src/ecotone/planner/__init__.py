@@ -3,9 +3,9 @@
 from ecotone.planner import baselines
 from ecotone.planner.explain import Breakpoint, Explanation, explain
 from ecotone.planner.objective import Latency, Objective, PlannerError, Requirement, Throughput
-from ecotone.planner.solve import RunnerUp, Solution, solve
+from ecotone.planner.solve import TIE, RunnerUp, Solution, solve
 
 __all__ = [
-    "Breakpoint", "Explanation", "Latency", "Objective", "PlannerError", "Requirement", "RunnerUp", "Solution", "Throughput",
-    "baselines", "explain", "solve",
+    "TIE", "Breakpoint", "Explanation", "Latency", "Objective", "PlannerError", "Requirement", "RunnerUp", "Solution",
+    "Throughput", "baselines", "explain", "solve",
 ]  # fmt: skip

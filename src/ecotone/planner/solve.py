@@ -32,10 +32,11 @@ from ecotone.planner.throughput import classes_of, least_bottleneck
 from ecotone.profile import Profile
 from ecotone.units import format_quantity
 
-__all__ = ["RunnerUp", "Solution", "broken", "solve"]
+__all__ = ["TIE", "RunnerUp", "Solution", "broken", "solve"]
 
 SCHEMA, VERSION = "ecotone.solution", 1
 NUM_RUNNERS_UP = 3
+TIE = 0.02  # for `tie`: about half of the median error of a prediction (benchmarks/split_latency.py)
 _THRESHOLD_GAP = 1e-7
 _PROVEN_GAP = 1e-6
 
@@ -98,9 +99,12 @@ def solve(
     *,
     time_limit_s: float = 10.0,
     num_runners_up: int = NUM_RUNNERS_UP,
+    tie: float = 0.0,
 ) -> Solution:
     """The best plan under `objective` that keeps all of `require` ("latency=50ms", see objective.Requirement).
 
+    `tie`: plans whose values are within this share of the best count as equal (a prediction is good to a few percent), and
+    of those the one that crosses the fewest links is taken; the solution's gap then says what was given up, at most `tie`.
     Raises PlannerError naming the requirement that fails and by how much, or what was never measured.
     """
     requirements = tuple(Requirement.parse(r) if isinstance(r, str) else r for r in require)
@@ -113,11 +117,29 @@ def solve(
     plan = found.chain.plan(found.path)
     cost = model.predict(plan)
     value = objective.value(cost)
+    runners_up = _runners_up(found, asked, objective, deadline, num_runners_up)
+    chosen = RunnerUp(plan=plan, cost=cost)
+    if tie > 0:
+        others = (*runners_up, *_here_only(found.chain, asked))
+        equal = [o for o in (chosen, *others) if objective.value(o.cost) <= value * (1 + tie)]
+        chosen = min(equal, key=lambda o: (len(o.plan.cuts), objective.value(o.cost)))
+        rest = {o.plan: o for o in (RunnerUp(plan=plan, cost=cost), *runners_up) if o.plan != chosen.plan}
+        runners_up = tuple(rest.values())[:num_runners_up]
     return Solution(
-        plan=plan, cost=cost, objective=objective.name, value=value, bound=min(value, found.bound),
-        require=tuple(str(r) for r in requirements),
-        runners_up=_runners_up(found, asked, objective, deadline, num_runners_up),
+        plan=chosen.plan, cost=chosen.cost, objective=objective.name, value=objective.value(chosen.cost),
+        bound=min(value, found.bound), require=tuple(str(r) for r in requirements), runners_up=runners_up,
     )  # fmt: skip
+
+
+def _here_only(chain: Chain, asked: Asked) -> tuple[RunnerUp, ...]:
+    """The plan without any crossing, where source and sink are one device that can run it all under the requirements."""
+    if chain.source != chain.sink or not math.isfinite(chain.stage[chain.source, 0, -1]):
+        return ()
+    path = Path(stages=((chain.source, 0, len(chain.cuts) - 1),), codecs=(-1, -1))
+    if broken(chain, asked, path):
+        return ()
+    plan = chain.plan(path)
+    return (RunnerUp(plan=plan, cost=chain.model.predict(plan)),)
 
 
 def broken(chain: Chain, asked: Asked, path: Path) -> tuple[str, ...]:
