@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     about = report.context(
         options.seed, executor=executor, threads=1, latency_s=LATENCY_S,
         accuracy_rule=f"no contender's output may err more than that of {JPEG} on the same network",
-        inputs="mosaics of CIFAR-10 photographs, 1x3x224x224", weights="He initialisation, settled batch norms: the networks are untrained;"
+        inputs="mosaics of CIFAR-10 photographs, 1x3x224x224",
+        weights="He initialisation, settled batch norms: the networks are untrained;"
         " how coarse codecs change a trained network's answers was not measured here",
     )  # fmt: skip
     report.finish(options.json, figures(cases), {"cells": cases, "other_limits": other_limits(cases)}, about)
