@@ -143,6 +143,24 @@ def test_failed_executor_is_passed_over() -> None:
     assert all(s.executor == "torch:fp32" for s in solve(world.graph, world.cluster, profile, Latency()).plan.stages)
 
 
+def test_a_guess_by_flop_does_not_beat_a_measured_segment() -> None:
+    """An executor that was timed on the whole model alone is faster there, and used there; for a piece of the
+    model its time would be a guess, so the executor that was measured on that piece runs it."""
+    world = camera_and_server()
+    whole_only = tuple(
+        replace(s, executor="onnxruntime:fp32", median_s=s.median_s * 0.8, relative_error=0.0)
+        for s in world.profile.segments
+        if (s.start, s.stop) == (0, 4) and s.executor == "openvino:bf16"
+    )
+    profile = replace(world.profile, segments=(*world.profile.segments, *whole_only))
+    split = solve(world.graph, world.cluster, profile, Latency())
+    assert len(split.plan.stages) == 2
+    assert {s.executor for s in split.plan.stages} == {"openvino:bf16"}
+    assert not split.cost.extrapolated
+    local = solve(world.graph, world.cluster, profile, Latency(), ("device=camera",))
+    assert [s.executor for s in local.plan.stages] == ["onnxruntime:fp32"]
+
+
 def test_profile_of_another_model_is_refused() -> None:
     world = camera_and_server()
     with pytest.raises(PlannerError, match="another model"):

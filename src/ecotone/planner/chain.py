@@ -167,13 +167,18 @@ def _working(model: CostModel, cuts: NDArray[np.intp]) -> FloatArray:
 def _stages(
     model: CostModel, asked: Asked, cuts: NDArray[np.intp]
 ) -> tuple[FloatArray, NDArray[np.intp], FloatArray, tuple[str, ...]]:
-    """Fastest admissible executor of every device and segment: seconds, executor, error (D, P, P), and executor names."""
+    """Fastest admissible executor of every device and segment: seconds, executor, error (D, P, P), and executor names.
+
+    A measured time comes before any that is only spread by FLOP from a longer segment: small segments of large frontiers
+    cost far more than their share of the FLOP, so such a guess would win where it is most wrong.
+    """
     devices, size = model.cluster.devices, len(cuts)
     allowed = {d.name: model.executors(d.name) for d in devices}
     names = tuple(sorted({e for found in allowed.values() for e in found if not asked.executors or e in asked.executors}))
     stage = np.full((len(devices), size, size), math.inf)
     choice = np.zeros(stage.shape, dtype=np.intp)
     error = np.zeros(stage.shape)
+    guessed = np.ones(stage.shape, dtype=np.bool_)
     for d, device in enumerate(devices):
         if asked.devices and device.name not in asked.devices:
             continue
@@ -181,7 +186,7 @@ def _stages(
             times = model.stage_times(device.name, name) if name in allowed[device.name] else None
             if times is None:
                 continue
-            seconds, _ = times.table(cuts.tolist())
+            seconds, flagged = times.table(cuts.tolist())
             errors = np.full((size, size), times.largest_error)
             measured = np.zeros((size, size), dtype=np.bool_)
             place = {int(c): i for i, c in enumerate(cuts)}
@@ -190,8 +195,10 @@ def _stages(
                     errors[place[start], place[stop]] = segment.relative_error
                     measured[place[start], place[stop]] = True
             seconds[_failing(model.failures(device.name, name), cuts) & ~measured] = math.inf
-            better = (seconds < stage[d]) & (errors <= asked.executor_error)
+            better = ((seconds < stage[d]) & (flagged == guessed[d])) | (guessed[d] & ~flagged)
+            better &= np.isfinite(seconds) & (errors <= asked.executor_error)
             stage[d][better], choice[d][better], error[d][better] = seconds[better], e, errors[better]
+            guessed[d][better] = flagged[better]
     return stage, choice, error, names
 
 
