@@ -4,7 +4,7 @@ Grid: MobileNetV2, EfficientNet-B0, ResNet-18 shapes x 1, 5, 20, 100 Mbit/s x se
 The same executor (one, stated in the context) and thread for every contender; where two are the same plan they share one
 measurement; contenders take turns within each round.
 
-Accuracy, fixed beforehand: *no contender may cost the answer more than the JPEG baseline costs it on that network*, JPEG
+Accuracy, the same for all: *no contender may cost the answer more than the JPEG baseline costs it on that network*, JPEG
 being quality 90; the cost is the relative L2 error of the output over the same photographs. Ours is planned under that limit
 with the codecs profiled by default and every image codec of the catalogue, so it may well be a JPEG of lower quality: on
 untrained networks quality matters little to the answer, the cases say which plan it is. The baselines are what they are: raw

@@ -194,7 +194,7 @@ def serve(
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
-    work = load_work(model, cluster, input_shape=input_shape, dynamic_batch=False)
+    work = load_work(model, cluster, input_shape=input_shape)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         plan = _plan(work, nodes, plan_file, objective, require or ())

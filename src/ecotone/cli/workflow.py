@@ -65,7 +65,6 @@ def load_work(
     *,
     input_shape: str = "",
     samples: str = "",
-    dynamic_batch: bool = False,
     quiet: bool = False,
 ) -> Work:
     """Load and capture `model`, read the cluster, prepare the samples; raises EcotoneError naming what is wrong."""
@@ -74,7 +73,7 @@ def load_work(
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
             raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
-        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, dynamic_batch=dynamic_batch)
+        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name)
     graph = captured.graph
     if not quiet:
         work_flop, weights = graph.segment_flop(0, graph.num_blocks), graph.segment_parameter_bytes(0, graph.num_blocks)

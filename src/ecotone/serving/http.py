@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from ecotone.runtime.errors import Busy, DeadlinePassed, NodeLost, NodeUnreachab
 from ecotone.serving.oip import InputSpec, ProtocolError, parse_infer, render_infer
 from ecotone.units import EcotoneError
 
-__all__ = ["Infer", "Service", "application"]
+__all__ = ["Infer", "Service", "application", "refusal"]
 
 Infer = Callable[[Sequence[torch.Tensor], float | None], "Future[Sequence[torch.Tensor]]"]
 HEADER = "inference-header-content-length"
@@ -80,14 +81,14 @@ class _Handlers:
         return PlainTextResponse("")
 
     async def is_ready(self, request: Request) -> Response:
-        return PlainTextResponse("") if self.service.ready() else self._error(503, "not ready", {"Retry-After": "1"})
+        return PlainTextResponse("") if self.service.ready() else _error(503, "not ready", {"Retry-After": "1"})
 
     async def server(self, request: Request) -> Response:
-        return JSONResponse({"name": "ecotone", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
+        return JSONResponse({"name": "ecotone", "version": version("ecotone"), "extensions": ["binary_tensor_data"]})
 
     async def model(self, request: Request) -> Response:
-        if refusal := self._refuse(request):
-            return refusal
+        if refused := refusal(request, self.service.token):
+            return refused
         service = self.service
         described = [
             [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in specs]
@@ -97,28 +98,28 @@ class _Handlers:
         return JSONResponse(document | {"inputs": described[0], "outputs": described[1]})
 
     async def status(self, request: Request) -> Response:
-        return self._refuse(request) or JSONResponse(self.service.status())
+        return refusal(request, self.service.token) or JSONResponse(self.service.status())
 
     async def metrics(self, request: Request) -> Response:
         """Requests by status, in the Prometheus text format."""
-        if refusal := self._refuse(request):
-            return refusal
+        if refused := refusal(request, self.service.token):
+            return refused
         lines = ["# HELP ecotone_requests_total Infer requests by HTTP status.", "# TYPE ecotone_requests_total counter"]
         lines += [f'ecotone_requests_total{{status="{code}"}} {n}' for code, n in sorted(self.counts.items())]
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     async def missing(self, request: Request, error: Exception) -> Response:
-        return self._error(404, f"there is no {request.url.path}; the model here is {self.service.name!r}")
+        return _error(404, f"there is no {request.url.path}; the model here is {self.service.name!r}")
 
     async def infer(self, request: Request) -> Response:
-        response = self._refuse(request) or await self._infer(request)
+        response = refusal(request, self.service.token) or await self._infer(request)
         self.counts[response.status_code] = self.counts.get(response.status_code, 0) + 1
         return response
 
     async def _infer(self, request: Request) -> Response:
         service = self.service
         if not service.ready():
-            return self._error(503, "not ready or shutting down; try again", {"Retry-After": "1"})
+            return _error(503, "not ready or shutting down; try again", {"Retry-After": "1"})
         try:
             body = await _read_body(request, service.max_body_bytes)
             parsed = parse_infer(body, _header_bytes(request), service.inputs)
@@ -145,27 +146,29 @@ class _Handlers:
 
     def _failure(self, error: EcotoneError) -> Response:
         if isinstance(error, _TooLarge):
-            return self._error(413, str(error))
+            return _error(413, str(error))
         if isinstance(error, Busy):
-            return self._error(429, str(error), {"Retry-After": "1"})
+            return _error(429, str(error), {"Retry-After": "1"})
         if isinstance(error, DeadlinePassed):
-            return self._error(504, str(error))
+            return _error(504, str(error))
         if isinstance(error, NodeLost | NodeUnreachable | SessionClosed):
-            return self._error(503, str(error), {"Retry-After": "1"})
+            return _error(503, str(error), {"Retry-After": "1"})
         if isinstance(error, ProtocolError | ModelError):
-            return self._error(400, str(error))
-        return self._error(500, str(error))
+            return _error(400, str(error))
+        return _error(500, str(error))
 
-    def _refuse(self, request: Request) -> Response | None:
-        """401 where a token is set and the request does not bear it."""
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.service.token and not hmac.compare_digest(given.encode(), self.service.token.encode()):
-            message = "send the header  Authorization: Bearer TOKEN  with the token that the server was started with"
-            return self._error(401, message, {"WWW-Authenticate": "Bearer"})
+
+def refusal(request: Request, token: str) -> Response | None:
+    """401 where `token` is set and the request does not bear it, compared in constant time; else None."""
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not token or hmac.compare_digest(given.encode(), token.encode()):
         return None
+    message = "send the header  Authorization: Bearer TOKEN  with the token that the server was started with"
+    return _error(401, message, {"WWW-Authenticate": "Bearer"})
 
-    def _error(self, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-        return Response(json.dumps({"error": message}), status, headers, "application/json")
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps({"error": message}), status, headers, "application/json")
 
 
 class _TooLarge(EcotoneError):

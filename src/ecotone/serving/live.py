@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import hmac
 import json
 import threading
 import time
@@ -21,6 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from ecotone.runtime import Session
+from ecotone.serving.http import refusal
 from ecotone.serving.prepare import Preparation
 from ecotone.serving.results import Answer, json_line
 from ecotone.serving.sources import Item, Source
@@ -55,19 +55,14 @@ class Live:
     def routes(self, token: str) -> tuple[Route, ...]:
         """/latest and /results, behind the server's token."""
 
-        def guarded(request: Request) -> Response | None:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            wrong = token and not hmac.compare_digest(given.encode(), token.encode())
-            return JSONResponse({"error": "send the header  Authorization: Bearer TOKEN"}, 401) if wrong else None
-
         async def latest(request: Request) -> Response:
             if self._latest or self._error:
                 document = self._latest or json.dumps({"error": self._error})
-                return guarded(request) or PlainTextResponse(document + "\n", media_type="application/json")
-            return guarded(request) or JSONResponse({"error": "no answer yet"}, 503, {"Retry-After": "1"})
+                return refusal(request, token) or PlainTextResponse(document + "\n", media_type="application/json")
+            return refusal(request, token) or JSONResponse({"error": "no answer yet"}, 503, {"Retry-After": "1"})
 
         async def results(request: Request) -> Response:
-            return guarded(request) or StreamingResponse(self._lines(), media_type="application/x-ndjson")
+            return refusal(request, token) or StreamingResponse(self._lines(), media_type="application/x-ndjson")
 
         return (Route("/latest", latest), Route("/results", results))
 
