@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "ecotone"
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
-DATA = {"units", "schema", "graph", "cluster", "profile", "plan"}
+DATA = {"units", "schema", "graph", "cluster", "profile", "plan", "planset", "linktrace"}
 PLANNER = DATA | {"cost"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
@@ -31,6 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trust": {"units", "schema"},
     "profile": {"units", "schema", "graph", "cluster"},
     "plan": {"units", "schema", "graph", "cluster"},
+    "planset": {"units", "schema", "graph", "cluster", "plan"},
+    "linktrace": {"units", "schema"},
     "trace": {"units", "schema", "plan"},
     "cost": DATA,
     "planner": PLANNER,
@@ -43,12 +45,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": DATA | {"codec", "model", "executors", "wire"},
     "runtime": RUNTIME,
     "serving": RUNTIME | {"runtime"},
+    "lab": DATA | {"trace", "trust", "runtime"},
     "web": {"units", "schema", "plan", "trace"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},
 }
-PURE = {"units", "schema", "graph", "cluster", "profile", "plan", "trace", "cost", "planner", "protocol", "simulator"}
+PURE = DATA | {"trace", "cost", "planner", "protocol", "simulator"}
 NO_TORCH = PURE | {"web"}
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {

@@ -79,12 +79,19 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A directed link: a message of b bytes takes latency_s + b / bandwidth_bytes_per_s."""
+    """A directed link: a message of b bytes takes latency_s + b / bandwidth_bytes_per_s.
+
+    For emulation only: `jitter_s` (standard deviation of the latency), `loss` (share of packets), and `trace`, the name or
+    path of a LinkTrace that rate and latency follow.
+    """
 
     source: DeviceId
     target: DeviceId
     latency_s: float
     bandwidth_bytes_per_s: float
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    trace: str = ""
 
     def __post_init__(self) -> None:
         schema.check(f"link {self.source}>{self.target}", self._violations())
@@ -96,6 +103,8 @@ class Link:
             yield f"latency {self.latency_s} must be finite and not negative"
         if not (math.isfinite(self.bandwidth_bytes_per_s) and self.bandwidth_bytes_per_s > 0):
             yield f"bandwidth {self.bandwidth_bytes_per_s} must be finite and above zero"
+        if not _sane(self.jitter_s) or not 0 <= self.loss < 1:
+            yield f"jitter {self.jitter_s} must be finite and not negative, loss {self.loss} in [0, 1)"
 
     def transfer_s(self, size_bytes: float) -> float:
         """Seconds for `size_bytes` on an idle link."""
@@ -111,6 +120,9 @@ class _Pair:
     latency_s: float
     bandwidth_bytes_per_s: float
     duplex: bool = True
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,8 +238,12 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
         ends = [(pair.source, pair.target)] + ([(pair.target, pair.source)] if pair.duplex else [])
         for source, target in ends:
             try:
-                rate = pair.bandwidth_bytes_per_s
-                links.append(Link(source=source, target=target, latency_s=pair.latency_s, bandwidth_bytes_per_s=rate))
+                links.append(
+                    Link(
+                        source=source, target=target, latency_s=pair.latency_s, jitter_s=pair.jitter_s, loss=pair.loss,
+                        bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace,
+                    )
+                )  # fmt: skip
             except schema.SchemaError as error:
                 violations.append(str(error))
     schema.check(where, violations)

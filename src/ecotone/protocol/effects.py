@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from ecotone.plan import Plan
 from ecotone.protocol.events import ErrorKind, TimerId
-from ecotone.protocol.message import Blob, BodyId, LinkMessage, NodeId, Priority, StagePart
+from ecotone.protocol.message import Blob, BodyId, LinkMessage, NodeId, NodeReport, Priority, StagePart
 
 __all__ = [
-    "Accepted", "Bind", "CancelTimer", "Closed", "Compute", "Decode", "Deliver", "DeployEnded", "Effect", "Encode", "Held",
-    "LinkChanged", "OpenBlob", "Output", "Prepare", "Release", "RequestError", "Send", "SetTimer", "StoreChunk", "Unload",
+    "Accepted", "Alias", "Bind", "CancelTimer", "Closed", "Compute", "Decode", "Deliver", "DeployEnded", "Effect", "Encode",
+    "Held", "LinkChanged", "Observed", "OpenBlob", "Output", "Preferred", "Prepare", "Record", "Release", "RequestError",
+    "Rerouted", "Send", "SetTimer", "StoreChunk", "Unload",
 ]  # fmt: skip
 
 
@@ -132,6 +133,21 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alias:
+    """The tensors held of `source` now are held of `target` as well (no copy); each is released on its own."""
+
+    source: BodyId
+    target: BodyId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """At the asker: write `request` with its inputs where they survive this process; answer Recorded or RecordFailed."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """`request` is accepted: it will end with exactly one Deliver or RequestError."""
 
@@ -183,7 +199,33 @@ class LinkChanged:
     state: str  # "up", "down", "restarted"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerouted:
+    """At the asker, for logs: `request` runs again, under `epoch`, and why; its former run goes on or is lost."""
+
+    request: int
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preferred:
+    """At the asker: new requests run under `epoch` from now on (asked for by Prefer, or nodes went or came back)."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """At the asker, for the controller: what node `peer` measured lately."""
+
+    peer: NodeId
+    report: NodeReport
+
+
 Effect = (
     Send | StoreChunk | Release | Compute | Encode | Decode | SetTimer | CancelTimer | Prepare | Unload | OpenBlob | Bind
-    | Accepted | Deliver | RequestError | Output | DeployEnded | Closed | LinkChanged
+    | Alias | Record | Accepted | Deliver | RequestError | Rerouted | Output | DeployEnded | Preferred | Closed
+    | LinkChanged | Observed
 )  # fmt: skip

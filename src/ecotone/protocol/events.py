@@ -14,8 +14,8 @@ from ecotone.protocol.message import BlobRange, BodyId, LinkMessage, NodeId, Sta
 
 __all__ = [
     "BlobsMissing", "CancelRequest", "CloseRequested", "Computed", "Decoded", "DeployRequested", "Encoded", "ErrorKind",
-    "Event", "MessageReceived", "PeerDown", "PeerUp", "PrepareFailed", "Prepared", "Submit", "TimerFired", "TimerId",
-    "WorkFailed",
+    "Event", "MessageReceived", "PeerDown", "PeerUp", "Prefer", "PrepareFailed", "Prepared", "RecordFailed", "Recorded",
+    "Resident", "Submit", "TimerFired", "TimerId", "WorkFailed",
 ]  # fmt: skip
 
 TimerId = tuple[str, ...] | tuple[str | int, ...]
@@ -30,7 +30,8 @@ class ErrorKind(enum.StrEnum):
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
     NODE_LOST = "node-lost"
-    FAILED = "failed"  # a stage, codec or message failed
+    FAILED = "failed"  # a stage, codec or message failed, under every plan that could be tried
+    UNRECORDED = "unrecorded"  # refused: the journal could not take it (disk full)
     TOO_LARGE = "too-large"
 
 
@@ -65,24 +66,27 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """Compute(body) is done: stage body.edge made the tensors of edge body.edge + 1."""
+    """Compute(body) is done in `seconds`: stage body.edge made the tensors of edge body.edge + 1."""
 
     body: BodyId
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """Encode(body) is done: the shell holds `size_bytes` encoded bytes of it."""
+    """Encode(body) is done in `seconds`: the shell holds `size_bytes` encoded bytes of it."""
 
     body: BodyId
     size_bytes: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """Decode(body) is done: the shell holds the tensors of that edge."""
+    """Decode(body) is done in `seconds`: the shell holds the tensors of that edge."""
 
     body: BodyId
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,22 +125,66 @@ class BlobsMissing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeployRequested:
-    """The asker wants `plan` to be in force; its epoch must be above all before. `parts`: of every stage of the plan."""
+class Resident:
+    """One plan of a set, with the parts of all its stages and its predicted latency (0: unknown)."""
 
     plan: Plan
     parts: tuple[StagePart, ...] = ()
+    is_active: bool = False  # a twin: every request runs under it as well, the first result counts
+    expected_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployRequested:
+    """The asker wants `plan` to be in force, and `standbys` resident beside it; all epochs ascend, above those before.
+
+    `parts`: of every stage of the plan. In force means that new requests run under the first plan of (plan, *standbys)
+    whose nodes all answer; see Prefer. The deployment ends well when `plan` is ready on all its nodes; a standby that cannot
+    be readied is told with DeployEnded of its own epoch and left out. `pause`: memory does not hold old and new together, so
+    first hold requests back, drain and retire the old set, then deploy; where that fails the old set is deployed again.
+    """
+
+    plan: Plan
+    parts: tuple[StagePart, ...] = ()
+    standbys: tuple[Resident, ...] = ()
+    expected_s: float = 0.0
+    pause: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefer:
+    """From now on new requests run under this epoch of the resident set where its nodes answer: a switch without loading."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
-    """The asker wants request `request` (its own number, never reused) answered within `deadline_s` from now.
+    """The asker wants request `request` (its own number below 2**40, never reused) answered within `deadline_s` from now.
 
-    The shell keeps the inputs under the number; the machine says with Bind which BodyId they get.
+    The shell keeps the inputs (`size_bytes`, for the memory cap) under the number until the request ends; the machine says
+    with Bind which BodyId they get. `is_recorded`: it stands in the journal already (an asker that came back).
     """
 
     request: int
     deadline_s: float | None = None
+    size_bytes: int = 0
+    is_recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Record(request) is done: the request survives the end of this process."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFailed:
+    """Record(request) cannot be done, and why (disk full)."""
+
+    request: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,5 +203,5 @@ class CloseRequested:
 
 Event = (
     MessageReceived | PeerUp | PeerDown | TimerFired | Computed | Encoded | Decoded | WorkFailed | Prepared | PrepareFailed
-    | BlobsMissing | DeployRequested | Submit | CancelRequest | CloseRequested
+    | BlobsMissing | DeployRequested | Prefer | Submit | Recorded | RecordFailed | CancelRequest | CloseRequested
 )  # fmt: skip

@@ -14,8 +14,9 @@ from typing import NamedTuple, NewType
 
 __all__ = [
     "BLOB_EDGE", "Ack", "Blob", "BlobRange", "BodyId", "Cancel", "Chunk", "CloseSession", "Deploy", "DeployFailed", "Grant",
-    "Letter", "LetterBody", "LinkMessage", "LinkOpen", "LinkOpened", "NodeId", "Ping", "Pong", "Priority", "Ready",
-    "RequestFailed", "RequestFinished", "Retire", "StagePart", "Void", "Want",
+    "Letter", "LetterBody", "LinkMessage", "LinkOpen", "LinkOpened", "LinkSample", "NodeId", "NodeReport", "Ping", "Pong",
+    "Priority", "Ready", "RequestFailed", "RequestFinished", "Retire", "StagePart", "Void", "Want", "WorkSample",
+    "request_of", "run_of",
 ]  # fmt: skip
 
 NodeId = NewType("NodeId", str)
@@ -33,12 +34,28 @@ class Priority(enum.IntEnum):
 
 
 class BodyId(NamedTuple):
-    """One frontier of one request: transfer `edge` in [0, k] of plan `epoch` of `session` (a random 63-bit number)."""
+    """One frontier of one run of a request: transfer `edge` in [0, k] of plan `epoch` of `session` (random, 63 bits).
+
+    `request` is the number of the *run*: see run_of. The first run of a request has the request's own number.
+    """
 
     session: int
     epoch: int
     edge: int
     request: int
+
+
+_REQUEST_BITS = 40
+
+
+def run_of(request: int, attempt: int) -> int:
+    """The number under which attempt 0, 1, ... of a request travels: no two runs share a BodyId, so none can be confused."""
+    return attempt << _REQUEST_BITS | request
+
+
+def request_of(run: int) -> int:
+    """The request (below 2**40) that a run belongs to."""
+    return run & ((1 << _REQUEST_BITS) - 1)
 
 
 # ---- link messages: one frame each ---------------------------------------------------------------------------------------
@@ -104,13 +121,17 @@ class Void:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """Receiver to sender: every chunk below `next_seq` and letter below `next_letter` is here; new absolute grants."""
+    """Receiver to sender: every chunk below `next_seq` and letter below `next_letter` is here; new absolute grants.
+
+    `delay_s`: how long this acknowledgement was held back after the last chunk came, so that the sender can time the link.
+    """
 
     sender_incarnation: int
     incarnation: int
     next_seq: int
     next_letter: int
     grants: tuple[Grant, ...] = ()
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +261,42 @@ class RequestFailed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkSample:
+    """Mean seconds of `count` runs of `work` ("compute", "encode", "decode") on stage or transfer `index` of `epoch`."""
+
+    epoch: int
+    work: str
+    index: int
+    seconds: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSample:
+    """What left for `peer`: `size_bytes` in `seconds` while something was outstanding, acknowledgement included.
+
+    `rtt_s`: the least recent round trip of a small frame, 0 where none was timed. rate = size / (seconds - rtt).
+    """
+
+    peer: NodeId
+    size_bytes: int
+    seconds: float
+    rtt_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """Worker to asker, now and then while something is new: what the controller sees of a node."""
+
+    session: int
+    work: tuple[WorkSample, ...] = ()
+    links: tuple[LinkSample, ...] = ()
+    num_queued: int = 0
+
+
 LetterBody = (
-    Deploy | Want | Ready | DeployFailed | Retire | CloseSession | Cancel | RequestFinished | RequestFailed
+    Deploy | Want | Ready | DeployFailed | Retire | CloseSession | Cancel | RequestFinished | RequestFailed | NodeReport
 )  # fmt: skip
 
 

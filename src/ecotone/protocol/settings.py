@@ -33,15 +33,26 @@ class WorkerSettings:
     queue_limit: int = 2
     park_limit_bytes: int = 64 * MIB
     session_timeout_s: float = 30.0  # the asker silent for so long: its session is dropped
+    report_s: float = 0.25  # at most so often a node tells the asker what it measured; 0: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSettings:
-    """Bounds of the asker: accepted requests waiting, requests in the pipeline, order of results, deployment patience."""
+    """Bounds of the asker: accepted requests waiting, requests in the pipeline, order of results, patience.
+
+    `held_limit_bytes`: inputs and boundary tensors kept for accepted requests; above it a request is refused as BUSY.
+    `record`: a request is accepted only once the shell wrote it to its journal.
+    `suspect_after_s`: a run that takes so much longer than the slowest of late (or its prediction) is doubted: its nodes are
+    pinged, and one that stays silent for `pong_timeout_s` counts as lost until it is heard again.
+    """
 
     session: int
     queue_limit: int = 64
     max_in_flight: int = 8
     ordered: bool = True
     deploy_timeout_s: float = 120.0
-    node_timeout_s: float = 5.0  # a node of the plan unreachable for so long: its requests end with node-lost
+    node_timeout_s: float = 5.0  # no plan can run for so long: requests without a deadline end with node-lost
+    held_limit_bytes: int = 1 << 30
+    record: bool = False
+    suspect_after_s: float = 0.05
+    pong_timeout_s: float = 0.1

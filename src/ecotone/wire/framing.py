@@ -34,6 +34,7 @@ from ecotone.protocol.message import (
     LinkMessage,
     LinkOpen,
     LinkOpened,
+    NodeReport,
     Ping,
     Pong,
     Ready,
@@ -54,7 +55,7 @@ _PAIR = struct.Struct("<QQ")
 _WINDOW = struct.Struct("<Q")
 _LETTERS = {
     kind.__name__: kind
-    for kind in (Deploy, Want, Ready, DeployFailed, Retire, CloseSession, Cancel, RequestFinished, RequestFailed)
+    for kind in (Deploy, Want, Ready, DeployFailed, Retire, CloseSession, Cancel, RequestFinished, RequestFailed, NodeReport)
 }
 _SIGNALS: dict[str, type[Ping] | type[Pong]] = {"Ping": Ping, "Pong": Pong}
 _EDGE_MASK = 0xFFFFFFFF
