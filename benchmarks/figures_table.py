@@ -44,6 +44,31 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "control_under_load_ms": (AT_MOST, 80),
     },
     "sim_vs_run": {"relative_error_median": (AT_MOST, 0.10)},
+    "fault_simulation": {
+        "scripts": (AT_LEAST, 20_000),
+        "lost": (AT_MOST, 0),
+        "duplicated": (AT_MOST, 0),
+        "stuck": (AT_MOST, 0),
+        "answered_over_possible": (AT_LEAST, 1),
+        "scripts_per_s": (AT_LEAST, 100),
+    },
+    "failover": {
+        "lost": (AT_MOST, 0),
+        "duplicated": (AT_MOST, 0),
+        "recover_s_worst": (AT_MOST, 1),
+        "recover_s_active_active": (AT_MOST, 0.2),
+        "overhead_fraction_passive": (AT_MOST, 0.03),
+    },
+    "switching": {"gap_s_p99": (AT_MOST, 0.010), "dropped": (AT_MOST, 0), "rss_growth_bytes": (AT_MOST, 20e6)},
+    "dynamic_split": {
+        "ours_over_best_static_stable": (AT_MOST, 1.02),
+        "ours_over_best_static_changing_max": (AT_MOST, 1.0),
+        "ours_over_best_static_second_best": (AT_MOST, 0.85),
+        "ours_over_oracle_max": (AT_MOST, 1.15),
+        "output_mismatches": (AT_MOST, 0),
+    },
+    "edge_prune": {"speedup_50mbit": (AT_LEAST, 3), "speedup_max": (AT_LEAST, 5.8), "cut_moves_later": (AT_LEAST, 1)},
+    "soak": {"minutes": (AT_LEAST, 15), "requests": (AT_LEAST, 1), "lost": (AT_MOST, 0), "rss_growth_bytes": (AT_MOST, 20e6)},
 }
 
 
