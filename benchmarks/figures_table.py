@@ -1,6 +1,7 @@
 """Writes the table of figures in docs/systems.md from the benchmarks' JSON: `python -m benchmarks.figures_table`.
 
-Reads results/NAME.json (see `make bench`), or the files given; a benchmark whose file is missing is left out of the table.
+Reads results/NAME.json (see `make bench`), or the files given. The row of a benchmark whose file is missing stays as it was: it
+was measured on this kind of machine by an earlier state of the code.
 """
 
 from __future__ import annotations
@@ -68,7 +69,12 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "output_mismatches": (AT_MOST, 0),
     },
     "edge_prune": {"speedup_50mbit": (AT_LEAST, 3), "speedup_max": (AT_LEAST, 5.8), "cut_moves_later": (AT_LEAST, 1)},
-    "soak": {"minutes": (AT_LEAST, 15), "requests": (AT_LEAST, 1), "lost": (AT_MOST, 0), "rss_growth_bytes": (AT_MOST, 20e6)},
+    "soak": {
+        "minutes": (AT_LEAST, 15),
+        "requests": (AT_LEAST, 1),
+        "lost": (AT_MOST, 0),
+        "rss_growth_bytes": (AT_MOST, 20e6),
+    },
 }
 
 
@@ -77,14 +83,15 @@ def main(arguments: list[str]) -> int:
     files = [Path(a) for a in arguments] or [ROOT / "results" / f"{name}.json" for name in TARGETS]
     found = {path.stem: json.loads(path.read_text()) for path in files if path.is_file()}
     page = PAGE.read_text()
-    head = page[: page.index(MARK) + len(MARK)]
-    write_aside(PAGE, f"{head}\n" + "\n".join(table(found)) + "\n")
+    head, _, tail = page.partition(MARK)
+    write_aside(PAGE, f"{head}{MARK}\n" + "\n".join(table(found, tail)) + "\n")
     print(f"{PAGE.relative_to(ROOT)}: figures of {', '.join(found) or 'nothing'}")
     return 0
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The lines of the table, and what machine it was."""
+def table(found: dict[str, dict[str, Any]], former: str = "") -> list[str]:
+    """The lines of the table, and what machine it was; `former`: the table before, whose other rows stay."""
+    kept = {tuple(cell.strip(" `") for cell in line.split("|")[1:3]): line for line in former.splitlines() if "`" in line}
     lines = ["| benchmark | figure | measured | must reach | |", "|---|---|---|---|---|"]
     for name, targets in TARGETS.items():
         for key, (relation, limit) in targets.items():
@@ -94,8 +101,11 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
                 lines.append(
                     f"| `{name}` | `{key}` | {value:.4g} | {relation} {limit:g} | {'met' if met else '**missed**'} |"
                 )
-    machines = sorted({str(document["context"]["machine"]) for document in found.values()})
-    return [*lines, "", f"Machine: {'; '.join(machines)}."]
+            elif (name, key) in kept:
+                lines.append(kept[name, key])
+    machines = {str(document["context"]["machine"]) for document in found.values()}
+    machines |= {line.removeprefix("Machine: ").removesuffix(".") for line in former.splitlines() if "Machine: " in line}
+    return [*lines, "", f"Machine: {'; '.join(sorted(machines))}."]
 
 
 if __name__ == "__main__":
