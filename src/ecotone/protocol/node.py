@@ -108,7 +108,15 @@ class Node:
         return self._asked(event, now_s)
 
     def _asked(
-        self, event: ev.Submit | ev.CancelRequest | ev.DeployRequested | ev.CloseRequested, now_s: float
+        self,
+        event: ev.Submit
+        | ev.CancelRequest
+        | ev.DeployRequested
+        | ev.Prefer
+        | ev.Recorded
+        | ev.RecordFailed
+        | ev.CloseRequested,
+        now_s: float,
     ) -> list[nt.Item]:
         """What the asker's own program wants; nothing where there is no coordinator."""
         if self.coordinator is None:
@@ -122,6 +130,8 @@ class Node:
                 return self.coordinator.deploy(plan, parts, now_s)
             case ev.CloseRequested(drain=drain):
                 return self.coordinator.close(drain)
+            case ev.Prefer() | ev.Recorded() | ev.RecordFailed():
+                return []
 
     def _timer_fired(self, timer: ev.TimerId, now_s: float) -> list[nt.Item]:
         match timer:

@@ -181,6 +181,10 @@ class World:
             case fx.Bind(body=body):
                 machine.tensors.add(body)
                 machine.since_s[body] = self.now_s
+            case fx.Alias(source=source, target=target):
+                if source in machine.tensors:
+                    machine.tensors.add(target)
+                    machine.since_s[target] = self.now_s
             case fx.Deliver(body=body) | fx.Output(body=body):
                 machine.tensors.discard(body)
                 self._asker(effect, self.now_s)
