@@ -1,7 +1,7 @@
 """Writes the table of figures in docs/systems.md from the benchmarks' JSON: `python -m benchmarks.figures_table`.
 
-Reads results/NAME.json (see `make bench`), or the files given. The row of a benchmark whose file is missing stays as it was: it
-was measured on this kind of machine by an earlier state of the code.
+Reads results/NAME.json (see `make bench`), or the files given. The row of a benchmark whose file is missing stays as it was:
+it was measured by an earlier state of the code.
 """
 
 from __future__ import annotations
