@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecotone.cluster import Cluster, Device, DeviceId, Link, Power
-from ecotone.cost import CostError, CostModel, StageTimes, packed_bytes, predict, stage_s, transfer_s, working_set_bytes
+from ecotone.cost import (
+    CostError,
+    CostModel,
+    StageTimes,
+    packed_bytes,
+    predict,
+    resident_bytes,
+    stage_s,
+    transfer_s,
+    working_set_bytes,
+)
 from ecotone.graph import Block, Graph, Parameter, Tensor, TensorIndex
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import CodecCost, LinkFit, Payload, Profile, SegmentTime
@@ -187,3 +197,32 @@ def test_a_measured_segment_is_used_as_it_is() -> None:
         segments=(segment("a", 0, 3, 0.6), segment("a", 0, 1, 0.2), segment("a", 1, 3, 0.5), segment("a", 1, 2, 7.0)),
     )
     assert stage_s(profile, "a", "torch:fp32", 1, 2, graph=graph, cluster=cluster) == 7.0
+
+
+def test_resident_bytes_of_a_set_by_hand() -> None:
+    """Weights: blocks 0 and 2 share 1000, block 1 has 30. Working sets by block: x + y = 40 + 80; y + z = 80 + 24;
+    y + z + w = 80 + 24 + 8. The local tail reuses the head that is there; a whole-model stage is compiled apart."""
+    graph = skip_graph()
+    split = there_and_back(graph)
+    local = Transfer(source=A, target=A, position=0, codec="none")
+    fallback = Plan(
+        graph_hash=graph.content_hash(), stages=(split.stages[0], Stage(device=A, start=1, stop=3)),
+        transfers=(local, replace(local, position=1), replace(local, position=3)),
+    )  # fmt: skip
+    whole = Plan(
+        graph_hash=graph.content_hash(), stages=(Stage(device=A, start=0, stop=3, executor="openvino:fp32"),),
+        transfers=(local, replace(local, position=3)),
+    )  # fmt: skip
+    graphs = {graph.content_hash(): graph}
+    assert resident_bytes(graphs, [split]) == {A: 1000 + 120, B: 1030 + 112}
+    assert resident_bytes(graphs, [split, fallback, split.with_epoch(7)]) == {A: 1000 + 1030 + 120, B: 1030 + 112}
+    assert resident_bytes(graphs, [split, whole]) == {A: 1000 + 1030 + 120, B: 1030 + 112}
+    with pytest.raises(CostError, match="is not among the graphs given"):
+        resident_bytes({}, [split])
+
+
+def test_resident_bytes_of_one_plan_is_its_predicted_memory() -> None:
+    graph, cluster, profile = world()
+    plan = there_and_back(graph)
+    one = resident_bytes({graph.content_hash(): graph}, [plan])
+    assert one == {d.device: d.memory_bytes for d in predict(plan, graph, cluster, profile).devices}

@@ -40,7 +40,7 @@ from ecotone.units import EcotoneError
 
 __all__ = [
     "CostError", "CostModel", "DeviceCost", "LinkCost", "PlanCost", "StageCost", "StageTimes", "TransferCost",
-    "packed_bytes", "predict", "stage_s", "transfer_s", "working_set_bytes",
+    "packed_bytes", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
@@ -494,3 +494,28 @@ def transfer_s(
 def predict(plan: Plan, graph: Graph, cluster: Cluster, profile: Profile) -> PlanCost:
     """What `plan` costs per request on `cluster`, one entry per stage and per transfer; raises CostError."""
     return CostModel(graph, cluster, profile).predict(plan)
+
+
+def resident_bytes(graphs: Mapping[str, Graph], plans: Iterable[Plan]) -> dict[DeviceId, int]:
+    """Bytes that each device holds while all `plans` are resident; `graphs` by content hash, CostError for one not there.
+
+    Equation 9 over several plans. A device compiles equal stages (graph, blocks, executor) once, however many plans name
+    them, and unlike ones apart: weights of overlapping stages lie in memory twice. One stage computes at a time, so the
+    working set is the largest of all. Devices in order of first use; a source or sink that computes nothing has 0.
+    """
+    held: dict[DeviceId, set[tuple[str, int, int, str]]] = {}
+    for plan in plans:
+        if plan.graph_hash not in graphs:
+            raise CostError(
+                f"plan {plan.epoch}: its model {plan.graph_hash[:12]} is not among those given; give it or plan again"
+            )
+        for device in (plan.source, *plan.devices, plan.sink):
+            held.setdefault(device, set())
+        for stage in plan.stages:
+            held[stage.device].add((plan.graph_hash, stage.start, stage.stop, stage.executor))
+    working = {name: working_set_bytes(graphs[name]) for name in {own[0] for stages in held.values() for own in stages}}
+    found = {}
+    for device, stages in held.items():
+        weights = sum(graphs[name].segment_parameter_bytes(start, stop) for name, start, stop, _ in stages)
+        found[device] = weights + max((int(working[n][a:b].max()) for n, a, b, _ in stages), default=0)
+    return found
