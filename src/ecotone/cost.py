@@ -506,9 +506,7 @@ def resident_bytes(graphs: Mapping[str, Graph], plans: Iterable[Plan]) -> dict[D
     held: dict[DeviceId, set[tuple[str, int, int, str]]] = {}
     for plan in plans:
         if plan.graph_hash not in graphs:
-            raise CostError(
-                f"plan {plan.epoch}: its model {plan.graph_hash[:12]} is not among those given; give it or plan again"
-            )
+            raise CostError(f"plan {plan}: its model {plan.graph_hash[:12]} is not among the graphs given; give it too")
         for device in (plan.source, *plan.devices, plan.sink):
             held.setdefault(device, set())
         for stage in plan.stages:
