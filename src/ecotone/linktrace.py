@@ -19,8 +19,9 @@ from pathlib import Path
 from ecotone import schema
 from ecotone.units import EcotoneError
 
-__all__ = ["LinkPoint", "LinkTrace"]
+__all__ = ["LinkPoint", "LinkTrace", "load_trace", "shipped_traces"]
 
+SHIPPED = Path(__file__).parent / "assets" / "traces"
 HEADER = ("time_s", "bytes_per_s", "latency_s", "loss")
 
 
@@ -114,3 +115,18 @@ def _after(points: list[LinkPoint]) -> float:
     if len(points) < 2:
         return 1.0
     return 2 * points[-1].time_s - points[-2].time_s
+
+
+def shipped_traces() -> tuple[str, ...]:
+    """Names of the traces that come with Ecotone (see simulator/linkmodels.py for what they are)."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.csv")))
+
+
+def load_trace(name_or_path: str | os.PathLike[str]) -> LinkTrace:
+    """The shipped trace of that name, else the CSV file at that path; raises EcotoneError or SchemaError."""
+    text = os.fspath(name_or_path)
+    if text in shipped_traces():
+        return LinkTrace.load(SHIPPED / f"{text}.csv")
+    if not Path(text).exists() and Path(text).suffix != ".csv":
+        raise EcotoneError(f"link trace {text!r}: neither a file nor one that is shipped: {', '.join(shipped_traces())}")
+    return LinkTrace.load(text)
