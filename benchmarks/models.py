@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-__all__ = ["MODELS", "efficientnet_b0", "mobilenet_v2", "pictures", "resnet18", "resnet50"]
+__all__ = ["MODELS", "conv", "efficientnet_b0", "mobilenet_v2", "pictures", "resnet18", "resnet50", "settle"]
 
 Made = tuple[nn.Module, torch.Tensor]
 
@@ -29,8 +29,8 @@ def pictures(count: int, size: int = 224, seed: int = 0) -> torch.Tensor:
     return (total - total.mean()) / total.std()
 
 
-def _settle(model: nn.Module, seed: int) -> Made:
-    """He initialisation, then batch-norm statistics over a calibration batch; returns (model in eval mode, one picture)."""
+def settle(model: nn.Module, seed: int, size: int = 224, run: Callable[[torch.Tensor], object] | None = None) -> nn.Module:
+    """He initialisation, then batch-norm statistics over calibration pictures, which `run` (the model) takes in batches."""
     torch.manual_seed(seed)
     for part in model.modules():
         if isinstance(part, nn.Conv2d):
@@ -46,11 +46,17 @@ def _settle(model: nn.Module, seed: int) -> Made:
     model.train()
     with torch.no_grad():
         for batch in range(2):
-            model(pictures(8, seed=seed + 1 + batch))
-    return model.eval(), pictures(1, seed=seed)
+            (run or model)(pictures(8, size, seed=seed + 1 + batch))
+    return model.eval()
 
 
-def _conv(inside: int, outside: int, kernel: int, stride: int, groups: int, activation: nn.Module | None) -> nn.Sequential:
+def _settle(model: nn.Module, seed: int) -> Made:
+    """(model in eval mode, one picture)."""
+    return settle(model, seed), pictures(1, seed=seed)
+
+
+def conv(inside: int, outside: int, kernel: int, stride: int, groups: int, activation: nn.Module | None) -> nn.Sequential:
+    """Convolution, batch norm and, where given, an activation."""
     parts: list[nn.Module] = [
         nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outside),
@@ -71,7 +77,7 @@ class _Residual(nn.Module):
 
 
 def _resnet(depths: tuple[int, ...], bottleneck: bool) -> nn.Module:
-    layers: list[nn.Module] = [_conv(3, 64, 7, 2, 1, nn.ReLU(inplace=True)), nn.MaxPool2d(3, 2, 1)]
+    layers: list[nn.Module] = [conv(3, 64, 7, 2, 1, nn.ReLU(inplace=True)), nn.MaxPool2d(3, 2, 1)]
     inside = 64
     for level, depth in enumerate(depths):
         width = 64 << level
@@ -81,14 +87,14 @@ def _resnet(depths: tuple[int, ...], bottleneck: bool) -> nn.Module:
             relu = nn.ReLU(inplace=True)
             if bottleneck:
                 body = nn.Sequential(
-                    _conv(inside, width, 1, 1, 1, relu),
-                    _conv(width, width, 3, stride, 1, relu),
-                    _conv(width, outside, 1, 1, 1, None),
+                    conv(inside, width, 1, 1, 1, relu),
+                    conv(width, width, 3, stride, 1, relu),
+                    conv(width, outside, 1, 1, 1, None),
                 )
             else:
-                body = nn.Sequential(_conv(inside, width, 3, stride, 1, relu), _conv(width, width, 3, 1, 1, None))
+                body = nn.Sequential(conv(inside, width, 3, stride, 1, relu), conv(width, width, 3, 1, 1, None))
             same = inside == outside and stride == 1
-            layers.append(_Residual(body, nn.Identity() if same else _conv(inside, outside, 1, stride, 1, None), True))
+            layers.append(_Residual(body, nn.Identity() if same else conv(inside, outside, 1, stride, 1, None), True))
             inside = outside
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 1000))
 
@@ -111,24 +117,24 @@ def _inverted(inside: int, outside: int, expand: int, kernel: int, stride: int, 
     def activation() -> nn.Module:
         return nn.SiLU(inplace=True) if silu else nn.ReLU6(inplace=True)
 
-    parts: list[nn.Module] = [_conv(inside, wide, 1, 1, 1, activation())] if expand > 1 else []
-    parts.append(_conv(wide, wide, kernel, stride, wide, activation()))
+    parts: list[nn.Module] = [conv(inside, wide, 1, 1, 1, activation())] if expand > 1 else []
+    parts.append(conv(wide, wide, kernel, stride, wide, activation()))
     if silu:
         parts.append(_SqueezeExcite(wide, max(1, inside // 4)))
-    body = nn.Sequential(*parts, _conv(wide, outside, 1, 1, 1, None))
+    body = nn.Sequential(*parts, conv(wide, outside, 1, 1, 1, None))
     return _Residual(body, nn.Identity(), False) if stride == 1 and inside == outside else body
 
 
 def _mobile(table: tuple[tuple[int, int, int, int, int], ...], silu: bool) -> nn.Module:
     """`table` rows: expand, channels, repeats, stride, kernel."""
     activation: Callable[[], nn.Module] = (lambda: nn.SiLU(inplace=True)) if silu else (lambda: nn.ReLU6(inplace=True))
-    layers: list[nn.Module] = [_conv(3, 32, 3, 2, 1, activation())]
+    layers: list[nn.Module] = [conv(3, 32, 3, 2, 1, activation())]
     inside = 32
     for expand, channels, repeats, stride, kernel in table:
         for block in range(repeats):
             layers.append(_inverted(inside, channels, expand, kernel, stride if block == 0 else 1, silu))
             inside = channels
-    layers += [_conv(inside, 1280, 1, 1, 1, activation()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
+    layers += [conv(inside, 1280, 1, 1, 1, activation()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
     return nn.Sequential(*layers, nn.Linear(1280, 1000))
 
 

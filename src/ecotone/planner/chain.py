@@ -233,11 +233,9 @@ def _admissible(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> tuple
 
 
 def _is_image(graph: Graph) -> bool:
-    """One input of 1 or 3 channels and two spatial sizes: what an image codec can carry."""
-    if len(graph.inputs) != 1:
-        return False
-    shape = graph.tensors[graph.inputs[0]].shape
-    return len(shape) in (3, 4) and shape[-3] in (1, 3) and min(shape[-2:]) > 1
+    """One of the inputs has 1 or 3 channels and two spatial sizes: an image codec carries it, the others as they are."""
+    shapes = [graph.tensors[index].shape for index in graph.inputs]
+    return any(len(s) in (3, 4) and s[-3] in (1, 3) and min(s[-2:]) > 1 for s in shapes)
 
 
 def _transfers(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> dict[str, Any]:
