@@ -119,7 +119,7 @@ class Pair:
         self.now_s += 0.6
         if self.ack_timer:
             self.ack_timer = False
-            self.do(self.receiver.timer_fired(), at_sender=False)
+            self.do(self.receiver.timer_fired(self.now_s), at_sender=False)
         if self.link_timer:
             self.link_timer = False
             self.do(self.sender.timer_fired(self.now_s), at_sender=True)

@@ -14,8 +14,8 @@ from ecotone.protocol.message import BlobRange, BodyId, LinkMessage, NodeId, Sta
 
 __all__ = [
     "BlobsMissing", "CancelRequest", "CloseRequested", "Computed", "Decoded", "DeployRequested", "Encoded", "ErrorKind",
-    "Event", "MessageReceived", "PeerDown", "PeerUp", "Prefer", "PrepareFailed", "Prepared", "RecordFailed", "Recorded",
-    "Resident", "Submit", "TimerFired", "TimerId", "WorkFailed",
+    "Event", "MessageReceived", "PeerDown", "PeerUp", "Prefer", "PrepareFailed", "Prepared", "ProbeLink", "RecordFailed",
+    "Recorded", "Resident", "Submit", "TimerFired", "TimerId", "WorkFailed",
 ]  # fmt: skip
 
 TimerId = tuple[str, ...] | tuple[str | int, ...]
@@ -188,6 +188,14 @@ class RecordFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeLink:
+    """Time the idle link to `peer` with a Ping of `size_bytes` of padding (capped); the next report has the sample."""
+
+    peer: NodeId
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequest:
     """The asker no longer wants `request`."""
 
@@ -203,5 +211,5 @@ class CloseRequested:
 
 Event = (
     MessageReceived | PeerUp | PeerDown | TimerFired | Computed | Encoded | Decoded | WorkFailed | Prepared | PrepareFailed
-    | BlobsMissing | DeployRequested | Prefer | Submit | Recorded | RecordFailed | CancelRequest | CloseRequested
+    | BlobsMissing | ProbeLink | DeployRequested | Prefer | Submit | Recorded | RecordFailed | CancelRequest | CloseRequested
 )  # fmt: skip

@@ -70,6 +70,7 @@ class Receiver:
         self._held: dict[BodyId, int] = {}
         self._refused: dict[BodyId, None] = {}
         self._chunks_to_ack = 0
+        self._came_s = 0.0  # the last chunk
         self._dirty: set[Channel] = set()
         self._timer_on = False
 
@@ -113,7 +114,7 @@ class Receiver:
     def take(self, chunk: Chunk, wanted: bool, now_s: float) -> list[Item]:
         """One chunk; with `wanted` False (old epoch, cancelled, parked out) its seq closes and its credit returns."""
         if not self.is_new(chunk):
-            return self._ack() if self._is_mine(chunk.sender_incarnation, chunk.incarnation) else []
+            return self._ack(now_s) if self._is_mine(chunk.sender_incarnation, chunk.incarnation) else []
         body, length = chunk.body, chunk.length
         intake = self._intake(body[:3])
         if intake.received_bytes + length > intake.limit_bytes:
@@ -122,6 +123,7 @@ class Receiver:
         self._close(chunk.seq)
         intake.received_bytes += length
         self._chunks_to_ack += 1
+        self._came_s = now_s
         items: list[Item] = []
         whole = False
         if not wanted or body in self._refused:
@@ -157,14 +159,14 @@ class Receiver:
         if partial is not None and body[2] != BLOB_EDGE:
             self._freed(body, partial.got_bytes)
             items.append(Release(body=body, held=Held.BYTES))
-        return items + self._ack()
+        return items + self._ack(now_s)
 
     def letter(self, message: Letter, now_s: float) -> list[Item]:
         """One letter; reports it and those that waited for it, in order, each once."""
         if not self._is_mine(message.sender_incarnation, message.incarnation):
             return []
         if message.number < self._next_letter:
-            return self._ack()
+            return self._ack(now_s)
         if message.number < self._next_letter + _MAX_AHEAD // 64:
             self._letters_ahead[message.number] = message.content
         items: list[Item] = []
@@ -199,10 +201,10 @@ class Receiver:
         self._dirty -= gone
         return [Release(body=b, held=Held.BYTES) for b in partial if b.edge != BLOB_EDGE]
 
-    def timer_fired(self) -> list[Item]:
+    def timer_fired(self, now_s: float) -> list[Item]:
         """The short timer of delayed acknowledgements."""
         self._timer_on = False
-        return self._ack()
+        return self._ack(now_s)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -260,13 +262,14 @@ class Receiver:
 
     def _ack_soon(self, now_s: float, at_once: bool) -> list[Item]:
         if at_once or self._chunks_to_ack >= self.settings.ack_every_chunks:
-            return self._ack()
+            return self._ack(now_s)
         if self._timer_on:
             return []
         self._timer_on = True
         return [SetTimer(timer=self.timer, at_s=now_s + self.settings.ack_delay_s)]
 
-    def _ack(self) -> list[Item]:
+    def _ack(self, now_s: float) -> list[Item]:
+        delay_s = now_s - self._came_s if self._chunks_to_ack else 0.0
         self._chunks_to_ack = 0
         for channel, intake in self._intakes.items():
             if intake.limit_bytes > intake.granted_bytes:
@@ -279,6 +282,7 @@ class Receiver:
             next_seq=self._next_seq,
             next_letter=self._next_letter,
             grants=grants,
+            delay_s=max(0.0, delay_s),
         )
         return [Send(peer=self.peer, message=message, priority=Priority.CONTROL)]
 

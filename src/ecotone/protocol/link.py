@@ -35,7 +35,10 @@ from ecotone.protocol.message import (
     LetterBody,
     LinkOpen,
     LinkOpened,
+    LinkSample,
     NodeId,
+    Ping,
+    Pong,
     Priority,
     Void,
 )
@@ -48,6 +51,7 @@ from ecotone.protocol.notices import (
     PeerReturned,
 )
 from ecotone.protocol.settings import LinkSettings
+from ecotone.protocol.timing import LinkTiming
 
 __all__ = ["Sender"]
 
@@ -74,6 +78,7 @@ class _Sent:
     offset: int
     length: int
     out: _Outgoing | None
+    sent_s: float | None  # None: sent more than once, or void
 
 
 @dataclass(slots=True)
@@ -104,6 +109,7 @@ class Sender:
         self._heard_s = self._progress_s = 0.0
         self._resend_wait_s = settings.lease_s
         self._timer_on = False
+        self.timing = LinkTiming(peer)
 
     @property
     def timer(self) -> TimerId:
@@ -152,11 +158,11 @@ class Sender:
             return items
         seqs = [seq for seq, sent in self._unacked.items() if sent.out is out]
         for seq in seqs:
-            self._unacked[seq].out = None
+            self._unacked[seq].out = self._unacked[seq].sent_s = None
         lengths = [self._unacked[seq].length for seq in seqs]
         fresh = self._next_seq
         self._next_seq += 1
-        self._unacked[fresh] = _Sent(body, 0, 0, None)
+        self._unacked[fresh] = _Sent(body, 0, 0, None, None)
         if self.is_open:
             items.append(self._void(body, (*seqs, fresh), (*lengths, 0)))
         return items + self._pump(now_s)
@@ -177,7 +183,8 @@ class Sender:
         """The wire reaches the peer: open, or resume."""
         self.is_up, self.is_open, self._silent = True, False, False
         self._heard_s = self._progress_s = now_s
-        return [self._open(), *self._watch(now_s)]
+        self.timing.restart(now_s)
+        return [self._open(now_s), *self._watch(now_s)]
 
     def disconnected(self) -> list[Item]:
         """The wire lost the peer: keep everything, send nothing."""
@@ -196,6 +203,7 @@ class Sender:
         """The receiver's answer: start, resume, or learn that it restarted."""
         if message.sender_incarnation != self.incarnation or message.incarnation < self.peer_incarnation or not self.is_up:
             return []
+        self.timing.open_answered(now_s)
         items: list[Item] = []
         restarted = 0 < self.peer_incarnation < message.incarnation
         if restarted:
@@ -205,7 +213,7 @@ class Sender:
             for channel, account in self._accounts.items():
                 account.limit_bytes = self._limits.get(channel, message.window_bytes)
         self.peer_incarnation, self._window = message.incarnation, message.window_bytes
-        items += self._acknowledged(message.next_seq, message.next_letter, message.grants, now_s)
+        items += self._acknowledged(message.next_seq, message.next_letter, message.grants, 0.0, now_s)
         if self._silent or not self.is_open:
             self.is_open, self._silent = True, False
             self._resend_wait_s = self.settings.lease_s
@@ -217,15 +225,34 @@ class Sender:
         """A cumulative acknowledgement with grants; stale ones do no harm."""
         if message.sender_incarnation != self.incarnation or message.incarnation != self.peer_incarnation:
             return []
-        items = self._acknowledged(message.next_seq, message.next_letter, message.grants, now_s)
+        items = self._acknowledged(message.next_seq, message.next_letter, message.grants, message.delay_s, now_s)
         return items + self._pump(now_s)
+
+    def ping(self, now_s: float) -> list[Item]:
+        """Ask for a Pong, to time a round trip; nothing while the link is down."""
+        return [self._control(self.timing.ping(now_s))] if self.is_open else []
+
+    def probe(self, size_bytes: int, now_s: float) -> list[Item]:
+        """Time the link with `size_bytes` of padding, unless it is down or carries bodies, which time it as well."""
+        if not self.is_open or self._unacked:
+            return self.ping(now_s)
+        return [self._control(self.timing.probe(size_bytes, now_s))]
+
+    def ponged(self, message: Pong, now_s: float) -> list[Item]:
+        """The answer to a Ping, of this link or of someone else."""
+        padded = self.timing.ponged(message.nonce, not self._unacked, now_s)
+        return [] if padded is None else [Send(peer=self.peer, message=padded, priority=Priority.DATA)]
+
+    def sample(self) -> LinkSample | None:
+        """What was measured of the link since the last call; None where nothing was."""
+        return self.timing.take()
 
     def timer_fired(self, now_s: float) -> list[Item]:
         """Probe; after a wait without progress resend the oldest; after 1.5 leases of silence say that the peer is lost."""
         self._timer_on = False
         if not self.is_up or not self._waiting():
             return []
-        items: list[Item] = [self._open()]
+        items: list[Item] = [self._open(now_s)]
         if not self._silent and now_s - self._heard_s >= 1.5 * self.settings.lease_s:
             self._silent = True
             items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
@@ -264,16 +291,22 @@ class Sender:
         self.is_open = False
         return items
 
-    def _acknowledged(self, seq: int, letter: int, grants: tuple[Grant, ...], now_s: float) -> list[Item]:
+    def _acknowledged(self, seq: int, letter: int, grants: tuple[Grant, ...], delay_s: float, now_s: float) -> list[Item]:
         items: list[Item] = []
         before = len(self._unacked) + len(self._letters)
+        timed: list[tuple[float, int]] = []
         while self._unacked and (first := next(iter(self._unacked))) < seq:
-            out = self._unacked.pop(first).out
+            sent = self._unacked.pop(first)
+            out = sent.out
+            if sent.sent_s is not None:
+                timed.append((sent.sent_s, sent.length))
             if out is not None:
                 out.unacked -= 1
                 if out.unacked == 0 and out.offset == out.size_bytes:
                     del self._bodies[out.body]
                     items += [Release(body=out.body, held=Held.BYTES), BodyAcked(out.body)]
+        if timed:
+            self.timing.acknowledged(timed, delay_s, now_s)
         while self._letters and (first := next(iter(self._letters))) < letter:
             del self._letters[first]
         for grant in grants:
@@ -290,6 +323,7 @@ class Sender:
     def _resend(self, most: int | None, now_s: float) -> list[Item]:
         items: list[Item] = [self._letter(number) for number in self._letters]
         for seq, sent in list(self._unacked.items())[:most]:
+            sent.sent_s = None
             items.append(self._chunk(seq, sent, now_s) if sent.out else self._void(sent.body, (seq,), (sent.length,)))
         return items
 
@@ -299,7 +333,7 @@ class Sender:
             out = account.queue[0]
             credit = account.limit_bytes - account.sent_bytes
             length = min(self.settings.chunk_bytes, out.size_bytes - out.offset, credit)
-            sent = _Sent(out.body, out.offset, length, out)
+            sent = _Sent(out.body, out.offset, length, out, now_s)
             if not self._unacked:
                 self._progress_s = now_s
             self._unacked[self._next_seq] = sent
@@ -323,8 +357,12 @@ class Sender:
                     best, key = account, mine
         return best
 
-    def _open(self) -> Send:
-        return Send(peer=self.peer, message=LinkOpen(incarnation=self.incarnation), priority=Priority.CONTROL)
+    def _open(self, now_s: float) -> Send:
+        self.timing.open_sent(now_s)
+        return self._control(LinkOpen(incarnation=self.incarnation))
+
+    def _control(self, message: LinkOpen | Ping) -> Send:
+        return Send(peer=self.peer, message=message, priority=Priority.CONTROL)
 
     def _letter(self, number: int) -> Send:
         content = self._letters[number]

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
 __all__ = [
-    "BLOB_EDGE", "Ack", "Blob", "BlobRange", "BodyId", "Cancel", "Chunk", "CloseSession", "Deploy", "DeployFailed", "Grant",
+    "BLOB_EDGE", "PROBE_LIMIT_BYTES",
+    "Ack", "Blob", "BlobRange", "BodyId", "Cancel", "Chunk", "CloseSession", "Deploy", "DeployFailed", "Grant",
     "Letter", "LetterBody", "LinkMessage", "LinkOpen", "LinkOpened", "LinkSample", "NodeId", "NodeReport", "Ping", "Pong",
     "Priority", "Ready", "RequestFailed", "RequestFinished", "Retire", "StagePart", "Void", "Want", "WorkSample",
-    "request_of", "run_of",
+    "attempt_of", "request_of", "run_of",
 ]  # fmt: skip
 
 NodeId = NewType("NodeId", str)
 
 BLOB_EDGE = -1
 """The edge number of weights and programs; their `request` is the number that the wanting node gave the blob."""
+
+PROBE_LIMIT_BYTES = 1 << 18
+"""Padding of a Ping at most."""
 
 
 class Priority(enum.IntEnum):
@@ -56,6 +60,11 @@ def run_of(request: int, attempt: int) -> int:
 def request_of(run: int) -> int:
     """The request (below 2**40) that a run belongs to."""
     return run & ((1 << _REQUEST_BITS) - 1)
+
+
+def attempt_of(run: int) -> int:
+    """Which attempt of its request a run is: 0 for the first."""
+    return run >> _REQUEST_BITS
 
 
 # ---- link messages: one frame each ---------------------------------------------------------------------------------------
@@ -136,9 +145,10 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """Asks for a Pong with the same nonce: health, and round trips."""
+    """Asks for a Pong with the same nonce: health, and round trips. Padded with `size_bytes`, it measures an idle link."""
 
     nonce: int
+    size_bytes: int = 0  # at most PROBE_LIMIT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

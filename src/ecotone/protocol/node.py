@@ -19,6 +19,7 @@ from ecotone.protocol.coordinator import Coordinator
 from ecotone.protocol.intake import Receiver
 from ecotone.protocol.link import Sender
 from ecotone.protocol.message import NodeId
+from ecotone.protocol.observe import Observer
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings
 from ecotone.protocol.worker import Worker
 
@@ -55,6 +56,7 @@ class Node:
         self.name, self.incarnation = name, incarnation
         self.worker = Worker(name, worker or WorkerSettings())
         self.coordinator = Coordinator(name, coordinator) if coordinator else None
+        self.observer = Observer(self.worker.settings.report_s)
         self._settings = links or {}
         self._peers: dict[NodeId, _Peer] = {}
         self._is_finishing = False
@@ -85,12 +87,14 @@ class Node:
         match event:
             case ev.MessageReceived():
                 return self._received(event.peer, event.message, now_s)
-            case ev.Computed(body=body):
-                return self.worker.computed(body)
-            case ev.Encoded(body=body, size_bytes=size_bytes):
-                return self.worker.encoded(body, size_bytes)
-            case ev.Decoded(body=body):
-                return self.worker.decoded(body)
+            case ev.Computed(body=body, seconds=seconds):
+                return self.observer.worked(body, "compute", seconds, now_s) + self.worker.computed(body)
+            case ev.Encoded(body=body, size_bytes=size_bytes, seconds=seconds):
+                return self.observer.worked(body, "encode", seconds, now_s) + self.worker.encoded(body, size_bytes)
+            case ev.Decoded(body=body, seconds=seconds):
+                return self.observer.worked(body, "decode", seconds, now_s) + self.worker.decoded(body)
+            case ev.ProbeLink(peer=peer, size_bytes=size_bytes):
+                return self._peer(peer).sender.probe(size_bytes, now_s)
             case ev.WorkFailed(body=body, work=work, reason=reason):
                 return self.worker.work_failed(body, work, reason)
             case ev.TimerFired(timer=timer):
@@ -138,7 +142,10 @@ class Node:
             case ("link", str(peer)):
                 return self._peer(NodeId(peer)).sender.timer_fired(now_s)
             case ("ack", str(peer)):
-                return self._peer(NodeId(peer)).receiver.timer_fired()
+                return self._peer(NodeId(peer)).receiver.timer_fired(now_s)
+            case ("report",):
+                senders = (peer.sender for peer in self._peers.values())
+                return self.observer.timer_fired(self.worker.askers, senders, self.worker.num_queued, now_s)
             case ("closing",) if self._is_finishing:
                 self._is_finishing = False
                 return [fx.Closed()]
@@ -155,7 +162,8 @@ class Node:
             case msg.Chunk():
                 return items + self._chunk(peer, message, now_s)
             case msg.Ack():
-                return items + peer.sender.acked(message, now_s)
+                items += peer.sender.acked(message, now_s)
+                return items + (self.observer.woken(now_s) if peer.sender.timing.is_new else [])
             case msg.Letter():
                 return items + peer.receiver.letter(message, now_s)
             case msg.LinkOpen(incarnation=incarnation):
@@ -169,6 +177,9 @@ class Node:
             case msg.Ping(nonce=nonce):
                 pong = msg.Pong(nonce=nonce, num_queued=self.worker.num_queued, num_sessions=self.worker.num_sessions)
                 return [*items, fx.Send(peer=name, message=pong, priority=msg.Priority.CONTROL)]
+            case msg.Pong():
+                items += peer.sender.ponged(message, now_s)
+                return items + (self.observer.woken(now_s) if peer.sender.timing.is_new else [])
         return items
 
     def _chunk(self, peer: _Peer, chunk: msg.Chunk, now_s: float) -> list[nt.Item]:

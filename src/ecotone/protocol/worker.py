@@ -98,6 +98,11 @@ class Worker:
         return len(self._active)
 
     @property
+    def askers(self) -> dict[int, NodeId]:
+        """Who is told of this node, by session."""
+        return {session: epoch.asker for (session, _), epoch in self._epochs.items()}
+
+    @property
     def num_sessions(self) -> int:
         return len({session for session, _ in self._epochs})
 

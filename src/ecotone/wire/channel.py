@@ -278,4 +278,4 @@ class Channel:
                 if kind == "link":
                     self._apply(peer, link, link.sender.timer_fired(time.monotonic()), sender=True)
                 else:
-                    self._apply(peer, link, link.receiver.timer_fired(), sender=False)
+                    self._apply(peer, link, link.receiver.timer_fired(time.monotonic()), sender=False)
