@@ -47,9 +47,17 @@ controls = st.one_of(
         window_bytes=u64,
         grants=grants,
     ),
-    st.builds(msg.Ack, sender_incarnation=u32, incarnation=u32, next_seq=u64, next_letter=u64, grants=grants),
+    st.builds(
+        msg.Ack,
+        sender_incarnation=u32,
+        incarnation=u32,
+        next_seq=u64,
+        next_letter=u64,
+        grants=grants,
+        delay_s=st.integers(0, 10**9).map(lambda us: us / 1e6),
+    ),
     st.builds(msg.Letter, sender_incarnation=u32, incarnation=u32, number=u64, content=letters),
-    st.builds(msg.Ping, nonce=numbers),
+    st.builds(msg.Ping, nonce=numbers, size_bytes=st.integers(0, msg.PROBE_LIMIT_BYTES)),
     st.builds(msg.Pong, nonce=numbers, num_queued=u32, num_sessions=u32),
     st.builds(
         lambda inc, body, pairs: msg.Void(
@@ -156,6 +164,24 @@ def test_the_size_of_a_body_is_capped_before_anything_is_allocated() -> None:
         from_frame(frame)
     with pytest.raises(FrameError, match="outside a body"):
         from_frame(build(Header(kind=Kind.DATA, link_id=struct.pack("<QII", 1, 1, 5), dims=(5,)), b"x"))
+
+
+def test_a_ping_is_padded_by_what_it_says_and_capped() -> None:
+    small, padded = (to_frame(msg.Ping(nonce=1, size_bytes=n)) for n in (0, 50_000))
+    assert len(padded) - len(small) == 50_000 + len("50000") - len("0")
+    with pytest.raises(FrameError, match="padding"):
+        to_frame(msg.Ping(nonce=1, size_bytes=msg.PROBE_LIMIT_BYTES + 1))
+    for size in (-1, msg.PROBE_LIMIT_BYTES + 1):
+        with pytest.raises(FrameError, match="padding"):
+            from_frame(build(Header(kind=Kind.CONTROL), b'{"message": "Ping", "nonce": 1, "size_bytes": %d}' % size))
+
+
+@pytest.mark.parametrize(("delay_s", "read_s"), [(-1.0, 0.0), (1e-7, 0.0), (0.0049, 0.0049), (1e30, 3600.0)])
+def test_the_delay_of_an_acknowledgement_is_carried_in_microseconds_within_bounds(delay_s: float, read_s: float) -> None:
+    ack = msg.Ack(sender_incarnation=1, incarnation=1, next_seq=0, next_letter=0, delay_s=delay_s)
+    found = from_frame(to_frame(ack))[0]
+    assert isinstance(found, msg.Ack)
+    assert found.delay_s == read_s
 
 
 def test_a_damaged_payload_is_found_where_the_sum_is_sent() -> None:

@@ -1,12 +1,12 @@
 """Protocol messages <-> frames: each LinkMessage is one frame of ecotone.codec.frame, whose header this file fills in.
 
     Chunk      DATA     payload: the chunk; link_id: session, sender's incarnation, size of the body; dims: (offset,)
-    Ack        ACK      seq = next_seq, micro_batch = next_letter; payload: grants
+    Ack        ACK      seq = next_seq, micro_batch = next_letter, budget_us = delay; payload: grants
     LinkOpen   OPEN     header only
     LinkOpened RESUME   as Ack; payload: window, grants
     Void       EXPIRED  payload: (seq, length) pairs
     Letter     CONTROL  payload: JSON of the letter, checked against its dataclass
-    Ping, Pong CONTROL  payload: JSON likewise
+    Ping, Pong CONTROL  payload: JSON likewise; a Ping's padding is blanks behind it, PROBE_LIMIT_BYTES at most
 
 Hot messages are binary, rare ones JSON. What a peer sends ends as a message or as FrameError, never as another error,
 and never allocates more than the frame holds. Whether the numbers make sense is the link's business.
@@ -21,6 +21,7 @@ from typing import cast
 from ecotone import schema
 from ecotone.codec.frame import FrameError, Header, Kind, Limits, build, parse
 from ecotone.protocol.message import (
+    PROBE_LIMIT_BYTES,
     Ack,
     BodyId,
     Cancel,
@@ -59,6 +60,7 @@ _LETTERS = {
 }
 _SIGNALS: dict[str, type[Ping] | type[Pong]] = {"Ping": Ping, "Pong": Pong}
 _EDGE_MASK = 0xFFFFFFFF
+_MAX_DELAY_S = 3600.0
 _BACKGROUND = 1 << 31  # the top bit of the last field of link_id, whose other bits are the body's size
 
 
@@ -160,6 +162,7 @@ def _control(message: LinkMessage) -> tuple[Header, bytes]:
                     incarnation=message.incarnation,
                     seq=message.next_seq,
                     micro_batch=message.next_letter,
+                    budget_us=round(min(max(message.delay_s, 0.0), _MAX_DELAY_S) * 1e6),
                 ),
                 _grants(message.grants),
             )
@@ -192,7 +195,11 @@ def _control(message: LinkMessage) -> tuple[Header, bytes]:
                 seq=message.number,
             )
             return header, _document(message.content)
-        case Ping() | Pong():
+        case Ping(size_bytes=size_bytes):
+            if not 0 <= size_bytes <= PROBE_LIMIT_BYTES:
+                raise FrameError(f"a Ping of {size_bytes} bytes: padding must be 0 to {PROBE_LIMIT_BYTES} bytes")
+            return Header(kind=Kind.CONTROL), _document(message) + b" " * size_bytes
+        case Pong():
             return Header(kind=Kind.CONTROL), _document(message)
     raise FrameError(f"{type(message).__name__} is no message of a link")
 
@@ -221,6 +228,7 @@ def _read_control(header: Header, payload: memoryview, session: int, sender: int
                 next_seq=header.seq,
                 next_letter=header.micro_batch,
                 grants=_read_grants(payload),
+                delay_s=min(header.budget_us / 1e6, _MAX_DELAY_S),
             )
         case Kind.OPEN:
             return LinkOpen(incarnation=sender)
@@ -258,7 +266,10 @@ def _read_document(header: Header, payload: memoryview, sender: int) -> LinkMess
         raise FrameError(f"control frame of kind {str(kind)[:40]!r} is not known; install the same version on both")
     try:
         if kind in _SIGNALS:
-            return schema.read(_SIGNALS[kind], document, f"control frame {kind}")
+            signal = schema.read(_SIGNALS[kind], document, f"control frame {kind}")
+            if isinstance(signal, Ping) and not 0 <= signal.size_bytes <= PROBE_LIMIT_BYTES:
+                raise FrameError(f"a Ping announces {signal.size_bytes} bytes of padding, at most {PROBE_LIMIT_BYTES}")
+            return signal
         content = cast(LetterBody, schema.read(_LETTERS[kind], document, f"control frame {kind}"))
     except schema.SchemaError as error:
         raise FrameError(str(error)[:400]) from None
