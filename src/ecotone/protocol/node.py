@@ -252,6 +252,8 @@ class Node:
 
     def _letter(self, peer: NodeId, content: msg.LetterBody, now_s: float) -> list[nt.Item]:
         mind = self.coordinator
+        if isinstance(content, msg.NodeReport):
+            return [fx.Observed(peer=peer, report=content)] if mind and content.session == mind.settings.session else []
         if mind and isinstance(content, _TO_COORDINATOR) and content.session == mind.settings.session:
             return mind.letter(peer, content, now_s)
         return self.worker.letter(peer, content, now_s)
