@@ -10,13 +10,17 @@ from ecotone.runtime.errors import (
     NodeUnreachable,
     RequestError,
     SessionClosed,
+    UnknownRequest,
+    Unrecorded,
 )
+from ecotone.runtime.future import Future
 from ecotone.runtime.launch import Nodes, attach, in_memory, launch
 from ecotone.runtime.measure_cluster import discover, measure, measure_links
 from ecotone.runtime.node import NodeSettings, run_node
-from ecotone.runtime.recorder import RequestTrace, StageTrace, TransferTrace
+from ecotone.runtime.recorder import RequestTrace, RunTrace, StageTrace, TransferTrace
 from ecotone.runtime.session import Session, deploy
 from ecotone.runtime.store import Store, StoreCorrupted, StoreError, StoreFull
+from ecotone.runtime.switching import Switchover
 
 __all__ = [
     "Busy",
@@ -24,12 +28,14 @@ __all__ = [
     "ChildError",
     "DeadlinePassed",
     "DeployError",
+    "Future",
     "NodeLost",
     "NodeSettings",
     "NodeUnreachable",
     "Nodes",
     "RequestError",
     "RequestTrace",
+    "RunTrace",
     "Session",
     "SessionClosed",
     "StageTrace",
@@ -37,7 +43,10 @@ __all__ = [
     "StoreCorrupted",
     "StoreError",
     "StoreFull",
+    "Switchover",
     "TransferTrace",
+    "UnknownRequest",
+    "Unrecorded",
     "attach",
     "deploy",
     "discover",

@@ -7,7 +7,7 @@ from ecotone.units import EcotoneError
 
 __all__ = [
     "Busy", "Cancelled", "DeadlinePassed", "DeployError", "NodeLost", "NodeUnreachable", "RequestError", "SessionClosed",
-    "request_error",
+    "UnknownRequest", "Unrecorded", "request_error",
 ]  # fmt: skip
 
 
@@ -24,7 +24,7 @@ class RequestError(EcotoneError):
 
 
 class Busy(RequestError):
-    """The queue of accepted requests is full: send later or slower."""
+    """The queue of accepted requests, or the memory for their inputs, is full: send later or slower."""
 
 
 class SessionClosed(RequestError):
@@ -40,7 +40,15 @@ class Cancelled(RequestError):
 
 
 class NodeLost(RequestError):
-    """A node of the plan died or was cut off while it held the request."""
+    """Nodes died or were cut off: no plan could run until the deadline (without one: for `node_timeout_s`)."""
+
+
+class Unrecorded(RequestError):
+    """Refused: the journal could not take the request (its disk is full), so it would not survive this process."""
+
+
+class UnknownRequest(RequestError):
+    """No request of this id is known: it was never accepted, or its result was acknowledged and forgotten."""
 
 
 _CLASSES: dict[ErrorKind, type[RequestError]] = {
@@ -49,6 +57,7 @@ _CLASSES: dict[ErrorKind, type[RequestError]] = {
     ErrorKind.DEADLINE: DeadlinePassed,
     ErrorKind.CANCELLED: Cancelled,
     ErrorKind.NODE_LOST: NodeLost,
+    ErrorKind.UNRECORDED: Unrecorded,
 }
 
 

@@ -11,6 +11,7 @@ import contextlib
 import math
 import tempfile
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -158,11 +159,12 @@ def in_memory(cluster: Cluster, *, folder: Path | None = None, network: Network 
 
 def attach(
     cluster: Cluster, *, identity: Identity | None = None, multicast: bool = False, connect: tuple[str, ...] = (),
-    deadline_s: float = 10.0,
+    deadline_s: float = 10.0, needed: Collection[DeviceId] | None = None,
 ) -> Nodes:  # fmt: skip
     """Nodes that run already (`ecotone up`): at the addresses that the cluster file gives, or discovered.
 
-    `identity`: this machine's membership of the cluster of that name, where it has one, unless another is given.
+    `identity`: this machine's membership of the cluster of that name, where it has one, unless another is given. `needed`:
+    the devices that must answer, all by default; the others may come later.
     Raises WireError or NodeUnreachable, naming the node, within about `deadline_s`.
     """
     source = cluster.device(cluster.source)
@@ -177,7 +179,7 @@ def attach(
     nodes._closing.callback(nodes.port.close)
     try:
         nodes.port.start()
-        nodes.wait_for(frozenset(d.name for d in cluster.devices), deadline_s)
+        nodes.wait_for(frozenset(needed if needed is not None else (d.name for d in cluster.devices)), deadline_s)
     except EcotoneError:
         nodes.close()
         raise

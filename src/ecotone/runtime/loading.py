@@ -8,14 +8,15 @@ from functools import partial
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.protocol.message import Blob, BlobRange, StagePart
+from ecotone.runtime.models import Models
 from ecotone.runtime.stages import (
-    CapturedModel,
     Stages,
     StoredModel,
     content_of,
     make_from_model,
     missing_blobs,
     segment_from_store,
+    weight_bytes,
 )
 from ecotone.runtime.store import Store, StoreCorrupted, StoreError
 from ecotone.units import EcotoneError
@@ -57,7 +58,7 @@ class StoreLoader:
                 raise EcotoneError(f"the plan has no stage {part.stage}; make it again")
             stage = plan.stages[part.stage]
             make = partial(segment_from_store, self._store, part)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make)
+            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
         wanted = {blob.number: blob for blob in self._wanted.get((session, epoch), ())}
@@ -87,16 +88,16 @@ class StoreLoader:
 
 
 class ModelLoader:
-    """Loads the asker's own stages straight from the captured model, and hands out what other nodes want."""
+    """Loads the asker's own stages straight from the captured models, and hands out what other nodes want."""
 
-    def __init__(self, model: CapturedModel, stages: Stages):
-        self._model, self._stages = model, stages
+    def __init__(self, models: Models, stages: Stages):
+        self._models, self._stages = models, stages
 
     def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
         for part in parts:
             stage = plan.stages[part.stage]
-            make = make_from_model(self._model, stage)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make)
+            make = make_from_model(self._models.of(plan), stage)
+            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
         return ()
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
@@ -106,7 +107,7 @@ class ModelLoader:
         self._stages.unload(session, epoch)
 
     def open_blob(self, blob: Blob) -> bytes:
-        return self._model.blob(blob.sha256)
+        return self._models.blob(blob.sha256)
 
 
 def _owner(session: int, epoch: int) -> str:

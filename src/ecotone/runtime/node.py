@@ -50,6 +50,7 @@ class NodeSettings:
     """How a node runs. `links`: the directed links that leave this device, imposed in user space when `emulate`.
 
     `listen` and `connect` are endpoints (see ecotone.wire.zenoh); `folder` holds its weights, at most `cap_bytes` of them.
+    Without `insist` a node starts also where nobody answers at `connect`, and goes on trying.
     """
 
     device: Device
@@ -57,6 +58,7 @@ class NodeSettings:
     cluster: str = "local"
     listen: tuple[str, ...] = ("127.0.0.1:0",)
     connect: tuple[str, ...] = ()
+    insist: bool = True
     links: tuple[Link, ...] = ()
     emulate: bool = False
     cap_bytes: int = 8 << 30
@@ -71,7 +73,7 @@ class LocalNode:
     def __init__(self, device: Device, wire: Wire, store: Store, links: Mapping[NodeId, LinkSettings] | None = None):
         self.device, self._store = device, store
         self.port = Port(device.name, wire)
-        stages = Stages(device.accelerator, device.threads)
+        stages = Stages(device.accelerator, device.threads, device.memory_bytes)
         self._recorder = Recorder()
         machine = Node(NodeId(device.name), next_incarnation(), links=dict(links or {}))
         self._loader = StoreLoader(store, stages)
@@ -156,7 +158,7 @@ def open_wire(settings: NodeSettings) -> tuple[ZenohWire, ShapedWire | None]:
     wire = ZenohWire(
         ZenohSettings(
             node=NodeId(settings.device.name), cluster=settings.cluster, listen=settings.listen, connect=settings.connect,
-            identity=settings.identity, multicast=settings.multicast,
+            identity=settings.identity, multicast=settings.multicast, insist=settings.insist,
             socket_buffer_bytes=_SMALL_BUFFER_BYTES if slow and not settings.emulate else None,
         )
     )  # fmt: skip

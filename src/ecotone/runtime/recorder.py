@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecotone.plan import Plan
-from ecotone.protocol.message import BodyId
+from ecotone.protocol.message import BodyId, attempt_of, request_of
 
-__all__ = ["Recorder", "RequestTrace", "Span", "StageTrace", "TransferTrace", "join_spans", "machine_clock"]
+__all__ = [
+    "Ended", "Recorder", "RequestTrace", "RunTrace", "Span", "StageTrace", "TransferTrace", "join_spans", "machine_clock",
+    "trace_of",
+]  # fmt: skip
 
 _KEPT_REQUESTS = 4096
 
@@ -61,8 +64,21 @@ class TransferTrace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunTrace:
+    """One run of a request under plan `epoch`: 0 is the first attempt; times from hand-in. What no node remembers lacks."""
+
+    attempt: int
+    epoch: int
+    stages: tuple[StageTrace, ...]
+    transfers: tuple[TransferTrace, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTrace:
-    """One request from hand-in to result. Stages and transfers that no node remembered are missing from the tuples."""
+    """One request from hand-in to result, by the run that answered; `others` are its lost, late or twin runs.
+
+    Stages and transfers that no node remembered, or that this run took over from another, are missing from the tuples.
+    """
 
     request: int
     epoch: int
@@ -70,6 +86,8 @@ class RequestTrace:
     total_s: float
     stages: tuple[StageTrace, ...]
     transfers: tuple[TransferTrace, ...]
+    attempt: int = 0
+    others: tuple[RunTrace, ...] = ()
 
     @property
     def accounted_s(self) -> float:
@@ -77,8 +95,18 @@ class RequestTrace:
         return sum(s.compute_s for s in self.stages) + sum(t.encode_s + t.transfer_s + t.decode_s for t in self.transfers)
 
 
+class Ended(NamedTuple):
+    """A request that got its result: from which plan, in which attempt, and when it was handed in."""
+
+    request: int
+    epoch: int
+    attempt: int
+    submitted_s: float
+    total_s: float
+
+
 class Recorder:
-    """Spans of the last requests, by (session, epoch, request); safe for threads."""
+    """Spans of the last runs of requests, by (session, epoch, run); safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,9 +123,10 @@ class Recorder:
             spans.append(span)
 
     def of_session(self, session: int, first_request: int = 0) -> list[tuple[int, int, list[Span]]]:
-        """(epoch, request, spans) of `session` from request `first_request` on."""
+        """(epoch, run, spans) of `session` for every run of the requests from `first_request` on."""
         with self._lock:
-            return [(k[1], k[2], list(v)) for k, v in self._spans.items() if k[0] == session and k[2] >= first_request]
+            kept = [(key, list(spans)) for key, spans in self._spans.items() if key[0] == session]
+        return [(key[1], key[2], spans) for key, spans in kept if request_of(key[2]) >= first_request]
 
 
 def machine_clock() -> str:
@@ -108,10 +137,8 @@ def machine_clock() -> str:
         return ""
 
 
-def join_spans(
-    request: int, plan: Plan, submitted_s: float, total_s: float, spans: Mapping[str, Iterable[Span]]
-) -> RequestTrace:
-    """The trace of `request`, from `spans` by node, all on one clock."""
+def join_spans(run: int, plan: Plan, submitted_s: float, spans: Mapping[str, Iterable[Span]]) -> RunTrace:
+    """The trace of `run` under `plan`, from `spans` by node, all on one clock."""
     found = {(node, span.kind, span.edge): span for node, items in spans.items() for span in items}
     stages = []
     for index, stage in enumerate(plan.stages):
@@ -137,11 +164,28 @@ def join_spans(
                 decode_s=decode.seconds,
             )
         )  # fmt: skip
-    return RequestTrace(
-        request=request,
-        epoch=plan.epoch,
-        submitted_s=submitted_s,
-        total_s=total_s,
-        stages=tuple(stages),
-        transfers=tuple(transfers),
-    )
+    return RunTrace(attempt=attempt_of(run), epoch=plan.epoch, stages=tuple(stages), transfers=tuple(transfers))
+
+
+def trace_of(
+    ended: Iterable[Ended], plans: Mapping[int, Plan], spans: Mapping[tuple[int, int], Mapping[str, Iterable[Span]]]
+) -> tuple[RequestTrace, ...]:
+    """The traces of `ended` requests with all their runs; `spans` by (epoch, run) and node, plans by epoch."""
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for epoch, run in spans:
+        if epoch in plans:
+            runs.setdefault(request_of(run), []).append((epoch, run))
+    traces = []
+    for end in ended:
+        found = [
+            join_spans(run, plans[epoch], end.submitted_s, spans[epoch, run]) for epoch, run in runs.get(end.request, ())
+        ]
+        mine = next((r for r in found if (r.epoch, r.attempt) == (end.epoch, end.attempt)), None)
+        traces.append(
+            RequestTrace(
+                request=end.request, epoch=end.epoch, submitted_s=end.submitted_s, total_s=end.total_s,
+                stages=mine.stages if mine else (), transfers=mine.transfers if mine else (), attempt=end.attempt,
+                others=tuple(sorted((r for r in found if r is not mine), key=lambda r: r.attempt)),
+            )
+        )  # fmt: skip
+    return tuple(traces)

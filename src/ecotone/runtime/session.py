@@ -12,7 +12,8 @@ import itertools
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,26 +24,32 @@ from ecotone import codec
 from ecotone.cluster import Cluster
 from ecotone.executors.memory import keep_freed_memory
 from ecotone.model import Captured
-from ecotone.plan import Plan, plan_violations
+from ecotone.plan import Plan
+from ecotone.planset import PlanSet
 from ecotone.protocol import events
-from ecotone.protocol.message import BodyId, NodeId
+from ecotone.protocol.message import BodyId, NodeId, attempt_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.runtime.errors import DeployError, RequestError, SessionClosed, request_error
+from ecotone.runtime.future import Future
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, attach, launch, links_from
 from ecotone.runtime.loading import ModelLoader
+from ecotone.runtime.models import Models
 from ecotone.runtime.node import LEAVING, link_settings
-from ecotone.runtime.recorder import Recorder, RequestTrace, Span, join_spans, machine_clock
-from ecotone.runtime.shell import Shell
-from ecotone.runtime.stages import CapturedModel, Stages, parts_of
+from ecotone.runtime.recorder import Ended, Recorder, RequestTrace, Span, machine_clock, trace_of
+from ecotone.runtime.residency import Residency
+from ecotone.runtime.shell import Shell, Told
+from ecotone.runtime.stages import Stages
+from ecotone.runtime.switching import Switchover, switchover
 from ecotone.units import EcotoneError
 
-__all__ = ["Session", "deploy"]
+__all__ = ["EXPLAIN", "Session", "deploy"]
 
-Future = concurrent.futures.Future[Any]
-
+EXPLAIN = "explain"
 _KEPT_REQUESTS = 4096
+
+Listener = Callable[[Told], object]
 
 
 @dataclass(slots=True)
@@ -52,16 +59,8 @@ class _Request:
     submitted_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    request: int
-    epoch: int
-    submitted_s: float
-    total_s: float
-
-
 def deploy(
-    plan: Plan,
+    plan: Plan | PlanSet,
     captured: Captured,
     nodes: Nodes | Cluster,
     *,
@@ -73,25 +72,37 @@ def deploy(
     pieces: Sequence[tuple[int, int]] = (),
     timeout_s: float = 120.0,
     node_timeout_s: float = 5.0,
+    variants: Sequence[Captured] = (),
+    expected_s: Mapping[int, float] | None = None,
+    held_limit_bytes: int = 1 << 30,
+    suspect_after_s: float = 0.05,
+    worker: WorkerSettings | None = None,
 ) -> Session:
     """Put `plan` in force on `nodes` and return the open session. A Cluster is launched (emulated) or attached to.
 
-    `queue_limit` requests wait at most (more: Busy), `max_in_flight` are under way. `samples` (flat inputs) calibrate int8
-    executors; `pieces` are sent for profiling (see measure_cluster). `image` says how pixels became the input, for images
-    sent as such. `node_timeout_s`: a node unreachable for so long ends the requests that need it. Raises DeployError,
-    NodeUnreachable or WireError in bounded time.
+    A PlanSet is resident as a whole: when nodes of its first plan are lost, requests run under the next whose nodes answer.
+    Its plans may be of `captured` or of one of the `variants`; `expected_s`: predicted latencies by position in the set.
+    `queue_limit` requests wait at most, with `held_limit_bytes` of inputs (more: Busy), `max_in_flight` are under way.
+    `samples` (flat inputs) calibrate int8 executors; `pieces` are sent for profiling (see measure_cluster). `image` says how
+    pixels became the input, for images sent as such. `node_timeout_s`: where no plan can run for so long, requests without a
+    deadline end. `suspect_after_s`: a request so much later than usual is doubted and its nodes are asked whether they live.
+    Raises DeployError, NodeUnreachable or WireError in bounded time.
     """
+    plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
     owned = isinstance(nodes, Cluster)
     if isinstance(nodes, Cluster):
-        nodes = launch(nodes, deadline_s=timeout_s) if nodes.emulate else attach(nodes)
+        first = frozenset((plans.primary.source, *plans.primary.devices, plans.primary.sink))
+        nodes = launch(nodes, deadline_s=timeout_s) if nodes.emulate else attach(nodes, needed=first)
     session = None
     try:
         settings = CoordinatorSettings(
             session=secrets.randbits(63), queue_limit=queue_limit, max_in_flight=max_in_flight, ordered=ordered,
-            deploy_timeout_s=timeout_s, node_timeout_s=node_timeout_s,
+            deploy_timeout_s=timeout_s, node_timeout_s=node_timeout_s, held_limit_bytes=held_limit_bytes,
+            suspect_after_s=suspect_after_s,
         )  # fmt: skip
-        session = Session(nodes, captured, settings, samples=samples, image=image, pieces=pieces, owns_nodes=owned)
-        session.replan(plan)
+        models = Models(captured, variants, [tuple(sample) for sample in samples], pieces)
+        session = Session(nodes, models, settings, image=image, worker=worker, owns_nodes=owned)
+        session.replan(plans, expected_s=expected_s)
     except BaseException:
         if session is not None:
             session.close(drain=False)
@@ -102,47 +113,50 @@ def deploy(
 
 
 class Session:
-    """A deployed model: call it, submit to it, stream through it. Made by `deploy`; a context manager that drains."""
+    """A deployed model: call it, submit to it, stream through it. Made by `deploy`; a context manager that drains.
+
+    `explain` gives the lines that `ecotone status --explain` shows; a controller puts its own in its place.
+    """
 
     def __init__(
         self,
         nodes: Nodes,
-        captured: Captured,
+        models: Models,
         settings: CoordinatorSettings,
         *,
-        samples: Sequence[Sequence[torch.Tensor]] = (),
         image: codec.ImageSpec | None = None,
-        pieces: Sequence[tuple[int, int]] = (),
+        worker: WorkerSettings | None = None,
         owns_nodes: bool = False,
     ):
         keep_freed_memory()
-        self.nodes, self.captured = nodes, captured
-        self._settings, self._owns_nodes = settings, owns_nodes
+        self.nodes, self.captured = nodes, models.captured
+        self._models, self._settings, self._owns_nodes = models, settings, owns_nodes
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._requests: dict[int, _Request] = {}
-        self._ended: collections.deque[_Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
-        self._deploying: dict[int, concurrent.futures.Future[str]] = {}
-        self._plans: dict[int, Plan] = {}
-        self._plan: Plan | None = None
-        self._epoch, self._is_closed, self._closing = 0, False, ""
+        self._ended: collections.deque[Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
+        self._residency = Residency()
+        self._listeners: list[Listener] = []
+        self.explain: Callable[[], list[str]] = self._residency.explanation
+        self._moving = threading.Lock()
+        self._is_closed, self._closing = False, ""
         self._all_ended = threading.Event()
-        self._model = CapturedModel(captured, [tuple(sample) for sample in samples], pieces)
         device = nodes.cluster.device(nodes.cluster.source)
         machine = Node(
             NodeId(device.name),
             next_incarnation(),
             links=link_settings(links_from(nodes.cluster, device.name), emulate=nodes.cluster.emulate),
-            worker=WorkerSettings(),
+            worker=worker or WorkerSettings(),
             coordinator=settings,
         )
-        stages = Stages(device.accelerator, device.threads)
+        stages = Stages(device.accelerator, device.threads, device.memory_bytes)
         self._recorder = Recorder()
         self._shell = Shell(
-            nodes.port, device, machine, stages, ModelLoader(self._model, stages),
+            nodes.port, device, machine, stages, ModelLoader(models, stages),
             recorder=self._recorder, asker=self, expected=self._specs, image=image,
         )  # fmt: skip
         nodes.questions.on(LEAVING, self._node_leaves)
+        nodes.questions.on(EXPLAIN, lambda peer, body: {"lines": self.explain()})
         self._shell.start()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
@@ -152,7 +166,12 @@ class Session:
         return self.submit(args, kwargs).result()
 
     def submit(
-        self, args: Sequence[Any], kwargs: dict[str, Any] | None = None, *, deadline_s: float | None = None
+        self,
+        args: Sequence[Any],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> Future:
         """Hand in one request; the future ends with the model's output or a RequestError (Busy where the queue is full).
 
@@ -161,15 +180,14 @@ class Session:
         inputs = self.captured.flatten_inputs(tuple(args), kwargs)
         if deadline_s is not None and not deadline_s > 0:
             raise RequestError(f"deadline_s is {deadline_s}, must be above zero")
-        future: Future = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # cancelling goes through the machine: see cancel
         with self._lock:
             if self._closing:
                 raise SessionClosed(f"request refused: {self._closing}")
             number = next(self._numbers)
+            future = Future(number, request_id)
             self._requests[number] = _Request(future, inputs, time.perf_counter())
-        future.request = number  # type: ignore[attr-defined]
-        self._shell.post(events.Submit(request=number, deadline_s=deadline_s))
+        size = sum(tensor.nbytes for tensor in inputs)
+        self._shell.post(events.Submit(request=number, deadline_s=deadline_s, size_bytes=size))
         return future
 
     def stream(
@@ -194,9 +212,13 @@ class Session:
 
     def cancel(self, future: Future) -> None:
         """Give the request of this future up: it ends with Cancelled, unless its result is already there."""
-        number = getattr(future, "request", None)
-        if number is not None and not future.done():
-            self._shell.post(events.CancelRequest(request=number))
+        if not future.done():
+            self._shell.post(events.CancelRequest(request=future.request))
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests handed in that have neither result nor error yet."""
+        return len(self._requests)
 
     # ---- the plan ----------------------------------------------------------------------------------------------------
 
@@ -207,46 +229,91 @@ class Session:
 
     @property
     def plan(self) -> Plan:
-        """The plan in force."""
-        if self._plan is None:
+        """The plan that new requests follow; raises DeployError where there is none."""
+        plans = self.plans
+        if not plans:
             raise DeployError("no plan is in force")
-        return self._plan
+        return plans[0]
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans that are resident on all their nodes: the one that new requests follow, then in order of the set."""
+        return self._residency.plans
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be accepted now: a plan is in force, its nodes are reachable, nothing is closing."""
-        plan = self._plan
-        if plan is None or self._closing or self._is_closed:
+        """Whether a request would run now: a resident plan's nodes are all reachable, nothing is closing."""
+        if self._closing or self._is_closed:
             return False
-        others = {NodeId(name) for name in (*plan.devices, plan.sink)} - {NodeId(plan.source)}
-        return others <= self.nodes.port.peers()
+        return any(self._missing(plan) == frozenset() for plan in self.plans)
 
-    def replan(self, plan: Plan) -> Plan:
-        """Move to `plan`: made ready beside the old one, on which requests under way finish; returns it with its epoch.
+    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None) -> Plan:
+        """Move to `plan` and return it (of a set the first) with its epoch; the whole former set is retired.
 
-        Raises DeployError (the old plan stays) or NodeUnreachable, in bounded time.
+        The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
+        new requests wait meanwhile (see how_to_switch). Standbys that fail are left out, those whose nodes cannot be reached
+        are not waited for: see `plans`. Raises DeployError (the old set stays) or NodeUnreachable, in bounded time.
         """
-        cluster, name = self.nodes.cluster, self.captured.graph.name
-        violations = plan_violations(plan, self.captured.graph, cluster)
-        if violations:
-            raise DeployError(f"plan for {name} on {cluster.name}: " + "; ".join(violations))
-        devices = frozenset((*plan.devices, plan.source, plan.sink))
-        self.nodes.wait_for(devices, min(10.0, self._settings.deploy_timeout_s))
-        parts = parts_of(self._model, plan)
-        with self._lock:
-            self._epoch += 1
-            plan = plan.with_epoch(self._epoch)
-            ended = self._deploying[plan.epoch] = concurrent.futures.Future()
-            self._plans[plan.epoch] = plan
-        self._shell.post(events.DeployRequested(plan=plan, parts=parts))
-        try:
-            error = ended.result(self._settings.deploy_timeout_s + 10.0)
-        except concurrent.futures.TimeoutError:
-            error = f"no answer within {self._settings.deploy_timeout_s:g} s"
-        if error:
-            raise DeployError(f"plan for {name} on {cluster.name}: {error}")
-        self._plan = plan
-        return plan
+        plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
+        name, timeout_s = (
+            f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}",
+            self._settings.deploy_timeout_s,
+        )
+        for one in plans.plans:
+            violations = self._models.violations(one, self.nodes.cluster)
+            if violations:
+                raise DeployError(f"{name}: " + "; ".join(violations))
+        primary = plans.primary
+        self.nodes.wait_for(frozenset((primary.source, *primary.devices, primary.sink)), min(10.0, timeout_s))
+        with self._moving:
+            switch = self.how_to_switch(plans)
+            plans, answers = self._residency.begin(plans, switch)
+            self._shell.post(self._request_for(plans, expected_s or {}, pause=switch.kind == "pause"))
+            end = time.monotonic() + timeout_s + 10.0
+            for one in plans.plans:
+                if one is not plans.primary and self._missing(one):
+                    continue
+                try:
+                    error = answers[one.epoch].result(max(0.0, end - time.monotonic()))
+                except concurrent.futures.TimeoutError:
+                    error = f"no answer within {timeout_s:g} s"
+                if error and one is plans.primary:
+                    raise DeployError(f"{name}: {error}")
+            return plans.primary
+
+    def how_to_switch(self, plan: Plan | PlanSet) -> Switchover:
+        """Whether replan(plan) would make the new set ready beside the old one or pause for it, and why."""
+        plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
+        return switchover(self._residency.current, plans.plans, self._models.graphs, self.nodes.cluster)
+
+    def prefer(self, plan: Plan) -> None:
+        """New requests follow `plan` from now on, where its nodes answer: no loading, no waiting. It must be resident."""
+        found = next((one for one in self.plans if plan in (one, one.with_epoch(plan.epoch))), None)
+        if found is None:
+            raise DeployError(f"plan {plan} is not resident; deploy it with the set, or replan")
+        self._shell.post(events.Prefer(epoch=found.epoch))
+
+    def listen(self, callback: Listener) -> None:
+        """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged and DeployEnded, in the loop thread."""
+        self._listeners.append(callback)
+
+    def _request_for(self, plans: PlanSet, expected_s: Mapping[int, float], *, pause: bool) -> events.DeployRequested:
+        standbys = tuple(
+            events.Resident(
+                plan=standby.plan, parts=self._models.parts(standby.plan), is_active=standby.mode == "active",
+                expected_s=expected_s.get(index, 0.0),
+            )
+            for index, standby in enumerate(plans.standbys, 1)
+        )  # fmt: skip
+        return events.DeployRequested(
+            plan=plans.primary, parts=self._models.parts(plans.primary), standbys=standbys, pause=pause,
+            expected_s=expected_s.get(0, 0.0),
+        )  # fmt: skip
+
+    def _missing(self, plan: Plan) -> frozenset[NodeId]:
+        """Nodes of `plan` that cannot be reached now."""
+        others = {NodeId(name) for name in (*plan.devices, plan.sink)} - {NodeId(plan.source)}
+        return frozenset(others - self.nodes.port.peers())
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -263,7 +330,8 @@ class Session:
             self._all_ended.wait(5.0)
         self._shell.stop()
         self._fail_all("the session is closed")
-        self.nodes.questions.on(LEAVING, None)
+        for topic in (LEAVING, EXPLAIN):
+            self.nodes.questions.on(topic, None)
         if self._owns_nodes:
             self.nodes.close()
 
@@ -276,29 +344,25 @@ class Session:
     # ---- what happened -----------------------------------------------------------------------------------------------
 
     def report(self, first_request: int = 0) -> tuple[RequestTrace, ...]:
-        """Traces of ended requests from `first_request` on, oldest first, at most the last few thousand.
+        """Traces of ended requests from `first_request` on with all their runs, oldest first, the last few thousand.
 
         Asks every node of the plans for its notes; a node that does not answer leaves its parts out.
         """
-        session = self._settings.session
+        session, source, plans = self._settings.session, self.nodes.cluster.source, self._residency.known
         spans: dict[tuple[int, int], dict[str, list[Span]]] = collections.defaultdict(dict)
-        source = self.nodes.cluster.source
-        for epoch, request, items in self._recorder.of_session(session, first_request):
-            spans[epoch, request][source] = items
-        for name in sorted({d for plan in self._plans.values() for d in (*plan.devices, plan.sink)} - {source}):
+        for epoch, run, items in self._recorder.of_session(session, first_request):
+            spans[epoch, run][source] = items
+        for name in sorted({d for plan in plans.values() for d in (*plan.devices, plan.sink)} - {source}):
             try:
                 offset = self._clock_offset(NodeId(name))
                 body = {"session": session, "first_request": first_request}
                 answer = self.nodes.questions.ask(NodeId(name), "spans", body, deadline_s=5.0)
             except EcotoneError:
                 continue
-            for epoch, request, items in answer:
-                spans[epoch, request][name] = [Span(s[0], s[1], s[2] - offset, *s[3:]) for s in items]
-        return tuple(
-            join_spans(e.request, self._plans[e.epoch], e.submitted_s, e.total_s, spans[e.epoch, e.request])
-            for e in tuple(self._ended)
-            if e.request >= first_request
-        )
+            for epoch, run, items in answer:
+                spans[epoch, run][name] = [Span(s[0], s[1], s[2] - offset, *s[3:]) for s in items]
+        ended = [e for e in tuple(self._ended) if e.request >= first_request and e.epoch in plans]
+        return trace_of(ended, plans, spans)
 
     def _clock_offset(self, peer: NodeId) -> float:
         """Seconds that the clock of `peer` is ahead of ours: 0 on one machine, else by the middle of a question."""
@@ -313,28 +377,44 @@ class Session:
         entry = self._requests.get(request)
         return entry.inputs if entry else ()
 
-    def delivered(self, request: int, epoch: int, tensors: Sequence[torch.Tensor]) -> None:
+    def record(self, request: int) -> None:
+        self._shell.post(events.Recorded(request=request))
+
+    def accepted(self, request: int) -> None:
+        entry = self._requests.get(request)
+        if entry is not None:
+            entry.future.accept()
+
+    def delivered(self, request: int, body: BodyId, tensors: Sequence[torch.Tensor]) -> None:
         with self._lock:
             entry = self._requests.pop(request, None)
         if entry is None:
             return
         total_s = time.perf_counter() - entry.submitted_s
-        self._ended.append(_Ended(request, epoch, entry.submitted_s, total_s))
+        self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
+        entry.future.epoch = body.epoch
         try:
-            entry.future.set_result(self.captured.unflatten_outputs(tensors))
+            plan = self._residency.plan_of(body.epoch)
+            model = self._models.of(plan).captured if plan else self.captured
+            entry.future.set_result(model.unflatten_outputs(tensors))
         except EcotoneError as error:
             entry.future.set_exception(error)
+        entry.future.accept()
 
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None:
         with self._lock:
             entry = self._requests.pop(request, None)
         if entry is not None:
             entry.future.set_exception(request_error(kind, reason, request))
+            entry.future.accept()
 
-    def deploy_ended(self, epoch: int, error: str) -> None:
-        waiting = self._deploying.pop(epoch, None)
-        if waiting is not None:
-            waiting.set_result(error)
+    def told(self, effect: Told) -> None:
+        self._residency.told(effect)
+        for callback in tuple(self._listeners):
+            try:
+                callback(effect)
+            except Exception:  # a listener's fault must not end the session
+                traceback.print_exc()
 
     def closed(self) -> None:
         self._all_ended.set()
@@ -342,8 +422,7 @@ class Session:
     def crashed(self, reason: str) -> None:
         self._closing = reason
         self._fail_all(reason)
-        for waiting in tuple(self._deploying.values()):
-            waiting.set_result(reason)
+        self._residency.give_up(reason)
         self._all_ended.set()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -364,23 +443,35 @@ class Session:
 
     def _specs(self, body: BodyId) -> Sequence[codec.HasSpec] | None:
         """Names and shapes on an edge of a plan of ours, from the graph."""
-        plan = self._plans.get(body.epoch)
-        if plan is None:
-            return None
-        graph = self.captured.graph
-        return [graph.tensors[index] for index in graph.frontier(plan.transfers[body.edge].position)]
+        plan = self._residency.plan_of(body.epoch)
+        return None if plan is None else self._models.specs(plan, body.edge)
 
     def _node_leaves(self, peer: NodeId, body: dict[str, Any]) -> None:
-        """A node of ours is told to stop: finish what was accepted, then let it go."""
-        plan = self._plan
+        """A node of ours is told to stop: move to the plans without it, or finish what was accepted and let it go."""
         with self._lock:
-            if self._closing or plan is None or str(peer) not in (*plan.devices, plan.sink):
+            if self._closing or self._residency.is_leaving(peer):
                 return
-            self._closing = f"node {peer} is shutting down; deploy on the remaining nodes"
-        self._shell.post(events.CloseRequested(drain=True))
+            rest = self._residency.without(peer)
+            if rest is None and not self._residency.uses(peer):
+                return
+            if rest is None:
+                self._closing = f"node {peer} is shutting down; deploy on the remaining nodes"
+        if rest is None:
+            self._shell.post(events.CloseRequested(drain=True))
+            return
+        self._shell.post(events.Prefer(epoch=rest.primary.epoch))
+        threading.Thread(target=self._leave_behind, args=(peer, rest), name="failover", daemon=True).start()
+
+    def _leave_behind(self, peer: NodeId, rest: PlanSet) -> None:
+        try:
+            self.replan(rest)
+        except EcotoneError as error:
+            self._residency.note(f"node {peer} is shutting down, moving to the plans without it failed: {error}")
+            self._residency.stay(peer)
 
     def _fail_all(self, reason: str) -> None:
         with self._lock:
             left, self._requests = self._requests, {}
         for number, entry in left.items():
             entry.future.set_exception(SessionClosed(f"request {number}: {reason}"))
+            entry.future.accept()

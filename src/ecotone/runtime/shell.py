@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 
@@ -38,7 +38,7 @@ from ecotone.units import EcotoneError
 from ecotone.wire.framing import from_frame, to_frame
 from ecotone.wire.wire import PeerDown, PeerUp, Received, WireEvent
 
-__all__ = ["Asker", "Loader", "Shell"]
+__all__ = ["Asker", "Loader", "Shell", "Told"]
 
 Tensors = Sequence[torch.Tensor]
 
@@ -61,13 +61,19 @@ class Loader(Protocol):
         ...
 
 
+Told = effects.DeployEnded | effects.Preferred | effects.Rerouted | effects.Observed | effects.LinkChanged
+"""What the machine says that neither ends a request nor moves a tensor."""
+
+
 class Asker(Protocol):
     """What the session behind an asker's shell is told; called in the loop thread, must return at once."""
 
     def inputs(self, request: int) -> Tensors: ...
-    def delivered(self, request: int, epoch: int, tensors: Tensors) -> None: ...
+    def record(self, request: int) -> None: ...
+    def accepted(self, request: int) -> None: ...
+    def delivered(self, request: int, body: BodyId, tensors: Tensors) -> None: ...
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None: ...
-    def deploy_ended(self, epoch: int, error: str) -> None: ...
+    def told(self, effect: Told) -> None: ...
     def closed(self) -> None: ...
     def crashed(self, reason: str) -> None: ...
 
@@ -217,8 +223,10 @@ class Shell:
             self._bytes[body] = done.value
         self.recorder.add(body, Span(item.work, body.edge, item.start_s, done.seconds, done.own_seconds, size))
         if item.work == "compute":
-            return events.Computed(body=body)
-        return events.Decoded(body=body) if item.work == "decode" else events.Encoded(body=body, size_bytes=size)
+            return events.Computed(body=body, seconds=done.seconds)
+        if item.work == "decode":
+            return events.Decoded(body=body, seconds=done.seconds)
+        return events.Encoded(body=body, size_bytes=size, seconds=done.seconds)
 
     # ---- effects -----------------------------------------------------------------------------------------------------
 
@@ -238,13 +246,14 @@ class Shell:
             ),
             effects.OpenBlob: self._open_blob,
             effects.Bind: self._bind,
-            effects.Accepted: lambda effect: None,
+            effects.Alias: self._alias,
+            effects.Record: self._record,
+            effects.Accepted: self._accepted,
             effects.Deliver: self._deliver,
             effects.RequestError: self._request_error,
             effects.Output: lambda effect: self._tensors.pop(effect.body, None),
-            effects.DeployEnded: self._deploy_ended,
             effects.Closed: self._closed,
-            effects.LinkChanged: lambda effect: None,
+            **dict.fromkeys(get_args(Told), self._tell),
         }
 
     def _send(self, effect: effects.Send) -> None:
@@ -271,7 +280,7 @@ class Shell:
         else:
             buffer = self._bytes.get(body)
             if buffer is None:
-                buffer = self._bytes[body] = bytearray(effect.size_bytes)
+                buffer = self._bytes[body] = memoryview(bytearray(effect.size_bytes))  # a view copies once
             buffer[effect.offset : effect.offset + effect.length] = payload
         if effect.offset + effect.length == effect.size_bytes:
             self.recorder.add(body, Span("received", body.edge, time.perf_counter(), size_bytes=effect.size_bytes))
@@ -356,18 +365,31 @@ class Shell:
         if self._asker is not None:
             self._tensors[effect.body] = self._asker.inputs(effect.request)
 
+    def _alias(self, effect: effects.Alias) -> None:
+        held = self._tensors.get(effect.source)
+        if held is not None:
+            self._tensors[effect.target] = held
+
+    def _record(self, effect: effects.Record) -> None:
+        if self._asker is not None:
+            self._asker.record(effect.request)
+
+    def _accepted(self, effect: effects.Accepted) -> None:
+        if self._asker is not None:
+            self._asker.accepted(effect.request)
+
     def _deliver(self, effect: effects.Deliver) -> None:
         tensors = self._tensors.pop(effect.body, ())
         if self._asker is not None:
-            self._asker.delivered(effect.request, effect.body.epoch, tensors)
+            self._asker.delivered(effect.request, effect.body, tensors)
 
     def _request_error(self, effect: effects.RequestError) -> None:
         if self._asker is not None:
             self._asker.failed(effect.request, effect.kind, effect.reason)
 
-    def _deploy_ended(self, effect: effects.DeployEnded) -> None:
+    def _tell(self, effect: Told) -> None:
         if self._asker is not None:
-            self._asker.deploy_ended(effect.epoch, effect.error)
+            self._asker.told(effect)
 
     def _closed(self, effect: effects.Closed) -> None:
         if self._asker is not None:

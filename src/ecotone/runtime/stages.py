@@ -35,6 +35,7 @@ __all__ = [
     "missing_blobs",
     "parts_of",
     "segment_from_store",
+    "weight_bytes",
 ]  # fmt: skip
 
 _EXAMPLE = "@input"
@@ -52,13 +53,17 @@ class ReadyStage:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     run: executors.Compiled
+    weight_bytes: int = 0
 
 
 class Stages:
-    """Compiled stages of one device, by (session, epoch, stage); safe for threads."""
+    """Compiled stages of one device, by (session, epoch, stage); safe for threads.
 
-    def __init__(self, accelerator: str = "cpu", threads: int = 1):
-        self._accelerator, self._threads = accelerator, threads
+    Stages that no plan uses are kept for the next plan, the last used longest, while all weights here fit `memory_bytes`.
+    """
+
+    def __init__(self, accelerator: str = "cpu", threads: int = 1, memory_bytes: int = 1 << 62):
+        self._accelerator, self._threads, self._memory_bytes = accelerator, threads, memory_bytes
         self._lock = threading.Lock()
         self._ready: dict[tuple[int, int], dict[int, ReadyStage]] = {}
         self._compiled: OrderedDict[tuple[str, str], ReadyStage] = OrderedDict()
@@ -87,22 +92,39 @@ class Stages:
 
     def prepare(
         self, session: int, epoch: int, index: int, stage: Stage, content: str,
-        make: Callable[[], tuple[Segment, Sequence[Tensors]]],
+        make: Callable[[], tuple[Segment, Sequence[Tensors]]], weight_bytes: int = 0,
     ) -> None:  # fmt: skip
-        """Compile and warm one stage unless its `content` is compiled already; `make` gives segment and calibration sets."""
+        """Compile and warm one stage unless its `content` is compiled already; `make` gives segment and calibration sets.
+
+        `weight_bytes` is what it will hold: unused stages make room for it first.
+        """
         key = (content, stage.executor)
         with self._lock:
             ready = self._compiled.get(key)
             if ready is not None:
                 self._compiled.move_to_end(key)
+            else:
+                self._make_room(weight_bytes)
         if ready is None:
             segment, sets = make()
-            ready = self._compile(segment, stage.executor, sets)
+            ready = self._compile(segment, stage.executor, sets, weight_bytes)
         with self._lock:
             self._compiled[key] = ready
-            while len(self._compiled) > _KEPT_COMPILED:
-                self._compiled.popitem(last=False)
             self._ready.setdefault((session, epoch), {})[index] = ready
+            self._make_room(0)
+
+    @property
+    def held_bytes(self) -> int:
+        """Weights of all compiled stages, used or kept."""
+        return sum(stage.weight_bytes for stage in tuple(self._compiled.values()))
+
+    def _make_room(self, need_bytes: int) -> None:
+        """Forget unused stages, the longest unused first, until `need_bytes` more fit and few enough are kept."""
+        used = {id(stage) for stages in self._ready.values() for stage in stages.values()}
+        for key in [k for k, stage in self._compiled.items() if id(stage) not in used]:
+            if self.held_bytes + need_bytes <= self._memory_bytes and len(self._compiled) <= _KEPT_COMPILED:
+                return
+            del self._compiled[key]
 
     def unload(self, session: int, epoch: int | None = None) -> None:
         """Forget the stages of one plan, or of the whole session."""
@@ -110,7 +132,7 @@ class Stages:
             for key in [k for k in self._ready if k[0] == session and epoch in (None, k[1])]:
                 del self._ready[key]
 
-    def _compile(self, segment: Segment, executor_id: str, sets: Sequence[Tensors]) -> ReadyStage:
+    def _compile(self, segment: Segment, executor_id: str, sets: Sequence[Tensors], weight_bytes: int) -> ReadyStage:
         executor = executors.by_id(executor_id)
         reason = executor.available(self._accelerator)
         if reason:
@@ -121,7 +143,7 @@ class Stages:
         with torch.inference_mode():
             run = executor.compile(segment, examples, self._accelerator, self._threads)
             run(examples)
-        return ReadyStage(segment.inputs, segment.outputs, run)
+        return ReadyStage(segment.inputs, segment.outputs, run, weight_bytes)
 
 
 class CapturedModel:
@@ -171,6 +193,10 @@ class CapturedModel:
             weights.append(self._offer(data, f"{_PROGRAM}/{start}-{stop}", hashlib.sha256(data).hexdigest()))
         return StagePart(stage=index, program=program, weights=tuple(weights))
 
+    def offers(self, sha256: str) -> bool:
+        """Whether `part` named this blob."""
+        return sha256 in self._blobs
+
     def blob(self, sha256: str) -> bytes:
         """The bytes of a blob that `part` named; raises EcotoneError for another."""
         try:
@@ -187,6 +213,11 @@ def content_of(part: StagePart) -> str:
     """Names everything that decides how a stage is compiled: its program (which names its weights) and its examples."""
     examples = [blob.sha256 for blob in part.weights if blob.name.startswith(_EXAMPLE)]
     return "+".join([part.program.sha256, *examples])
+
+
+def weight_bytes(part: StagePart) -> int:
+    """Bytes of weights that a stage holds, calibration inputs and programs left out."""
+    return sum(blob.size_bytes for blob in part.weights if not blob.name.startswith((_EXAMPLE, _PROGRAM)))
 
 
 def missing_blobs(store: Store, parts: Sequence[StagePart]) -> tuple[BlobRange, ...]:

@@ -1,0 +1,34 @@
+"""What `Session.submit` gives back: a plain future that also knows its request, whether it is accepted, and who answered."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from typing import Any
+
+__all__ = ["Future"]
+
+
+class Future(concurrent.futures.Future[Any]):
+    """Ends with the model's output or a RequestError. `request` is the number, `request_id` the caller's name for it."""
+
+    def __init__(self, request: int = 0, request_id: str | None = None):
+        super().__init__()
+        self.request, self.request_id = request, request_id
+        self.epoch: int | None = None
+        """The plan that answered; None until it is there, and for a result that was read from the journal."""
+        self._accepted = threading.Event()
+        self.set_running_or_notify_cancel()  # cancelling goes through the machine: see Session.cancel
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the request will end with exactly one result or error; with a journal: also through a restart."""
+        return self._accepted.is_set()
+
+    def wait_accepted(self, timeout_s: float | None = None) -> bool:
+        """Wait until the request is accepted or has ended (refused, for instance); False when `timeout_s` passed first."""
+        return self._accepted.wait(timeout_s)
+
+    def accept(self) -> None:
+        """Told by the session."""
+        self._accepted.set()

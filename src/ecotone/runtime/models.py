@@ -1,0 +1,86 @@
+"""The models of one session: the one that is asked for, and its variants (smaller networks, earlier exits), by graph hash.
+
+A plan names its graph by hash, so a plan set may hold plans of several models; each plan is cut out of its own model, and
+its outputs get that model's structure. All take the same inputs. Not a registry: it lives and ends with its session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ecotone.cluster import Cluster
+from ecotone.codec import HasSpec
+from ecotone.graph import Graph
+from ecotone.model import Captured
+from ecotone.plan import Plan, plan_violations
+from ecotone.protocol.message import StagePart
+from ecotone.runtime.errors import DeployError
+from ecotone.runtime.stages import CapturedModel, parts_of
+from ecotone.units import EcotoneError
+
+__all__ = ["Models"]
+
+
+class Models:
+    """`captured` and its `variants`, with what CapturedModel needs of samples and pieces; raises DeployError, see below."""
+
+    def __init__(
+        self,
+        captured: Captured,
+        variants: Sequence[Captured] = (),
+        samples: Sequence[tuple[torch.Tensor, ...]] = (),
+        pieces: Sequence[tuple[int, int]] = (),
+    ):
+        self.captured = captured
+        self._models: dict[str, CapturedModel] = {}
+        for model in (captured, *variants):
+            if _inputs(model) != _inputs(captured):
+                raise DeployError(
+                    f"variant {model.graph.name} takes {_inputs(model)}, {captured.graph.name} takes {_inputs(captured)}; "
+                    "a variant must take the same inputs"
+                )
+            own_pieces = pieces if model is captured else ()
+            self._models.setdefault(model.graph.content_hash(), CapturedModel(model, samples, own_pieces))
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """By content hash."""
+        return {name: model.captured.graph for name, model in self._models.items()}
+
+    def of(self, plan: Plan) -> CapturedModel:
+        """The model that `plan` cuts; raises DeployError where it is none of these."""
+        try:
+            return self._models[plan.graph_hash]
+        except KeyError:
+            known = ", ".join(model.captured.graph.name for model in self._models.values())
+            raise DeployError(
+                f"plan {plan}: was made for another model than {known} (graph hash {plan.graph_hash[:12]}); "
+                "plan again, or give its capture among the variants"
+            ) from None
+
+    def violations(self, plan: Plan, cluster: Cluster) -> tuple[str, ...]:
+        """Why `plan` cannot run on `cluster`; empty when it can."""
+        return plan_violations(plan, self.of(plan).captured.graph, cluster)
+
+    def parts(self, plan: Plan) -> tuple[StagePart, ...]:
+        """The parts of all stages of `plan`."""
+        return parts_of(self.of(plan), plan)
+
+    def specs(self, plan: Plan, edge: int) -> Sequence[HasSpec]:
+        """Names, shapes and types of the tensors on an edge of `plan`."""
+        graph = self.of(plan).captured.graph
+        return [graph.tensors[index] for index in graph.frontier(plan.transfers[edge].position)]
+
+    def blob(self, sha256: str) -> bytes:
+        """The bytes of a blob of any of the models; raises EcotoneError where none has it."""
+        for model in self._models.values():
+            if model.offers(sha256):
+                return model.blob(sha256)
+        raise EcotoneError(f"blob {sha256[:12]} is not part of the models of this session")
+
+
+def _inputs(captured: Captured) -> list[tuple[tuple[int, ...], str]]:
+    graph = captured.graph
+    return [(tuple(graph.tensors[i].shape), graph.tensors[i].dtype) for i in graph.inputs]
