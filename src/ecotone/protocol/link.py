@@ -295,6 +295,7 @@ class Sender:
         items: list[Item] = []
         before = len(self._unacked) + len(self._letters)
         timed: list[tuple[float, int]] = []
+        num_closed = len(self._unacked)
         while self._unacked and (first := next(iter(self._unacked))) < seq:
             sent = self._unacked.pop(first)
             out = sent.out
@@ -305,8 +306,9 @@ class Sender:
                 if out.unacked == 0 and out.offset == out.size_bytes:
                     del self._bodies[out.body]
                     items += [Release(body=out.body, held=Held.BYTES), BodyAcked(out.body)]
-        if timed:
-            self.timing.acknowledged(timed, delay_s, now_s)
+        num_closed -= len(self._unacked)
+        if num_closed:
+            self.timing.acknowledged(timed if len(timed) == num_closed else (), delay_s, now_s)
         while self._letters and (first := next(iter(self._letters))) < letter:
             del self._letters[first]
         for grant in grants:

@@ -20,7 +20,7 @@ from ecotone.protocol.message import PROBE_LIMIT_BYTES, LinkSample, NodeId, Ping
 __all__ = ["LinkTiming"]
 
 _RECENT = 8  # round trips of which the least counts
-_PING_SHARE = 20  # a Ping of its own accord at most once in so many round trips
+_PING_BYTES, _PING_SHARE = 256, 0.05  # of a link's time at most that goes into Pings of its own accord
 _FIRST_NONCE = 1 << 62  # those of other Pings are below
 
 
@@ -36,7 +36,7 @@ class LinkTiming:
         self._clean_s = -math.inf  # what was handed over before is not timed
         self._nonce = _FIRST_NONCE
         self._pings: dict[int, tuple[float, int]] = {}  # nonce: when, size
-        self._pinged_s = -math.inf
+        self._pinged_s, self._bytes_per_s = -math.inf, math.inf
         self._wanted_bytes = 0  # the padded Ping to send once the small one is answered
         self._opens: list[float] = []
 
@@ -74,7 +74,7 @@ class LinkTiming:
 
     def may_ping(self, now_s: float) -> bool:
         """Whether a Ping more would still be little traffic."""
-        return now_s - self._pinged_s >= _PING_SHARE * self.rtt_s and not self._pings
+        return not self._pings and (now_s - self._pinged_s) * self._bytes_per_s * _PING_SHARE >= _PING_BYTES
 
     def probe(self, size_bytes: int, now_s: float) -> Ping:
         """Begin to time an idle link with `size_bytes` of padding (capped)."""
@@ -99,13 +99,16 @@ class LinkTiming:
     # ---- rate -------------------------------------------------------------------------------------------------------
 
     def acknowledged(self, chunks: Sequence[tuple[float, int]], delay_s: float, now_s: float) -> None:
-        """Chunks (handed over at, bytes) in order, each sent once, that an acknowledgement held back `delay_s` names."""
+        """Chunks (handed over at, bytes) in order that an acknowledgement held back `delay_s` names.
+
+        None of them was sent twice, or they are empty: then the time only is noted.
+        """
         came_s = now_s - delay_s
         padded = [nonce for nonce, (_, size_bytes) in self._pings.items() if size_bytes]
         for nonce in padded:  # the chunks waited behind it, or its Pong is lost
             del self._pings[nonce]
             self._clean_s = now_s
-        if self._clean_s > chunks[0][0] or came_s <= chunks[-1][0]:
+        if not chunks or self._clean_s > chunks[0][0] or came_s <= chunks[-1][0]:
             self._end_s = came_s
             return
         if came_s - chunks[-1][0] < self.rtt_s:
@@ -131,6 +134,7 @@ class LinkTiming:
             return None
         rtt_s = self.rtt_s
         sample = LinkSample(peer=self.peer, size_bytes=self._size_bytes, seconds=self._busy_s + rtt_s, rtt_s=rtt_s)
+        self._bytes_per_s = self._size_bytes / self._busy_s
         self._size_bytes, self._busy_s = 0, 0.0
         return sample
 
