@@ -50,6 +50,7 @@ def up(
         str, options.option("--listen", text="HOST:PORT of this machine. Default: loopback until joined.")
     ] = "",
     connect: Annotated[list[str] | None, options.option("--connect", text="HOST:PORT of another node, repeatable.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Go on trying where no node answers at --connect yet.")] = False,
     threads: Annotated[int, typer.Option(help="Threads for computing.")] = 1,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     store: Annotated[str, typer.Option(help="Disk for weights of others' models.")] = "8 GB",
@@ -75,6 +76,7 @@ def up(
         cluster=member.cluster,
         listen=(host,),
         connect=tuple(connect or ()) or (member.identity.endpoints if member.identity else ()),
+        insist=not retry,
         cap_bytes=round(parse_quantity(store, "bytes", "--store")),
         identity=member.identity,
         multicast=member.identity is not None and not _is_loopback(host),

@@ -55,9 +55,9 @@ class ZenohSettings:
 
     `multicast` looks for peers on the LAN and is for joined clusters. `members`, where given, are the only certificate names
     that may send here, each under its own name alone; without it every certificate of the cluster's authority may. With
-    several `connect` endpoints one that answers is enough. `socket_buffer_bytes` = 65536 keeps control quick beside tensors
-    on slow links. `trust_network` permits plain TCP off loopback, for laboratories. Raises WireError for settings that
-    cannot work.
+    several `connect` endpoints one that answers is enough; without `insist` none has to, they are tried again and again.
+    `socket_buffer_bytes` = 65536 keeps control quick beside tensors on slow links. `trust_network` permits plain TCP off
+    loopback, for laboratories. Raises WireError for settings that cannot work.
     """
 
     node: NodeId
@@ -69,6 +69,7 @@ class ZenohSettings:
     members: tuple[str, ...] = ()
     lease_s: float = 1.5
     connect_timeout_s: float = 5.0
+    insist: bool = True
     socket_buffer_bytes: int | None = None
     trust_network: bool = False
 
@@ -230,7 +231,7 @@ class ZenohWire:
                 if free and "in use" in problem:  # somebody took the port between our choice and Zenoh's use of it
                     continue
                 break
-            if len(settings.connect) > 1 and not _connected(session, settings.connect_timeout_s):
+            if settings.insist and len(settings.connect) > 1 and not _connected(session, settings.connect_timeout_s):
                 session.close()  # type: ignore[no-untyped-call]
                 problem = "unable to connect"
                 break
@@ -327,7 +328,8 @@ def _config(settings: ZenohSettings, listen: tuple[str, ...]) -> zenoh.Config:
         "listen/exit_on_failure": True,
         "listen/timeout_ms": 0,
         "connect/endpoints": [endpoint(text, encrypted=encrypted) for text in settings.connect],
-        "connect/exit_on_failure": len(settings.connect) == 1,  # of several, Zenoh would insist on every one
+        # Of several, Zenoh would insist on every one; where it does not insist it goes on trying in the background.
+        "connect/exit_on_failure": settings.insist and len(settings.connect) == 1,
         "connect/timeout_ms": round(settings.connect_timeout_s * 1000),
         "connect/retry": {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2},
         "scouting/multicast/enabled": settings.multicast,
