@@ -1,35 +1,32 @@
 """World 1: the machines of ecotone.protocol on a virtual clock."""
 
-from ecotone.simulator.simulation import (
-    Arrivals,
-    ClosedLoop,
+from ecotone.simulator.faults import (
+    BendClock,
     CutLink,
+    CutOneWay,
     Fault,
+    FillDisk,
+    FollowTrace,
+    GarbleNode,
+    HealAll,
     HealLink,
     KillNode,
-    Outcome,
-    Periodic,
-    Poisson,
+    Partition,
     Replan,
-    Report,
     RestartNode,
+    ResumeNode,
     SetLink,
-    simulate,
+    SetPrepare,
+    SlowDevice,
+    SpoilLink,
+    SpoilWork,
+    StallNode,
+    Switch,
 )
+from ecotone.simulator.simulation import Arrivals, ClosedLoop, Outcome, Periodic, Poisson, Report, simulate
 
 __all__ = [
-    "Arrivals",
-    "ClosedLoop",
-    "CutLink",
-    "Fault",
-    "HealLink",
-    "KillNode",
-    "Outcome",
-    "Periodic",
-    "Poisson",
-    "Replan",
-    "Report",
-    "RestartNode",
-    "SetLink",
-    "simulate",
-]
+    "Arrivals", "BendClock", "ClosedLoop", "CutLink", "CutOneWay", "Fault", "FillDisk", "FollowTrace", "GarbleNode",
+    "HealAll", "HealLink", "KillNode", "Outcome", "Partition", "Periodic", "Poisson", "Replan", "Report", "RestartNode",
+    "ResumeNode", "SetLink", "SetPrepare", "SlowDevice", "SpoilLink", "SpoilWork", "StallNode", "Switch", "simulate",
+]  # fmt: skip

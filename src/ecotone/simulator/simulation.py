@@ -6,9 +6,10 @@ The machines are those of ecotone.protocol; times come from ecotone.cost. With o
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,23 +17,20 @@ import numpy as np
 from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.cost import CostModel, PlanCost
 from ecotone.graph import Graph
+from ecotone.linktrace import load_trace
 from ecotone.plan import Plan
+from ecotone.planset import PlanSet
 from ecotone.profile import Profile
-from ecotone.protocol import effects as fx
-from ecotone.protocol import events as ev
 from ecotone.protocol.message import BodyId, NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings, chunk_bytes_for
+from ecotone.simulator.faults import Fault, FollowTrace, KillNode, Replan, check
+from ecotone.simulator.program import Ask, Program, as_set, with_epochs_from
 from ecotone.simulator.world import Machine, World
 from ecotone.trace import Trace
 from ecotone.units import EcotoneError
 
-__all__ = [
-    "Arrivals", "ClosedLoop", "CutLink", "Fault", "HealLink", "KillNode", "Outcome", "Periodic", "Poisson", "Replan",
-    "Report", "RestartNode", "SetLink", "simulate",
-]  # fmt: skip
-
-_SESSION = 1
+__all__ = ["Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "simulate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,68 +58,19 @@ Arrivals = ClosedLoop | Periodic | Poisson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CutLink:
-    """Both directions between two devices go dead; the ends notice after `detect_s`."""
-
-    at_s: float
-    source: DeviceId
-    target: DeviceId
-    detect_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HealLink:
-    """Both directions carry again."""
-
-    at_s: float
-    source: DeviceId
-    target: DeviceId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetLink:
-    """A directed link gets another latency and rate."""
-
-    at_s: float
-    link: Link
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KillNode:
-    """A device's process ends (not the source's)."""
-
-    at_s: float
-    device: DeviceId
-    detect_s: float = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartNode:
-    """A killed device starts a new process."""
-
-    at_s: float
-    device: DeviceId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replan:
-    """The asker switches to another plan (epoch above the present one)."""
-
-    at_s: float
-    plan: Plan
-
-
-Fault = CutLink | HealLink | SetLink | KillNode | RestartNode | Replan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One request: seconds since the first submission; `error` is an ErrorKind value, or "" with a result."""
+    """One request: seconds since the first submission; `error` is an ErrorKind value, or "" with a result.
+
+    `epoch`: of the plan that answered (-1 with an error). `num_runs`: 1, and one more each time that it was rerouted.
+    """
 
     request: int
     submitted_s: float
     ended_s: float
     error: str = ""
+    epoch: int = -1
+    num_runs: int = 1
+    reason: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -141,6 +90,8 @@ class Report:
     num_events: int
     seed: int
     num_unended: int = 0
+    num_duplicated: int = 0  # requests with more than one end
+    violations: tuple[str, ...] = ()  # effects that asked for what a shell does not hold: protocol errors
 
     @property
     def completed(self) -> tuple[Outcome, ...]:
@@ -180,77 +131,24 @@ class Report:
         return (len(ends) - 1 - first) / span_s if span_s > 0 else math.nan
 
 
-@dataclass(slots=True)
-class _Asker:
-    """The program at the asker: submits by the arrival process, notes the ends."""
+class Times:
+    """Seconds and bytes of work by plan epoch, from the cost model of the plan's graph."""
 
-    num_requests: int
-    arrivals: Arrivals
-    seed: int
-    deadline_s: float | None
-    world: World = field(init=False)
-    name: NodeId = field(init=False)
-    submitted_s: dict[int, float] = field(default_factory=dict)
-    outcomes: list[Outcome] = field(default_factory=list)
-    error: str = ""
-    is_deployed: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        return len(self.outcomes) == self.num_requests
-
-    def begin(self) -> None:
-        origin_s = self.world.origin_s = self.world.now_s
-        if isinstance(self.arrivals, ClosedLoop):
-            for _ in range(min(self.arrivals.in_flight, self.num_requests)):
-                self.world.at(origin_s, self.submit)
-            return
-        count = self.num_requests
-        if isinstance(self.arrivals, Periodic):
-            times = self.arrivals.period_s * np.arange(count)
-        else:
-            gaps = np.random.default_rng(self.seed).exponential(1 / self.arrivals.rate_per_s, count)
-            times = np.cumsum(gaps) - gaps[0]
-        for time_s in times:
-            self.world.at(origin_s + float(time_s), self.submit)
-
-    def submit(self) -> None:
-        request = len(self.submitted_s)
-        if request < self.num_requests:
-            self.submitted_s[request] = self.world.now_s
-            self.world.event(self.name, ev.Submit(request=request, deadline_s=self.deadline_s))
-
-    def took(self, effect: fx.Effect, now_s: float) -> None:
-        match effect:
-            case fx.DeployEnded(error=error):
-                self.error = self.error or ("" if self.is_deployed else error)
-                self.is_deployed = True
-            case fx.Deliver(request=request, body=body):
-                self.world.span(now_s, self.name, body, "result")
-                self.end(request, "")
-            case fx.RequestError(request=request, kind=kind):
-                self.world.span(now_s, self.name, BodyId(_SESSION, 0, 0, request), "error")
-                self.end(request, kind.value)
-
-    def end(self, request: int, error: str) -> None:
-        origin_s = self.world.origin_s
-        start_s, stop_s = self.submitted_s[request] - origin_s, self.world.now_s - origin_s
-        self.outcomes.append(Outcome(request=request, submitted_s=start_s, ended_s=stop_s, error=error))
-        if isinstance(self.arrivals, ClosedLoop):
-            self.world.at(self.world.now_s, self.submit)
-
-
-class _Times:
-    """Seconds and bytes of work by plan epoch, from the cost model."""
-
-    def __init__(self, model: CostModel) -> None:
-        self.model = model
+    def __init__(self, models: dict[str, CostModel]) -> None:
+        self.models = models
         self.costs: dict[int, PlanCost] = {}
 
-    def add(self, plan: Plan) -> None:
-        self.costs[plan.epoch] = self.model.predict(plan)
+    def add(self, *plans: Plan) -> None:
+        """Raises EcotoneError where a plan is of a graph that was not given."""
+        for plan in plans:
+            model = self.models.get(plan.graph_hash)
+            if model is None:
+                what = f"plan {plan.epoch} is of graph {plan.graph_hash:.12}, which is not given"
+                raise EcotoneError(f"{what}; pass it in `variants`")
+            self.costs[plan.epoch] = model.predict(plan)
 
     def seconds(self, body: BodyId, work: str) -> float:
+        """Of "compute", "encode" or "decode" of a body."""
         cost = self.costs[body.epoch]
         if work == "compute":
             return cost.stages[body.edge].compute_s
@@ -258,11 +156,12 @@ class _Times:
         return transfer.encode_s if work == "encode" else transfer.decode_s
 
     def size_bytes(self, body: BodyId) -> int:
+        """Encoded, on the wire."""
         return max(1, round(self.costs[body.epoch].transfers[body.edge].size_bytes))
 
 
 def simulate(
-    plan: Plan,
+    plan: Plan | PlanSet,
     graph: Graph,
     cluster: Cluster,
     profile: Profile,
@@ -275,49 +174,96 @@ def simulate(
     queue_limit: int = 64,
     max_in_flight: int | None = None,
     worker: WorkerSettings | None = None,
+    coordinator: CoordinatorSettings | None = None,
     script: tuple[Fault, ...] = (),
+    variants: Sequence[tuple[Graph, Profile]] = (),
     until_s: float = 1e6,
     trace: bool = True,
 ) -> Report:
-    """Run `requests` through `plan` on the virtual clock (arrivals: one at a time by default) with faults at stated times.
+    """Run `requests` through a plan or a set of plans on the virtual clock (arrivals: one at a time by default).
 
-    `until_s`: stop there; what has not ended by then is counted. Raises EcotoneError where the plan cannot be deployed.
+    `script`: faults at stated times; links whose cluster entry names a trace follow it. `variants`: further graphs that
+    plans may be of. `coordinator` gives patience and bounds that are not named here. `until_s`: stop there; what has not
+    ended by then is counted. Raises EcotoneError where the plan cannot be deployed or the script makes no sense.
     """
     arrivals = arrivals or ClosedLoop()
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
+    plans, script = _numbered(as_set(plan), script)
     model = CostModel(graph, cluster, profile)
-    times = _Times(model)
-    plans = (plan, *(f.plan for f in script if isinstance(f, Replan)))
-    for one in plans:
-        times.add(one)
-    settings = CoordinatorSettings(
-        session=_SESSION, queue_limit=max(queue_limit, in_flight), max_in_flight=in_flight, ordered=ordered
-    )
-    names = dict.fromkeys(NodeId(d) for one in plans for d in (one.source, *one.devices, one.sink))
+    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in variants} | {graph.content_hash(): model})
+    every = [one for group in (plans, *(as_set(f.plan) for f in script if isinstance(f, Replan))) for one in group.plans]
+    times.add(*every)
+    settings = dataclasses.replace(
+        coordinator or CoordinatorSettings(session=1),
+        queue_limit=max(queue_limit, in_flight), max_in_flight=in_flight, ordered=ordered,
+    )  # fmt: skip
+    names = dict.fromkeys(NodeId(d) for one in every for d in (one.source, *one.devices, one.sink))
+    _check(script, tuple(names), plans, settings)
     links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
-    make = partial(_node, links=links, worker=worker, asker=NodeId(plan.source), coordinator=settings)
-    asker = _Asker(requests, arrivals, seed, deadline_s)
-    machines = {name: Machine(make(name, 1)) for name in names}
-    world = asker.world = World(machines, links, times.seconds, times.size_bytes, asker.took, trace=trace)
-    asker.name = NodeId(plan.source)
+    make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
+    expected_s = {epoch: cost.latency_s for epoch, cost in times.costs.items()}
+    program = Program(
+        NodeId(plans.primary.source), _asks(arrivals, requests, deadline_s, seed), plans, make, in_flight, expected_s
+    )
+    machines = {name: Machine(make(name, 1, settings.session)) for name in names}
+    world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
     world.connect_all()
-    world.event(asker.name, ev.DeployRequested(plan=plan))
-    world.run(lambda: asker.is_deployed, until_s)
-    if asker.error or not asker.is_deployed:
-        raise EcotoneError(f"plan cannot be deployed: {asker.error or 'nodes do not answer'}")
+    program.deploy(plans)
+    world.run(lambda: program.is_deployed, until_s)
+    if program.error or not program.is_deployed:
+        raise EcotoneError(f"plan cannot be deployed: {program.error or 'nodes do not answer'}")
     world.num_events = 0
     for channel in world.channels.values():
         channel.num_bytes, channel.busy_s = 0, 0.0
-    asker.begin()
-    for number, fault in enumerate(script):
-        world.at(world.origin_s + fault.at_s, _scripted(world, fault, asker.name, partial(make, incarnation=number + 2)))
-    world.run(lambda: asker.is_done, world.origin_s + until_s)
-    return _report(world, asker, seed)
+    program.begin()
+    for fault in (*_traces(cluster, names), *script):
+        world.at(world.origin_s + fault.at_s, program.inflict, fault)
+    world.run(lambda: program.is_done, world.origin_s + until_s)
+    return _report(world, program, seed)
+
+
+def _numbered(plans: PlanSet, script: tuple[Fault, ...]) -> tuple[PlanSet, tuple[Fault, ...]]:
+    """Sets with epochs that ascend through the script; those that do already stay as they are."""
+    plans = with_epochs_from(plans, 0)
+    newest, numbered = plans.plans[-1].epoch, []
+    for fault in sorted(script, key=lambda f: f.at_s):
+        if isinstance(fault, Replan):
+            group = with_epochs_from(as_set(fault.plan), newest + 1)
+            newest = group.plans[-1].epoch
+            fault = dataclasses.replace(fault, plan=group)
+        numbered.append(fault)
+    return plans, tuple(numbered)
+
+
+def _check(script: tuple[Fault, ...], names: tuple[str, ...], plans: PlanSet, settings: CoordinatorSettings) -> None:
+    check(script, names, "script of faults")
+    if not settings.record and any(isinstance(f, KillNode) and f.device == plans.primary.source for f in script):
+        raise EcotoneError(
+            f"script of faults: kills the asker {plans.primary.source}, whose requests die with it; "
+            "record them (CoordinatorSettings(record=True), --journal) or kill another"
+        )
+
+
+def _asks(arrivals: Arrivals, count: int, deadline_s: float | None, seed: int) -> list[Ask]:
+    if isinstance(arrivals, ClosedLoop):
+        return [Ask(deadline_s=deadline_s)] * count
+    if isinstance(arrivals, Periodic):
+        times = arrivals.period_s * np.arange(count)
+    else:
+        gaps = np.random.default_rng(seed).exponential(1 / arrivals.rate_per_s, count)
+        times = np.cumsum(gaps) - gaps[0]
+    return [Ask(at_s=float(time_s), deadline_s=deadline_s) for time_s in times]
+
+
+def _traces(cluster: Cluster, names: dict[NodeId, None]) -> list[FollowTrace]:
+    known = [k for k in cluster.links if k.trace and NodeId(k.source) in names and NodeId(k.target) in names]
+    return [FollowTrace(at_s=0.0, source=k.source, target=k.target, trace=load_trace(k.trace)) for k in known]
 
 
 def _node(
     name: NodeId,
     incarnation: int,
+    session: int,
     *,
     links: tuple[Link, ...],
     worker: WorkerSettings | None,
@@ -327,32 +273,34 @@ def _node(
     """A node whose chunks fit the rates of its links."""
     own = {NodeId(k.target): k.bandwidth_bytes_per_s for k in links if k.source == DeviceId(name)}
     settings = {peer: LinkSettings(chunk_bytes=chunk_bytes_for(rate)) for peer, rate in own.items()}
-    return Node(name, incarnation, links=settings, worker=worker, coordinator=coordinator if name == asker else None)
+    mind = dataclasses.replace(coordinator, session=session) if name == asker else None
+    return Node(name, incarnation, links=settings, worker=worker, coordinator=mind)
 
 
-def _scripted(world: World, fault: Fault, asker: NodeId, make: Callable[[NodeId], Node]) -> Callable[[], None]:
-    match fault:
-        case CutLink(source=source, target=target, detect_s=detect_s):
-            return lambda: world.cut(NodeId(source), NodeId(target), detect_s)
-        case HealLink(source=source, target=target):
-            return lambda: world.heal(NodeId(source), NodeId(target))
-        case SetLink(link=link):
-            ends = NodeId(link.source), NodeId(link.target)
-            return lambda: world.set_link(*ends, link.latency_s, link.bandwidth_bytes_per_s)
-        case KillNode(device=device, detect_s=detect_s):
-            return lambda: world.kill(NodeId(device), detect_s)
-        case RestartNode(device=device):
-            return lambda: world.restart(NodeId(device), make(NodeId(device)))
-        case Replan(plan=plan):
-            return lambda: world.event(asker, ev.DeployRequested(plan=plan))
-
-
-def _report(world: World, asker: _Asker, seed: int) -> Report:
-    makespan_s = max((o.ended_s for o in asker.outcomes), default=0.0)
+def _report(world: World, program: Program, seed: int) -> Report:
+    origin_s = world.origin_s
+    runs: dict[int, int] = {}
+    for _, again in program.rerouted:
+        runs[again.request] = runs.get(again.request, 1) + 1
+    outcomes = [
+        Outcome(
+            request=number,
+            submitted_s=program.submitted_s[number] - origin_s,
+            ended_s=end.at_s - origin_s,
+            error=end.error,
+            epoch=end.epoch,
+            num_runs=runs.get(number, 1),
+            reason=end.reason,
+        )
+        for number, ends in program.ends.items()
+        for end in ends
+    ]
+    outcomes.sort(key=lambda o: o.ended_s)
+    makespan_s = max((o.ended_s for o in outcomes), default=0.0)
     over = makespan_s if makespan_s > 0 else math.inf
     spans = sorted(world.spans or [], key=lambda span: span.stop_s)
     return Report(
-        outcomes=tuple(asker.outcomes),
+        outcomes=tuple(outcomes),
         makespan_s=makespan_s,
         utilisation={str(name): machine.busy_s / over for name, machine in world.machines.items()},
         link_utilisation={f"{a}>{b}": channel.busy_s / over for (a, b), channel in world.channels.items()},
@@ -360,5 +308,7 @@ def _report(world: World, asker: _Asker, seed: int) -> Report:
         trace=Trace(origin="simulated", spans=tuple(spans)),
         num_events=world.num_events,
         seed=seed,
-        num_unended=len(asker.submitted_s) - len(asker.outcomes),
+        num_unended=len(program.submitted_s) - len(program.ends),
+        num_duplicated=sum(len(ends) > 1 for ends in program.ends.values()),
+        violations=tuple(world.violations),
     )

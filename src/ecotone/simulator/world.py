@@ -1,35 +1,56 @@
 """World 1: nodes on a virtual clock. It carries out the effects of ecotone.protocol and decides nothing itself.
 
 A device is a processor (one Compute at a time, as the worker asks) and a coder beside it, both with times from the cost
-model. A directed link is a server with a rate: three priority queues, a frame is not interrupted, and it arrives `latency_s`
-after its last byte left. Nodes without a link between them talk over the quickest path (control only, in a sane plan).
+model. Links are in channel.py; nodes without a link between them talk over the quickest path (control only, in a sane plan).
 Events of one instant happen in the order in which they were made, so a run is a function of its inputs and seed.
+
+What scripts do to it: end, stop (SIGSTOP) and restart processes, block and spoil links, slow devices down, bend clocks, let
+work, preparation and journals fail. The wire notices the end of a process and a cut (PeerDown after `detect_s`); it does not
+notice a stopped process or a link that is dead in one direction. An effect that asks for what the shell does not hold is
+noted in `violations`: a protocol error.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ecotone.cluster import Link
+from ecotone.linktrace import LinkTrace
 from ecotone.protocol import effects as fx
 from ecotone.protocol import events as ev
-from ecotone.protocol.message import BLOB_EDGE, BodyId, Chunk, Letter, LinkMessage, NodeId
+from ecotone.protocol.message import BLOB_EDGE, BodyId, Chunk, Letter, LinkMessage, NodeId, Ping
 from ecotone.protocol.node import Node
+from ecotone.simulator.channel import Channel, FrameFaults, paths
 from ecotone.trace import Kind, Span
-from ecotone.units import EcotoneError
 
-__all__ = ["FRAME_BYTES", "Machine", "Timing", "Work", "World"]
+__all__ = ["FRAME_BYTES", "Condition", "Machine", "Timing", "Work", "World"]
 
 FRAME_BYTES = 128  # header of every frame
 _LETTER_BYTES = 512
 Timing = Callable[[BodyId, str], float]
 """Seconds of "compute", "encode" or "decode" of a body."""
 Work = Callable[[fx.Effect, float], None]
-"""What the asker's program does with Accepted, Deliver, RequestError, DeployEnded, Closed."""
+"""What the asker's program does with Record (durable now), Accepted, Deliver, RequestError, DeployEnded, Observed, ..."""
+_Action = Callable[..., None]
+
+
+@dataclass(slots=True)
+class Condition:
+    """The state of a device that outlives its processes. Its clock reads `offset_s + drift * time`."""
+
+    factor: float = 1.0  # its work takes so many times longer
+    drift: float = 1.0
+    offset_s: float = 0.0
+    prepare_s: float = 0.0
+    prepare_error: str = ""
+    record_s: float = 0.0
+    record_error: str = ""
+    failing: frozenset[str] = frozenset()  # kinds of work that raise
+    is_garbling: bool = False  # what it sends does not decode
 
 
 @dataclass(slots=True)
@@ -38,29 +59,24 @@ class Machine:
 
     node: Node
     is_alive: bool = True
+    condition: Condition = field(default_factory=Condition)
     tensors: set[BodyId] = field(default_factory=set)
     bodies: set[BodyId] = field(default_factory=set)
+    garbled: set[BodyId] = field(default_factory=set)
     timers: dict[ev.TimerId, int] = field(default_factory=dict)
     busy_s: float = 0.0
     since_s: dict[BodyId, float] = field(default_factory=dict)  # inputs wait since
-
-
-@dataclass(slots=True)
-class _Channel:
-    """One directed link."""
-
-    latency_s: float
-    rate_bytes_per_s: float
-    queues: tuple[deque[tuple[LinkMessage, int]], ...] = field(default_factory=lambda: (deque(), deque(), deque()))
-    is_busy: bool = False
-    is_cut: bool = False
-    generation: int = 0  # frames on their way when the link is cut are lost
-    num_bytes: int = 0
-    busy_s: float = 0.0
+    is_stalled: bool = False
+    stalled_since_s: float = 0.0
+    stalled_s: float = 0.0  # in all, until the last time that it went on
+    backlog: list[tuple[_Action, tuple[Any, ...]]] = field(default_factory=list)
 
 
 class World:
-    """`machines` by name; `links` directed; `timing` gives seconds; `size_bytes` of an encoded body; `asker` its program."""
+    """`machines` by name; `links` directed; `timing` gives seconds; `size_bytes` of an encoded body; `asker` its program.
+
+    `programs` may name one for further askers. `seed` draws the fate of frames.
+    """
 
     def __init__(
         self,
@@ -71,33 +87,35 @@ class World:
         asker: Work,
         *,
         trace: bool = True,
+        seed: int = 0,
     ) -> None:
         self.machines, self._timing, self._size_bytes, self._asker = machines, timing, size_bytes, asker
-        self.now_s, self.num_events = 0.0, 0
+        self.programs: dict[NodeId, Work] = {}
+        self.now_s, self.num_events, self.seed = 0.0, 0, seed
         self.spans: list[Span] | None = [] if trace else None
+        self.violations: list[str] = []
         self.origin_s = 0.0
         self.fault_of: Callable[[BodyId, str], str] = lambda body, work: ""  # why this work fails, "" when it does not
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, _Action, tuple[Any, ...]]] = []
         self._order = 0
         self._timer_id = 0
         self._departed: dict[BodyId, float] = {}
-        self.channels = {pair: _Channel(*value) for pair, value in _paths(tuple(machines), links).items()}
+        self.channels = {pair: Channel(*value) for pair, value in paths(tuple(machines), links).items()}
 
-    def at(self, time_s: float, action: Callable[[], None]) -> None:
-        """Do `action` at `time_s` of the virtual clock."""
+    def at(self, time_s: float, action: _Action, *args: Any) -> None:
+        """Do `action(*args)` at `time_s` of the virtual clock."""
         self._order += 1
-        heapq.heappush(self._heap, (time_s, self._order, action))
+        heapq.heappush(self._heap, (time_s, self._order, action, args))
 
     def run(self, is_done: Callable[[], bool], until_s: float) -> None:
         """Let time pass until `is_done`, nothing is left to happen, or `until_s`."""
-        heap = self._heap
+        heap, pop = self._heap, heapq.heappop
         while heap and not is_done():
-            time_s, _, action = heapq.heappop(heap)
-            if time_s > until_s:
+            if heap[0][0] > until_s:
                 return
-            self.now_s = time_s
+            self.now_s, _, action, args = pop(heap)
             self.num_events += 1
-            action()
+            action(*args)
 
     def connect_all(self) -> None:
         """Every node sees every other."""
@@ -105,118 +123,281 @@ class World:
             self.event(source, ev.PeerUp(peer=target))
 
     def event(self, name: NodeId, event: ev.Event) -> None:
-        """Hand an event to a node now, and carry out what it answers."""
+        """Hand an event to a node now, and carry out what it answers; one that is stopped takes it when it goes on."""
         machine = self.machines[name]
-        if machine.is_alive:
-            for effect in machine.node.handle(event, self.now_s):
-                self._carry_out(name, machine, effect, event)
+        if not machine.is_alive:
+            return
+        if machine.is_stalled:
+            machine.backlog.append((self._to_process, (name, machine, event)))
+            return
+        condition = machine.condition
+        for effect in machine.node.handle(event, condition.offset_s + condition.drift * self.now_s):
+            _CARRY_OUT.get(type(effect), World._tell)(self, name, machine, effect)
 
-    # ---- scripted faults --------------------------------------------------------------------------------------------
+    def _to_process(self, name: NodeId, machine: Machine, event: ev.Event) -> None:
+        if self.machines[name] is machine:
+            self.event(name, event)
+
+    def do(self, name: NodeId, action: _Action, *args: Any) -> None:
+        """Let the program of this node act: now, when its process goes on, or never where it is dead."""
+        machine = self.machines[name]
+        if machine.is_stalled:
+            machine.backlog.append((action, args))
+        elif machine.is_alive:
+            action(*args)
+
+    # ---- scripted faults: processes ---------------------------------------------------------------------------------
+
+    def kill(self, name: NodeId, detect_s: float) -> None:
+        """The node's process ends at once, its peers notice after `detect_s`; frames that have left still arrive."""
+        self.machines[name].is_alive = False
+        for other in self.machines:
+            if other != name:
+                self.channels[name, other].block(f"{name} is dead", self.now_s, lose_flying=False)
+                self.channels[other, name].block(f"{name} is dead", self.now_s)
+                self.at(self.now_s + detect_s, self._notice, other, name)
+
+    def restart(self, name: NodeId, node: Node) -> None:
+        """A new process with an empty memory on the same device, reachable at once where links carry."""
+        self.machines[name] = Machine(node, condition=self.machines[name].condition)
+        for other in self.machines:
+            if other != name:
+                for pair in ((name, other), (other, name)):
+                    self.channels[pair].blocks.discard(f"{name} is dead")
+                self._reconnect(name, other)
+
+    def stall(self, name: NodeId) -> None:
+        """The process is stopped (SIGSTOP): events queue up, work and sending stand still, its clock goes on."""
+        machine = self.machines[name]
+        if not machine.is_stalled:
+            machine.is_stalled, machine.stalled_since_s = True, self.now_s
+
+    def resume(self, name: NodeId) -> None:
+        """The process goes on and takes what has queued up, in order."""
+        machine = self.machines[name]
+        if not (machine.is_stalled and machine.is_alive):
+            return
+        machine.is_stalled = False
+        machine.stalled_s += self.now_s - machine.stalled_since_s
+        backlog, machine.backlog = machine.backlog, []
+        for action, args in backlog:
+            action(*args)
+        for other in self.machines:
+            if other != name:
+                self._wake(name, other, self.channels[name, other])
+
+    def set_clock(self, name: NodeId, *, step_s: float = 0.0, drift: float | None = None) -> None:
+        """The clock jumps by `step_s` (below 0: backwards), and runs `drift` times as fast from now on."""
+        condition = self.machines[name].condition
+        reads_s = condition.offset_s + condition.drift * self.now_s + step_s
+        condition.drift = condition.drift if drift is None else drift
+        condition.offset_s = reads_s - condition.drift * self.now_s
+
+    # ---- scripted faults: links -------------------------------------------------------------------------------------
 
     def set_link(self, source: NodeId, target: NodeId, latency_s: float, rate_bytes_per_s: float) -> None:
         """Another latency and rate for frames that leave from now on."""
         channel = self.channels[source, target]
-        channel.latency_s, channel.rate_bytes_per_s = latency_s, rate_bytes_per_s
+        channel.latency_s, channel.rate_bytes_per_s, channel.trace = latency_s, rate_bytes_per_s, None
+        self._unblock_forever(source, target, channel)
 
-    def cut(self, source: NodeId, target: NodeId, detect_s: float) -> None:
+    def follow(self, source: NodeId, target: NodeId, trace: LinkTrace) -> None:
+        """The link follows `trace` from now on; its time 0 is now."""
+        channel = self.channels[source, target]
+        channel.trace, channel.trace_from_s = trace, self.now_s
+        self._seed(source, target)
+        self._unblock_forever(source, target, channel)
+
+    def spoil(self, source: NodeId, target: NodeId, faults: FrameFaults | None) -> None:
+        """Frames that leave from now on are lost, repeated, late or damaged by chance; None: no more."""
+        self.channels[source, target].faults = faults
+        self._seed(source, target)
+
+    def _seed(self, source: NodeId, target: NodeId) -> None:
+        if self.channels[source, target].random is None:
+            names = list(self.machines)
+            self.channels[source, target].seed(self.seed, names.index(source), names.index(target))
+
+    def _unblock_forever(self, source: NodeId, target: NodeId, channel: Channel) -> None:
+        if math.isinf(channel.free_s):
+            channel.free_s, channel.is_waking = self.now_s, False
+            self._wake(source, target, channel)
+
+    def cut(self, source: NodeId, target: NodeId, detect_s: float, reason: str = "cut") -> None:
         """Lose all frames both ways; each end notices after `detect_s`."""
         for one, other in ((source, target), (target, source)):
-            channel = self.channels[one, other]
-            channel.is_cut = True
-            channel.generation += 1
-            for queue in channel.queues:
-                queue.clear()
-            self.at(self.now_s + detect_s, lambda one=one, other=other: self._notice_cut(one, other))  # type: ignore[misc]
+            self.channels[one, other].block(reason, self.now_s)
+            self.at(self.now_s + detect_s, self._notice, one, other)
 
-    def _notice_cut(self, one: NodeId, other: NodeId) -> None:
-        if self.channels[one, other].is_cut:
-            self.event(one, ev.PeerDown(peer=other))
+    def cut_one_way(self, source: NodeId, target: NodeId) -> None:
+        """Lose all frames from `source` to `target`; nobody is told."""
+        self.channels[source, target].block("one way", self.now_s)
+
+    def partition(self, names: Iterable[NodeId], detect_s: float) -> None:
+        """Cut all links between `names` and the rest."""
+        inside = set(names)
+        for one, other in self.channels:
+            if one in inside and other not in inside:
+                self.cut(one, other, detect_s, "partition")
 
     def heal(self, source: NodeId, target: NodeId) -> None:
-        """The link carries again, both ways."""
+        """The link carries again both ways, unless an end is dead; cuts and partitions between the two are over."""
+        were_cut = False
+        for pair in ((source, target), (target, source)):
+            blocks = self.channels[pair].blocks
+            were_cut = were_cut or bool(blocks & {"cut", "partition"})
+            blocks.difference_update(("cut", "partition", "one way"))
+        if were_cut:
+            self._reconnect(source, target)
+
+    def heal_all(self) -> None:
+        """Every cut and partition is over."""
+        for one, other in self.channels:
+            if one < other:
+                self.heal(one, other)
+
+    def _reconnect(self, source: NodeId, target: NodeId) -> None:
         for one, other in ((source, target), (target, source)):
-            self.channels[one, other].is_cut = False
+            if self.machines[other].is_alive and not self.channels[one, other].blocks - {"one way"}:
+                self.event(one, ev.PeerDown(peer=other))
+                self.event(one, ev.PeerUp(peer=other))
+
+    def _notice(self, one: NodeId, other: NodeId) -> None:
+        if self.channels[one, other].blocks - {"one way"}:
             self.event(one, ev.PeerDown(peer=other))
-            self.event(one, ev.PeerUp(peer=other))
-
-    def kill(self, name: NodeId, detect_s: float) -> None:
-        """The node's process ends at once; its peers notice after `detect_s`."""
-        self.machines[name].is_alive = False
-        for other in self.machines:
-            if other != name:
-                self.cut(name, other, detect_s)
-
-    def restart(self, name: NodeId, node: Node) -> None:
-        """A new process with an empty memory, reachable at once."""
-        self.machines[name] = Machine(node)
-        for other in self.machines:
-            if other != name:
-                self.heal(name, other)
 
     # ---- effects ----------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, name: NodeId, machine: Machine, effect: fx.Effect, cause: ev.Event) -> None:
-        match effect:
-            case fx.Send(peer=peer, message=message, priority=priority):
-                self._send(name, peer, message, int(priority))
-            case fx.StoreChunk(body=body):
-                machine.bodies.add(body)
-            case fx.Release(body=body, held=held):
-                (machine.tensors if held is fx.Held.TENSORS else machine.bodies).discard(body)
-            case fx.SetTimer(timer=timer, at_s=at_s):
-                self._timer_id += 1
-                machine.timers[timer] = self._timer_id
-                self.at(max(at_s, self.now_s), _Timer(self, name, machine, timer, self._timer_id))
-            case fx.CancelTimer(timer=timer):
-                machine.timers.pop(timer, None)
-            case fx.Compute(body=body):
-                self._work(name, machine, body, "compute", ev.Computed(body=body))
-            case fx.Encode(body=body):
-                size = self._size_bytes(body)
-                self._work(name, machine, body, "encode", ev.Encoded(body=body, size_bytes=size))
-            case fx.Decode(body=body):
-                self._work(name, machine, body, "decode", ev.Decoded(body=body))
-            case fx.Prepare(session=session, epoch=epoch):
-                self.at(self.now_s, lambda: self.event(name, ev.Prepared(session=session, epoch=epoch)))
-            case fx.Bind(body=body):
-                machine.tensors.add(body)
-                machine.since_s[body] = self.now_s
-            case fx.Alias(source=source, target=target):
-                if source in machine.tensors:
-                    machine.tensors.add(target)
-                    machine.since_s[target] = self.now_s
-            case fx.Deliver(body=body) | fx.Output(body=body):
-                machine.tensors.discard(body)
-                self._asker(effect, self.now_s)
-            case fx.Unload() | fx.OpenBlob() | fx.LinkChanged():
-                pass
-            case _:
-                self._asker(effect, self.now_s)
+    def _tell(self, name: NodeId, machine: Machine, effect: fx.Effect) -> None:
+        self.programs.get(name, self._asker)(effect, self.now_s)
 
-    def _work(self, name: NodeId, machine: Machine, body: BodyId, kind: Kind, done: ev.Event) -> None:
-        took_s, start_s = self._timing(body, kind), self.now_s
+    def _skip(self, name: NodeId, machine: Machine, effect: fx.Effect) -> None:
+        pass
+
+    def _store(self, name: NodeId, machine: Machine, effect: fx.StoreChunk) -> None:
+        machine.bodies.add(effect.body)
+
+    def _release(self, name: NodeId, machine: Machine, effect: fx.Release) -> None:
+        if effect.held is fx.Held.TENSORS:
+            machine.tensors.discard(effect.body)
+        else:
+            machine.bodies.discard(effect.body)
+            machine.garbled.discard(effect.body)
+
+    def _set_timer(self, name: NodeId, machine: Machine, effect: fx.SetTimer) -> None:
+        self._timer_id += 1
+        machine.timers[effect.timer] = self._timer_id
+        condition = machine.condition
+        wait_s = (effect.at_s - condition.offset_s) / condition.drift - self.now_s
+        self.at(self.now_s + max(wait_s, 0.0), self._timer_due, name, machine, effect.timer, self._timer_id)
+
+    def _timer_due(self, name: NodeId, machine: Machine, timer: ev.TimerId, number: int) -> None:
+        if machine.timers.get(timer) != number or self.machines[name] is not machine:
+            return
+        if machine.is_stalled:
+            machine.backlog.append((self._timer_due, (name, machine, timer, number)))
+            return
+        del machine.timers[timer]
+        self.event(name, ev.TimerFired(timer=timer))
+
+    def _cancel_timer(self, name: NodeId, machine: Machine, effect: fx.CancelTimer) -> None:
+        machine.timers.pop(effect.timer, None)
+
+    def _prepare(self, name: NodeId, machine: Machine, effect: fx.Prepare) -> None:
+        condition, session, epoch = machine.condition, effect.session, effect.epoch
+        done: ev.Event = ev.Prepared(session=session, epoch=epoch)
+        if condition.prepare_error:
+            done = ev.PrepareFailed(session=session, epoch=epoch, reason=condition.prepare_error)
+        self._later(machine, condition.prepare_s, self._to_process, name, machine, done)
+
+    def _bind(self, name: NodeId, machine: Machine, effect: fx.Bind) -> None:
+        machine.tensors.add(effect.body)
+        machine.since_s[effect.body] = self.now_s
+
+    def _alias(self, name: NodeId, machine: Machine, effect: fx.Alias) -> None:
+        if self._holds(name, machine.tensors, effect.source, "aliases"):
+            machine.tensors.add(effect.target)
+            machine.since_s[effect.target] = self.now_s
+
+    def _hand_out(self, name: NodeId, machine: Machine, effect: fx.Deliver | fx.Output) -> None:
+        self._holds(name, machine.tensors, effect.body, "hands out")
+        machine.tensors.discard(effect.body)
+        self._tell(name, machine, effect)
+
+    def _record(self, name: NodeId, machine: Machine, effect: fx.Record) -> None:
+        self._later(machine, machine.condition.record_s, self._recorded, name, machine, effect)
+
+    def _recorded(self, name: NodeId, machine: Machine, effect: fx.Record) -> None:
+        reason = machine.condition.record_error
+        if reason:
+            self.event(name, ev.RecordFailed(request=effect.request, reason=reason))
+            return
+        self._tell(name, machine, effect)
+        self.event(name, ev.Recorded(request=effect.request))
+
+    def _compute(self, name: NodeId, machine: Machine, effect: fx.Compute) -> None:
+        self._holds(name, machine.tensors, effect.body, "computes on")
+        self._work(name, machine, effect.body, "compute")
+
+    def _encode(self, name: NodeId, machine: Machine, effect: fx.Encode) -> None:
+        self._holds(name, machine.tensors, effect.body, "encodes")
+        self._work(name, machine, effect.body, "encode")
+
+    def _decode(self, name: NodeId, machine: Machine, effect: fx.Decode) -> None:
+        self._holds(name, machine.bodies, effect.body, "decodes")
+        self._work(name, machine, effect.body, "decode")
+
+    def _holds(self, name: NodeId, held: set[BodyId], body: BodyId, verb: str) -> bool:
+        if body not in held:
+            self.violations.append(f"{name} {verb} {tuple(body)}, which it does not hold")
+        return body in held
+
+    def _work(self, name: NodeId, machine: Machine, body: BodyId, kind: Kind) -> None:
+        took_s, start_s = self._timing(body, kind) * machine.condition.factor, self.now_s
         ready_s = machine.since_s.pop(body, start_s)
         if kind == "compute":
             machine.busy_s += took_s
             if ready_s < start_s:
                 self.span(ready_s, name, body, "wait")
+        self._later(machine, took_s, self._finish, name, machine, body, kind, start_s, took_s)
 
-        def finish() -> None:
-            reason = self.fault_of(body, kind)
-            if reason and self.machines[name] is machine:
-                self.event(name, ev.WorkFailed(body=body, work=kind, reason=reason))
-                return
-            if kind == "encode":
-                machine.bodies.add(body)
-            else:
-                made = body._replace(edge=body.edge + 1) if kind == "compute" else body
-                machine.tensors.add(made)
-                machine.since_s[made] = self.now_s
+    def _finish(self, name: NodeId, machine: Machine, body: BodyId, kind: Kind, start_s: float, took_s: float) -> None:
+        reason = self.fault_of(body, kind)
+        if kind in machine.condition.failing:
+            reason = "told to"
+        elif kind == "decode" and body in machine.garbled:
+            reason = "garbage"
+        if self.machines[name] is not machine:
+            return
+        done: ev.Event
+        if reason:
+            done = ev.WorkFailed(body=body, work=kind, reason=reason)
+        elif kind == "encode":
+            machine.bodies.add(body)
+            done = ev.Encoded(body=body, size_bytes=self._size_bytes(body), seconds=took_s)
+        else:
+            made = body._replace(edge=body.edge + 1) if kind == "compute" else body
+            machine.tensors.add(made)
+            machine.since_s[made] = self.now_s
+            done = ev.Computed(body=body, seconds=took_s) if kind == "compute" else ev.Decoded(body=body, seconds=took_s)
+        if not reason:
             self.span(start_s, name, body, kind)
-            if self.machines[name] is machine:
-                self.event(name, done)
+        self.event(name, done)
 
-        self.at(start_s + took_s, finish)
+    def _later(self, machine: Machine, delay_s: float, action: _Action, *args: Any) -> None:
+        """Do `action` after the process ran for `delay_s`: not while it is stopped, nor once it is dead."""
+        due_s = self.now_s + delay_s
+        self.at(due_s, self._due, machine, due_s - machine.stalled_s, action, args)
+
+    def _due(self, machine: Machine, run_s: float, action: _Action, args: tuple[Any, ...]) -> None:
+        if not machine.is_alive:
+            return
+        if machine.is_stalled:
+            machine.backlog.append((self._due, (machine, run_s, action, args)))
+        elif run_s + machine.stalled_s > self.now_s + 1e-12:
+            self.at(run_s + machine.stalled_s, self._due, machine, run_s, action, args)
+        else:
+            action(*args)
 
     def span(self, start_s: float, name: NodeId, body: BodyId, kind: Kind, peer: str = "") -> None:
         """Note that `kind` of `body` began at `start_s` and ends now."""
@@ -235,43 +416,67 @@ class World:
 
     # ---- links ------------------------------------------------------------------------------------------------------
 
-    def _send(self, source: NodeId, target: NodeId, message: LinkMessage, priority: int) -> None:
+    def _send(self, source: NodeId, machine: Machine, effect: fx.Send) -> None:
+        target, message = effect.peer, effect.message
         channel = self.channels.get((source, target))
-        if channel is None or channel.is_cut:
+        if channel is None or channel.blocks:
             return
         size_bytes = FRAME_BYTES
-        if isinstance(message, Chunk):
+        if type(message) is Chunk:
             size_bytes += message.length
-            if message.offset == 0:
+            if self.spans is not None and message.offset == 0:
                 self._departed.setdefault(message.body, self.now_s)
-        elif isinstance(message, Letter):
+        elif type(message) is Letter:
             size_bytes += _LETTER_BYTES
-        channel.queues[priority].append((message, size_bytes))
-        if not channel.is_busy:
-            self._transmit(source, target, channel)
+        elif type(message) is Ping:
+            size_bytes += message.size_bytes
+        channel.queues[effect.priority].append((message, size_bytes))
+        self._wake(source, target, channel)
 
-    def _transmit(self, source: NodeId, target: NodeId, channel: _Channel) -> None:
-        queue = next((q for q in channel.queues if q), None)
-        if queue is None:
-            channel.is_busy = False
+    def _wake(self, source: NodeId, target: NodeId, channel: Channel) -> None:
+        """Give the wire what waits: at once where it is free, else when it will be."""
+        if channel.is_waking:
             return
-        channel.is_busy = True
-        message, size_bytes = queue.popleft()
-        took_s, generation, latency_s = size_bytes / channel.rate_bytes_per_s, channel.generation, channel.latency_s
-        channel.num_bytes += size_bytes
-        channel.busy_s += took_s
-
-        def arrive() -> None:
-            if channel.generation == generation:
-                if isinstance(message, Chunk) and message.offset + message.length == message.size_bytes:
-                    self._note_transfer(source, target, message)
-                self.event(target, ev.MessageReceived(peer=source, message=message))
-
-        def leave() -> None:
-            self.at(self.now_s + latency_s, arrive)
+        if channel.free_s <= self.now_s:
             self._transmit(source, target, channel)
+        elif any(channel.queues) and not math.isinf(channel.free_s):
+            channel.is_waking = True
+            self.at(channel.free_s, self._transmit, source, target, channel)
 
-        self.at(self.now_s + took_s, leave)
+    def _transmit(self, source: NodeId, target: NodeId, channel: Channel) -> None:
+        channel.is_waking = False
+        if self.machines[source].is_stalled or channel.free_s > self.now_s:
+            return
+        frame = channel.next_frame()
+        if frame is None:
+            return
+        message, size_bytes = frame
+        leaves_s = channel.free_s = channel.leaves_s(size_bytes, self.now_s)
+        channel.num_bytes += size_bytes
+        channel.busy_s += leaves_s - self.now_s if math.isfinite(leaves_s) else 0.0
+        if math.isfinite(leaves_s):
+            for arrives_s in channel.arrivals(leaves_s):
+                self.at(arrives_s, self._arrive, source, target, channel, message, channel.flight, self.now_s, leaves_s)
+        self._wake(source, target, channel)
+
+    def _arrive(
+        self,
+        source: NodeId,
+        target: NodeId,
+        channel: Channel,
+        message: LinkMessage,
+        flight: int,
+        from_s: float,
+        leaves_s: float,
+    ) -> None:
+        if channel.flight != flight or from_s < channel.blocked_s < leaves_s:
+            return
+        if type(message) is Chunk:
+            if self.spans is not None and message.offset + message.length == message.size_bytes:
+                self._note_transfer(source, target, message)
+            if self.machines[source].condition.is_garbling:
+                self.machines[target].garbled.add(message.body)
+        self.event(target, ev.MessageReceived(peer=source, message=message))
 
     def _note_transfer(self, source: NodeId, target: NodeId, chunk: Chunk) -> None:
         start_s = self._departed.pop(chunk.body, None)
@@ -279,33 +484,22 @@ class World:
             self.span(start_s, source, chunk.body, "transfer", target)
 
 
-class _Timer:
-    """A set timer: fires unless it was cancelled or replaced."""
-
-    __slots__ = ("machine", "name", "number", "timer", "world")
-
-    def __init__(self, world: World, name: NodeId, machine: Machine, timer: ev.TimerId, number: int) -> None:
-        self.world, self.name, self.machine, self.timer, self.number = world, name, machine, timer, number
-
-    def __call__(self) -> None:
-        if self.machine.timers.get(self.timer) == self.number and self.world.machines[self.name] is self.machine:
-            del self.machine.timers[self.timer]
-            self.world.event(self.name, ev.TimerFired(timer=self.timer))
-
-
-def _paths(names: tuple[NodeId, ...], links: tuple[Link, ...]) -> dict[tuple[NodeId, NodeId], tuple[float, float]]:
-    """(latency, rate) of every ordered pair: of its own link, else of the path of least latency (Floyd-Warshall)."""
-    best = {(NodeId(k.source), NodeId(k.target)): (k.latency_s, k.bandwidth_bytes_per_s) for k in links}
-    direct = dict(best)
-    hops = {NodeId(end) for k in links for end in (k.source, k.target)}
-    for middle in sorted(hops):
-        for one in sorted(hops):
-            for other in sorted(hops):
-                first, second = best.get((one, middle)), best.get((middle, other))
-                if one != other and first and second and first[0] + second[0] < best.get((one, other), (math.inf, 0.0))[0]:
-                    best[one, other] = (first[0] + second[0], min(first[1], second[1]))
-    pairs = [(one, other) for one in names for other in names if one != other]
-    for one, other in pairs:
-        if (one, other) not in best:
-            raise EcotoneError(f"no path of links leads from {one} to {other}; add a link to the cluster")
-    return {pair: direct.get(pair, best[pair]) for pair in pairs}
+_CARRY_OUT: dict[type, Callable[[World, NodeId, Machine, Any], None]] = {
+    fx.Send: World._send,
+    fx.StoreChunk: World._store,
+    fx.Release: World._release,
+    fx.SetTimer: World._set_timer,
+    fx.CancelTimer: World._cancel_timer,
+    fx.Compute: World._compute,
+    fx.Encode: World._encode,
+    fx.Decode: World._decode,
+    fx.Prepare: World._prepare,
+    fx.Bind: World._bind,
+    fx.Alias: World._alias,
+    fx.Deliver: World._hand_out,
+    fx.Output: World._hand_out,
+    fx.Record: World._record,
+    fx.Unload: World._skip,
+    fx.OpenBlob: World._skip,
+    fx.LinkChanged: World._skip,
+}
