@@ -6,16 +6,19 @@ from hand-in at the device to boxes at the device. At each rate device only, ful
 planner's plan take turns; `speedup_*` is device only over the planner's plan, medians. The planner may not cost the answer
 more than JPEG 90 costs it (the rule of split_latency); raw and JPEG are what they are.
 
-Sweep: every cut that was profiled, from full offload (cut 0) to device only, one crossing there and one back, each in the
-quickest codec that keeps the same rule; predicted at many rates, measured at a few: cases and FILE with .png for .json.
+Sweep: every cut that was profiled, from full offload (cut 0) to device only, one crossing there and one back, tensors in
+the quickest codec that keeps the same rule, and beside it full offload as a picture (image codecs exist at cut 0 only);
+predicted at many rates, measured at a few (but plans predicted to take over FAR times device only): see cases, and the
+PNG that is written beside FILE.
 
-cut_moves_later is 1 where, over falling rates, the cut of the planner's best plan of at most two stages never moves to an
-earlier position and somewhere moves to a later one; and the measured best cuts say the same, where cuts measured within
-TIE of the best count as equally good.
+cut_moves_later is 1 where, over falling rates, the best cut never moves to an earlier position and somewhere moves to a
+later one: in the planner's plans of at most two stages, and among the measured cuts (those within TIE of the best count as
+equally good); both with all codecs and with tensor codecs alone, as Edge-PRUNE itself sends them.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -43,9 +46,11 @@ EXECUTOR, JPEG, OUTPUT_CODEC = "torch:fp32", "jpeg:90", "fp32"
 CODECS = (*codec.CANDIDATES, "int4clip+zstd", *(c.name for c in codec.catalogue() if c.is_image))
 RATES_MBIT = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 1000)
 JUDGED_MBIT = 50
-SWEPT_MBIT = (1, 10, 50)  # measured over all cuts
+SWEPT_MBIT = (0.3, 3, 50)  # measured over all cuts
 PREDICTED_MBIT = tuple(float(r) for r in np.geomspace(1000, 0.1, 41))
-ROUNDS, SWEEP_ROUNDS, TIE = 5, 2, 0.05
+ROUNDS, SWEEP_ROUNDS, TIE, FAR = 5, 2, 0.05, 3.0
+PICTURE = -1  # in a sweep: cut 0 under an image codec
+TENSOR_CODECS = tuple(name for name in CODECS if not codec.info(name).is_image)
 OURS, ALONE = "ecotone", "device_only"
 BASELINES = {ALONE: ALONE, "full_offload_raw": "server_only_raw", "full_offload_jpeg": "server_only_jpeg"}
 
@@ -89,19 +94,27 @@ def main(argv: list[str] | None = None) -> int:
         cells = [cell(bench, world, rate, 1 if options.quick else ROUNDS) for rate in rates]
         measure_curves(bench, world, curves, 1 if options.quick else SWEEP_ROUNDS)
         bench.close()
-    planned = planned_cuts(world)
+    families = {"all_codecs": CODECS, "tensor_codecs": TENSOR_CODECS}
+    planned = {name: planned_cuts(world, codecs) for name, codecs in families.items()}
+    chosen = {name: best_cuts(curves, name == "all_codecs") for name in families}
     speedups = {case["rate_mbit_per_s"]: case["speedup"] for case in cells}
     top = max(speedups, key=lambda rate: speedups[rate])
     figures = {
         "speedup_50mbit": speedups.get(JUDGED_MBIT, 0.0),
         "speedup_max": speedups[top],
-        "cut_moves_later": float(moves_later([{cut} for _, cut in planned]) and moves_later(best_cuts(curves))),
+        "cut_moves_later": float(
+            all(moves_later([{cut} for _, cut in found]) for found in planned.values())
+            and all(moves_later(found) for found in chosen.values())
+        ),
     }
     if options.json:
         draw(Path(options.json).with_suffix(".png"), world, curves)
     cases = {
         "speedup_max_rate_mbit_per_s": top, "rates": cells, "planned_cuts": planned,
-        "measured_best_cuts": [[c.rate_mbit, sorted(b)] for c, b in zip(falling(curves), best_cuts(curves), strict=True)],
+        "measured_best_cuts": {
+            name: [[c.rate_mbit, sorted(cuts)] for c, cuts in zip(falling(curves), found, strict=True)]
+            for name, found in chosen.items()
+        },
         "sweep": [as_case(c) for c in curves],
     }  # fmt: skip
     about = report.context(
@@ -188,8 +201,8 @@ def curve(world: World, rate_mbit: float) -> Curve:
     """The best plan of each cut, and what it is predicted to take."""
     model = CostModel(world.captured.graph, world.at(rate_mbit), world.profile)
     found = Curve(rate_mbit, {}, {})
-    for cut in world.profile.cuts:
-        plans = [one_cut(world, cut, name) for name in codecs_at(world, cut)]
+    for cut in (PICTURE, *world.profile.cuts):
+        plans = [one_cut(world, max(cut, 0), name) for name in codecs_at(world, cut)]
         costs = [(model.predict(plan), plan) for plan in plans]
         usable = [(cost.latency_s, i) for i, (cost, _) in enumerate(costs) if cost.relative_error <= world.limit]
         if usable:
@@ -200,9 +213,10 @@ def curve(world: World, rate_mbit: float) -> Curve:
 
 def codecs_at(world: World, cut: int) -> tuple[str, ...]:
     """What was measured for this frontier."""
-    return (LOCAL,) if cut == world.captured.graph.num_blocks else tuple(
-        p.codec for p in world.profile.payloads if p.position == cut
-    )  # fmt: skip
+    if cut == world.captured.graph.num_blocks:
+        return (LOCAL,)
+    measured = [p.codec for p in world.profile.payloads if p.position == max(cut, 0)]
+    return tuple(name for name in measured if codec.info(name).is_image == (cut == PICTURE))
 
 
 def one_cut(world: World, cut: int, name: str) -> Plan:
@@ -223,19 +237,19 @@ def one_cut(world: World, cut: int, name: str) -> Plan:
 def measure_curves(bench: Bench, world: World, curves: list[Curve], rounds: int) -> None:
     """All cuts at all swept rates in turn, one counted request each per round."""
     for number in range(rounds):
-        for cut in world.profile.cuts:
+        for cut in (PICTURE, *world.profile.cuts):
             for found in curves:
-                if cut in found.plans:
+                if found.predicted_s.get(cut, math.inf) < FAR * found.predicted_s[world.captured.graph.num_blocks]:
                     result = bench.run(found.plans[cut], world.at(found.rate_mbit), world.samples[:1])
                     found.measured_s.setdefault(cut, []).extend(result.latencies_s)
         print(f"sweep: round {number + 1} of {rounds} done", file=sys.stderr)
 
 
-def planned_cuts(world: World) -> list[tuple[float, int]]:
+def planned_cuts(world: World, codecs: tuple[str, ...]) -> list[tuple[float, int]]:
     """(rate in Mbit/s, cut) of the planner's best plan of at most two stages, from the highest rate to the lowest."""
     found = []
     for rate in PREDICTED_MBIT:
-        plan = best(world, world.at(rate), "stages=2")
+        plan = best(world, world.at(rate), "stages=2", f"codec={','.join(codecs)}")
         own = [stage.stop for stage in plan.stages if stage.device == plan.source]
         if len(plan.stages) == 2 and plan.stages[0].device != plan.source:
             raise PlannerError(f"at {rate:g} Mbit/s the best plan begins on the server: no cut describes {plan}")
@@ -247,12 +261,12 @@ def falling(curves: list[Curve]) -> list[Curve]:
     return sorted(curves, key=lambda c: -c.rate_mbit)
 
 
-def best_cuts(curves: list[Curve]) -> list[set[int]]:
-    """For falling rates, the cuts measured within TIE of the quickest."""
+def best_cuts(curves: list[Curve], pictures: bool) -> list[set[int]]:
+    """For falling rates, the cuts measured within TIE of the quickest; `pictures`: image codecs count at cut 0."""
     found = []
     for each in falling(curves):
-        seconds = {cut: report.median(values) for cut, values in each.measured_s.items()}
-        found.append({cut for cut, s in seconds.items() if s <= (1 + TIE) * min(seconds.values())})
+        seconds = {cut: report.median(v) for cut, v in each.measured_s.items() if pictures or cut != PICTURE}
+        found.append({max(cut, 0) for cut, s in seconds.items() if s <= (1 + TIE) * min(seconds.values())})
     return found
 
 
@@ -268,14 +282,18 @@ def moves_later(choices: list[set[int]]) -> bool:
 
 
 def as_case(found: Curve) -> dict[str, Any]:
-    return {
-        "rate_mbit_per_s": found.rate_mbit,
-        "cuts": [
-            {"cut": cut, "predicted_s": found.predicted_s[cut], "measured_s": found.measured_s.get(cut, []),
-             "plan": str(plan)}
-            for cut, plan in found.plans.items()
-        ],
-    }  # fmt: skip
+    """All cuts of one rate, for the JSON."""
+    rows = [
+        {
+            "cut": max(cut, 0),
+            "is_picture": cut == PICTURE,
+            "predicted_s": found.predicted_s[cut],
+            "measured_s": found.measured_s.get(cut, []),
+            "plan": str(plan),
+        }
+        for cut, plan in found.plans.items()
+    ]
+    return {"rate_mbit_per_s": found.rate_mbit, "cuts": rows}
 
 
 def draw(path: Path, world: World, curves: list[Curve]) -> None:
@@ -288,14 +306,17 @@ def draw(path: Path, world: World, curves: list[Curve]) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
     for number, found in enumerate(falling(curves)):
         colour = f"C{number}"
-        cuts = list(found.predicted_s)
+        cuts = [cut for cut in found.predicted_s if cut != PICTURE]
         axes.plot(cuts, [1e3 * found.predicted_s[c] for c in cuts], color=colour, label=f"{found.rate_mbit:g} Mbit/s")
         measured = {c: 1e3 * report.median(v) for c, v in found.measured_s.items()}
+        picture = measured.pop(PICTURE, None)
         axes.plot(list(measured), list(measured.values()), "o", color=colour, markersize=4)
+        if picture is not None:
+            axes.plot([0], [picture], "*", color=colour, markersize=11)
     axes.set_xlabel(f"cut: blocks on the device (0: full offload, {world.captured.graph.num_blocks}: device only)")
     axes.set_ylabel("latency of a frame in ms")
-    axes.set_title("SSD-MobileNet tracker, server 10 times faster: predicted (lines), measured (dots)")
-    axes.set_ylim(bottom=0)
+    axes.set_title("SSD-MobileNet tracker, server 10 times faster: predicted (lines), measured (dots; star: as a picture)")
+    axes.set_ylim(0, FAR * 1e3 * curves[0].predicted_s[world.captured.graph.num_blocks])
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
