@@ -1,69 +1,74 @@
-"""The coordinator at the asker: accepts requests, deploys plans, ends every accepted request exactly once. Pure.
+"""The coordinator at the asker: accepts requests, runs them where it can, ends every accepted request exactly once. Pure.
 
-Theory of operation. A request: refused (BUSY, CLOSED, NODE_LOST), or accepted and then
+Theory of operation. A request: refused, or (recorded and) accepted and then
 
-    waiting -> running (inputs bound to the epoch in force, begun at the source) -> finished -> delivered
-         \\_________\\______ deadline, cancellation, failure, node lost: RequestError, and Cancel to the plan's nodes
+    waiting -> running (one run, or several) -> finished -> delivered
+         \\_________\\______ deadline, cancellation, nothing left to try: RequestError
 
-At most `max_in_flight` requests run or are held back for order; at most `queue_limit` wait; more are refused. With `ordered`
-a result is held until every request accepted before it has ended; errors are told at once. A number that was ended is
-remembered for a while: asking again neither runs nor answers it twice, and late results of it are released.
+At most `max_in_flight` requests run, are stuck or are held back for order; at most `queue_limit` wait; more are refused.
+With `ordered` a result is held until every request accepted before it has ended; errors are told at once. A number that was
+ended is remembered for a while: asking again neither runs nor answers it twice, and late results of it are released.
 
-A plan: Deploy to every node of it -> each answers Want (content, sent as background bodies) or Ready -> all Ready: the epoch
-is in force, new requests go there, those that run finish under theirs, and an epoch without requests is retired: make before
-break. A failure or the end of patience leaves the former plan in force. A node of the plan that is lost holds new requests
-back; for longer than `node_timeout_s`, requests end with NODE_LOST. One that restarted ends those that ran at once (what it
-held is gone) and gets its part of the plan again.
+A *run* is one attempt at a request under one epoch, with a number of its own (message.run_of). The first result of any run
+is the request's; the others are cancelled then. A new run begins
+- under each active twin of the set, at once;
+- when no run of the request is *live* (its epoch usable, see deployments.py): a node was lost or restarted. A stranded run
+  is left alone, since its node may come back with the result;
+- when a run failed, under a plan that this request has not tried;
+- when a run takes suspiciously long (suspicion.py), beside it.
+Where nothing is usable the request is *stuck*: it waits for a node, a standby or another set; without a deadline for at most
+`node_timeout_s`. A run that shares its first stages with an earlier one goes on from kept boundary tensors.
+
+Invariant: a request is in exactly one of recording, waiting, in flight; in `_stuck` only in flight and without a live run.
+Every public method ends in `_settle`, which does whatever has become possible.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-
-from ecotone.cluster import DeviceId
 from ecotone.plan import Plan
-from ecotone.protocol.effects import Accepted, Bind, CancelTimer, Deliver, DeployEnded, OpenBlob, RequestError, SetTimer
-from ecotone.protocol.events import ErrorKind, Submit, TimerId
+from ecotone.planset import shared_edge
+from ecotone.protocol.deployments import Deployment, Deployments
+from ecotone.protocol.effects import (
+    Accepted,
+    Alias,
+    Bind,
+    CancelTimer,
+    Deliver,
+    DeployEnded,
+    Held,
+    Observed,
+    Preferred,
+    Record,
+    Release,
+    RequestError,
+    Rerouted,
+    SetTimer,
+)
+from ecotone.protocol.events import DeployRequested, ErrorKind, Submit, TimerId
 from ecotone.protocol.message import (
-    BLOB_EDGE,
-    Blob,
     BodyId,
     Cancel,
     CloseSession,
-    Deploy,
     DeployFailed,
     LetterBody,
     NodeId,
+    NodeReport,
     Ready,
     RequestFailed,
     RequestFinished,
-    Retire,
-    StagePart,
     Want,
+    request_of,
+    run_of,
 )
-from ecotone.protocol.notices import Begin, DropRequest, Finish, Item, Post, Transmit
+from ecotone.protocol.notices import Begin, DropRequest, Finish, Item, Post
+from ecotone.protocol.requests import Kept, Request, kept_body
 from ecotone.protocol.settings import CoordinatorSettings
 
 __all__ = ["Coordinator"]
 
 _REMEMBERED = 1 << 16  # ended requests that are remembered
-
-
-@dataclass(slots=True)
-class _Request:
-    deadline_s: float | None
-    epoch: int | None = None  # None: waiting
-    is_finished: bool = False  # held for order
-
-
-@dataclass(slots=True)
-class _Deployment:
-    plan: Plan
-    parts: tuple[StagePart, ...]
-    nodes: tuple[NodeId, ...]
-    not_ready: set[NodeId]
-    running: set[int] = field(default_factory=set)
+_MAX_FAILED = 16  # runs of a request that nodes may call failed
+_PATIENCE: TimerId = ("patience", 0)
 
 
 class Coordinator:
@@ -71,310 +76,502 @@ class Coordinator:
 
     def __init__(self, name: NodeId, settings: CoordinatorSettings) -> None:
         self.name, self.settings = name, settings
-        self._requests: dict[int, _Request] = {}  # in the order of acceptance
-        self._waiting: deque[int] = deque()
-        self._num_in_flight = 0  # running, or held for order
+        self.sets = Deployments(name, settings)
+        self._requests: dict[int, Request] = {}  # in the order of acceptance
+        self._waiting: dict[int, None] = {}
+        self._stuck: dict[int, str] = {}  # why
         self._ended: dict[int, None] = {}
-        self._deployments: dict[int, _Deployment] = {}  # by epoch: pending, in force, draining
-        self._in_force: int | None = None
-        self._pending: int | None = None
-        self._newest = -1
-        self._lost: set[NodeId] = set()
-        self._given_up: set[NodeId] = set()  # lost beyond patience
-        self._told: set[NodeId] = set()
-        self._is_closing = self._is_stopping = self._is_closed = False
+        self._num_recording = self._num_in_flight = self._held_bytes = 0
+        self._lost: set[NodeId] = set()  # by their links
+        self._preferred: int | None = None
+        self._now_s = 0.0
+        self._unusable_s: float | None = None  # no plan of the set can run since
+        self._is_patient = False  # the timer is set
+        self._was_deployed = self._is_closing = self._is_stopping = self._is_closed = False
 
     @property
     def num_requests(self) -> int:
-        """Accepted and not yet ended."""
+        """Accepted (or being recorded) and not yet ended."""
         return len(self._requests)
 
     @property
+    def held_bytes(self) -> int:
+        """Inputs and boundary tensors kept for requests."""
+        return self._held_bytes
+
+    @property
     def in_force(self) -> Plan | None:
-        """The plan that new requests follow."""
-        return None if self._in_force is None else self._deployments[self._in_force].plan
+        """The plan that new requests follow; the one preferred where none can run."""
+        epoch = self.sets.target if self.sets.target is not None else next(iter(self.sets.order), None)
+        return None if epoch is None else self.sets[epoch].plan
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
     def submit(self, event: Submit, now_s: float) -> list[Item]:
         """Accept or refuse; a number that was seen is not run again."""
-        request = event.request
-        if request in self._requests:
-            return [Accepted(request=request)]
-        if request in self._ended:
+        self._now_s, number = now_s, event.request
+        known = self._requests.get(number)
+        if known is not None:
+            return [] if known.is_recording else [Accepted(request=number)]
+        if number in self._ended:
             return []
-        if self._is_closing or self._in_force is None:
-            reason = "the session is closing" if self._is_closing else "no plan is in force; deploy one first"
-            return [RequestError(request=request, kind=ErrorKind.CLOSED, reason=reason)]
-        gone = self._given_up.intersection(self._deployments[self._in_force].nodes)
-        if gone:
-            reason = f"{', '.join(sorted(gone))} cannot be reached; plan without it or bring it back"
-            return [RequestError(request=request, kind=ErrorKind.NODE_LOST, reason=reason)]
-        if len(self._waiting) >= self.settings.queue_limit:
-            reason = f"{len(self._waiting)} requests wait already; ask again later"
-            return [RequestError(request=request, kind=ErrorKind.BUSY, reason=reason)]
+        refusal = self._refusal(event)
+        if refusal is not None:
+            return [RequestError(request=number, kind=refusal[0], reason=refusal[1])]
         deadline_s = None if event.deadline_s is None else now_s + event.deadline_s
-        self._requests[request] = _Request(deadline_s)
-        self._waiting.append(request)
-        items: list[Item] = [Accepted(request=request)]
-        if deadline_s is not None:
-            items.append(SetTimer(timer=("request", request), at_s=deadline_s))
-        return items + self._dispatch()
-
-    def cancel(self, request: int) -> list[Item]:
-        """End a request that is no longer wanted; unknown or ended ones are ignored."""
-        return self._fail(request, ErrorKind.CANCELLED, "cancelled")
-
-    def close(self, drain: bool) -> list[Item]:
-        """Accept nothing more; with `drain` finish first, else end everything now."""
-        self._is_closing = True
+        request = self._requests[number] = Request(deadline_s, event.size_bytes, now_s)
+        self._held_bytes += event.size_bytes
         items: list[Item] = []
-        if not drain or self._in_force is None:
+        if deadline_s is not None:
+            items.append(SetTimer(timer=("request", number), at_s=deadline_s))
+        if self.settings.record and not event.is_recorded:
+            request.is_recording = True
+            self._num_recording += 1
+            return [*items, Record(request=number)]
+        self._waiting[number] = None
+        return [Accepted(request=number), *items, *self._settle()]
+
+    def recorded(self, number: int, now_s: float) -> list[Item]:
+        """The request is in the journal: now it is accepted."""
+        self._now_s = now_s
+        request = self._requests.get(number)
+        if request is None or not request.is_recording:
+            return []
+        request.is_recording, request.since_s = False, now_s
+        self._num_recording -= 1
+        self._requests[number] = self._requests.pop(number)  # results come in the order of acceptance
+        self._waiting[number] = None
+        return [Accepted(request=number), *self._settle()]
+
+    def record_failed(self, number: int, reason: str, now_s: float) -> list[Item]:
+        """The journal could not take the request: it is refused."""
+        self._now_s = now_s
+        request = self._requests.get(number)
+        if request is None or not request.is_recording:
+            return []
+        return self._fail(number, ErrorKind.UNRECORDED, f"not written to the journal: {reason}") + self._settle()
+
+    def cancel(self, number: int, now_s: float) -> list[Item]:
+        """End a request that is no longer wanted; unknown or ended ones are ignored."""
+        self._now_s = now_s
+        return self._fail(number, ErrorKind.CANCELLED, "cancelled") + self._settle()
+
+    def close(self, drain: bool, now_s: float) -> list[Item]:
+        """Accept nothing more; with `drain` finish first, else end everything now."""
+        self._now_s, self._is_closing = now_s, True
+        if not drain:
             self._is_stopping = True
-            for request in list(self._requests):
-                items += self._fail(request, ErrorKind.CLOSED, "the session was closed")
-        return items + self._finish()
+        return self._settle()
+
+    def _refusal(self, event: Submit) -> tuple[ErrorKind, str] | None:
+        if self._is_closing:
+            return ErrorKind.CLOSED, "the session is closing"
+        if not self._was_deployed:
+            return ErrorKind.CLOSED, "no plan is in force; deploy one first"
+        if event.is_recorded:
+            return None  # it was accepted before
+        patience_s, limit = self.settings.node_timeout_s, self.settings.held_limit_bytes
+        if event.deadline_s is None and self._unusable_s is not None and self._now_s - self._unusable_s >= patience_s:
+            return ErrorKind.NODE_LOST, f"{self._missing()}; plan without it or bring it back"
+        num_waiting = len(self._waiting) + self._num_recording
+        if num_waiting >= self.settings.queue_limit:
+            return ErrorKind.BUSY, f"{num_waiting} requests wait already; ask again later"
+        if event.size_bytes > limit:
+            return (
+                ErrorKind.TOO_LARGE,
+                f"inputs of {event.size_bytes} bytes, at most {limit} are kept; raise held_limit_bytes",
+            )
+        if self._held_bytes + event.size_bytes > limit:
+            reason = f"{self._held_bytes} of {limit} bytes are held for accepted requests; ask again later"
+            return ErrorKind.BUSY, reason
+        return None
+
+    # ---- plans ------------------------------------------------------------------------------------------------------
+
+    def deploy(self, event: DeployRequested, now_s: float) -> list[Item]:
+        """Bring a set of plans into force; ends with DeployEnded."""
+        self._now_s = now_s
+        if self._is_closing:
+            return [DeployEnded(epoch=event.plan.epoch, error="the session is closing")]
+        return self.sets.deploy(event, now_s) + self._settle()
+
+    def prefer(self, epoch: int, now_s: float) -> list[Item]:
+        """New requests run under this epoch of the set where its nodes answer."""
+        self._now_s = now_s
+        self.sets.prefer(epoch)
+        return self._settle("asked for")
 
     # ---- what nodes say ---------------------------------------------------------------------------------------------
 
     def letter(self, peer: NodeId, content: LetterBody, now_s: float) -> list[Item]:
         """A node's answer; of another session or an unknown epoch it is ignored."""
-        session = self.settings.session
+        self._now_s = now_s
         match content:
-            case RequestFinished(session=own, epoch=epoch, request=request) if own == session:
-                return self._finished(epoch, request)
-            case RequestFailed(session=own, request=request) if own == session:
-                running = self._requests.get(request)
-                if running is None or running.epoch != content.epoch or running.is_finished:
-                    return []
-                kind = ErrorKind(content.kind) if content.kind in set(ErrorKind) else ErrorKind.FAILED
-                return self._fail(request, kind, f"{content.reason} (told by {peer})")
-            case Ready(session=own, epoch=epoch) if own == session and epoch in self._deployments:
-                return self._ready(peer, epoch)
-            case DeployFailed(session=own, epoch=epoch, reason=reason) if own == session:
-                return self._deploy_failed(epoch, reason)
-            case Want(session=own, epoch=epoch) if own == session and epoch in self._deployments:
-                return self._send_blobs(peer, content)
+            case RequestFinished(epoch=epoch, request=run):
+                return self._finished(epoch, run) + self._settle()
+            case RequestFailed():
+                return self._run_failed(peer, content) + self._settle()
+            case Ready(epoch=epoch) if self.sets.get(epoch) is not None:
+                return self.sets.ready(peer, epoch) + self._settle(f"plan {epoch} is ready")
+            case DeployFailed(epoch=epoch, reason=reason):
+                return self.sets.failed(peer, epoch, reason) + self._settle(reason)
+            case Want(epoch=epoch) if self.sets.get(epoch) is not None:
+                return self.sets.send_blobs(peer, content) + self._settle()
+            case NodeReport():
+                return [Observed(peer=peer, report=content)]
         return []
 
     def peer_lost(self, peer: NodeId, now_s: float) -> list[Item]:
-        """A node cannot be reached: hold new requests back, and be patient for a while."""
-        if peer in self._lost or not any(peer in d.nodes for d in self._deployments.values()):
+        """A node cannot be reached: what has no other live run runs elsewhere, or waits."""
+        self._now_s = now_s
+        if peer in self._lost or self._is_closed:
             return []
         self._lost.add(peer)
-        return [SetTimer(timer=("node", peer), at_s=now_s + self.settings.node_timeout_s)]
+        return self._down(peer, f"{peer} cannot be reached")
 
-    def peer_returned(self, peer: NodeId) -> list[Item]:
+    def peer_returned(self, peer: NodeId, now_s: float) -> list[Item]:
         """The node answers again."""
-        if peer not in self._lost:
+        self._now_s = now_s
+        if peer not in self._lost or self._is_closed:
             return []
         self._lost.discard(peer)
-        self._given_up.discard(peer)
-        return [CancelTimer(timer=("node", peer)), *self._dispatch()]
+        return self.sets.set_down(peer, False, now_s) + self._settle(f"{peer} answers again")
 
-    def peer_restarted(self, peer: NodeId) -> list[Item]:
-        """The node lost its memory: what ran over it ends, and it gets its part of each plan again."""
+    def peer_restarted(self, peer: NodeId, now_s: float) -> list[Item]:
+        """The node lost its memory: runs over it are gone, and it gets its part of each plan again."""
+        self._now_s = now_s
+        if self._is_closed:
+            return []
+        items = self.sets.restarted(peer)
+        for deployment in self.sets.over(peer):
+            for run in sorted(deployment.running):
+                items += self._lose(run, f"{peer} restarted")
+        return items + self._settle(f"{peer} restarted")
+
+    def reached(self, body: BodyId, now_s: float) -> list[Item]:
+        """The tensors of an edge from which another plan could go on are at the source: twins begin, and it is kept."""
+        self._now_s = now_s
+        number = request_of(body.request)
+        request = self._requests.get(number)
+        if request is None or request.result is not None or body.request not in request.runs:
+            return []
         items: list[Item] = []
-        for epoch, deployment in list(self._deployments.items()):
-            if peer in deployment.nodes:
-                deployment.not_ready.add(peer)
-                items.append(self._deploy_to(peer, deployment))
-                for request in sorted(deployment.running):
-                    items += self._fail(request, ErrorKind.NODE_LOST, f"{peer} restarted in the middle of it")
-                items += self._retire_drained(epoch)
-        return items
+        for run, place in list(request.twins.items()):
+            if place == (body.request, body.edge):
+                del request.twins[run]
+                twin = body._replace(epoch=request.runs[run], request=run)
+                items += [Alias(source=body, target=twin), self._begin(twin, request)]
+        deployment = self.sets[body.epoch]
+        known = request.kept_for(deployment.plan)
+        if known is not None and known.body.edge >= body.edge:
+            return items
+        if self._held_bytes + deployment.boundary_bytes > self.settings.held_limit_bytes:
+            return items
+        kept = Kept(deployment.plan, kept_body(body, number), deployment.boundary_bytes)
+        request.kept.append(kept)
+        self._held_bytes += kept.size_bytes
+        return [Alias(source=body, target=kept.body), *items]
 
-    def timer_fired(self, timer: TimerId) -> list[Item]:
-        """("request", number), ("node", name) or ("deploy", epoch)."""
+    def timer_fired(self, timer: TimerId, now_s: float) -> list[Item]:
+        """("request", number), ("node", name), ("deploy", epoch) or ("patience", 0)."""
+        self._now_s = now_s
         match timer:
-            case ("request", int(request)):
-                return self._fail(request, ErrorKind.DEADLINE, "no result within its time")
-            case ("node", str(name)) if NodeId(name) in self._lost:
-                return self._give_up(NodeId(name))
-            case ("deploy", int(epoch)) if epoch == self._pending:
-                silent = ", ".join(sorted(self._deployments[epoch].not_ready))
-                return self._deploy_failed(epoch, f"{silent} not ready after {self.settings.deploy_timeout_s:g} s")
+            case ("request", int(number)) if number in self._requests:
+                return self._too_late(number) + self._settle()
+            case ("node", str(name)):
+                return self.sets.unreachable(NodeId(name)) + self._settle()
+            case ("deploy", int(epoch)):
+                return self.sets.late(epoch) + self._settle()
+            case ("patience", _):
+                return self._end_of_patience() + self._settle()
         return []
 
-    # ---- plans ------------------------------------------------------------------------------------------------------
+    # ---- inside: what has become possible ---------------------------------------------------------------------------
 
-    def deploy(self, plan: Plan, parts: tuple[StagePart, ...], now_s: float) -> list[Item]:
-        """Bring a plan into force beside the present one; ends with DeployEnded."""
-        error = ""
-        if plan.epoch <= self._newest:
-            error = f"epoch {plan.epoch} is not above {self._newest}, the newest so far"
-        elif plan.source != DeviceId(self.name):
-            error = f"the plan's source is {plan.source}, the asker is {self.name}"
-        elif self._is_closing:
-            error = "the session is closing"
-        if error:
-            return [DeployEnded(epoch=plan.epoch, error=error)]
-        items = self._deploy_failed(self._pending, "superseded by a newer plan") if self._pending is not None else []
-        nodes = tuple(dict.fromkeys(NodeId(d) for d in (plan.source, *plan.devices, plan.sink)))
-        deployment = _Deployment(plan, parts, nodes, set(nodes))
-        self._deployments[plan.epoch] = deployment
-        self._pending = self._newest = plan.epoch
-        self._told.update(nodes)
-        items.append(SetTimer(timer=("deploy", plan.epoch), at_s=now_s + self.settings.deploy_timeout_s))
-        return items + [self._deploy_to(node, deployment) for node in nodes]
-
-    def _deploy_to(self, node: NodeId, deployment: _Deployment) -> Post:
-        plan = deployment.plan
-        parts = tuple(p for p in deployment.parts if plan.stages[p.stage].device == DeviceId(node))
-        return Post(node, Deploy(session=self.settings.session, epoch=plan.epoch, plan_json=plan.to_json(), parts=parts))
-
-    def _ready(self, peer: NodeId, epoch: int) -> list[Item]:
-        deployment = self._deployments[epoch]
-        deployment.not_ready.discard(peer)
-        if deployment.not_ready:
+    def _settle(self, why: str = "") -> list[Item]:
+        """Deliver in turn, start what can start, retire what is drained, finish. Idempotent."""
+        if self._is_closed:
             return []
-        if epoch != self._pending:
-            return self._dispatch()
-        old, self._in_force, self._pending = self._in_force, epoch, None
-        items: list[Item] = [CancelTimer(timer=("deploy", epoch)), DeployEnded(epoch=epoch)]
-        items += self._dispatch()
-        return items + (self._retire_drained(old) if old is not None else [])
-
-    def _deploy_failed(self, epoch: int, reason: str) -> list[Item]:
-        deployment = self._deployments.get(epoch)
-        if deployment is None:
-            return []
-        if epoch != self._pending:
-            items: list[Item] = []
-            for request in sorted(deployment.running):
-                items += self._fail(request, ErrorKind.NODE_LOST, reason)
-            return items
-        self._pending = None
-        del self._deployments[epoch]
-        retire = Retire(session=self.settings.session, epoch=epoch)
-        ended: list[Item] = [CancelTimer(timer=("deploy", epoch)), DeployEnded(epoch=epoch, error=reason)]
-        return ended + [Post(node, retire) for node in deployment.nodes]
-
-    def _retire_drained(self, epoch: int) -> list[Item]:
-        """An old epoch without requests goes."""
-        deployment = self._deployments.get(epoch)
-        if deployment is None or epoch in (self._in_force, self._pending) or deployment.running:
-            return []
-        del self._deployments[epoch]
-        retire = Retire(session=self.settings.session, epoch=epoch)
-        return [Post(node, retire) for node in deployment.nodes]
-
-    def _send_blobs(self, peer: NodeId, want: Want) -> list[Item]:
-        parts = self._deployments[want.epoch].parts
-        known: dict[str, Blob] = {blob.sha256: blob for part in parts for blob in (part.program, *part.weights)}
         items: list[Item] = []
-        for range_ in want.blobs:
-            blob = known.get(range_.sha256)
-            if blob is None or not 0 <= range_.offset < blob.size_bytes or peer == self.name:
-                return self._deploy_failed(
-                    want.epoch, f"{peer} asks for content {range_.sha256:.12}, which is not to be had"
-                )
-            body = BodyId(want.session, want.epoch, BLOB_EDGE, range_.number)
-            items.append(OpenBlob(body=body, blob=blob, offset=range_.offset))
-            items.append(Transmit(peer, body, blob.size_bytes - range_.offset, background=True))
+        if self._is_stopping or (self._is_closing and not self.sets.order and not self.sets.is_changing):
+            for number in list(self._requests):
+                items += self._fail(number, ErrorKind.CLOSED, "the session was closed")
+        items += self._deliver_in_turn()
+        target = self.sets.target
+        self._was_deployed = self._was_deployed or bool(self.sets.order)
+        if target is not None or not self.sets.order:
+            self._unusable_s = None
+        elif self._unusable_s is None:
+            self._unusable_s = self._now_s
+        if target is not None and target != self._preferred:
+            self._preferred = target
+            items.append(Preferred(epoch=target, reason=why or "the best that can run"))
+        for number in list(self._stuck):
+            items += self._get_on(number)
+        while target is not None and not self.sets.is_held and self._waiting:
+            if self._num_in_flight >= self.settings.max_in_flight:
+                break
+            items += self._dispatch(target)
+        if self.sets.is_held:
+            items += self._drain_for_pause()
+        return items + self.sets.retire_drained() + self._be_patient() + self._finish()
+
+    def _dispatch(self, target: int) -> list[Item]:
+        number = next(iter(self._waiting))
+        del self._waiting[number]
+        request = self._requests[number]
+        request.is_in_flight = True
+        self._num_in_flight += 1
+        first = run_of(number, request.num_runs)
+        items = self._start(number, request, target)
+        for epoch in self.sets.twins_of(target):
+            items += self._start(number, request, epoch, beside=first)
         return items
 
-    # ---- inside: requests -------------------------------------------------------------------------------------------
+    def _start(self, number: int, request: Request, epoch: int, *, why: str = "", beside: int | None = None) -> list[Item]:
+        """Another run; `beside` the run that computes the stages which both share."""
+        run = run_of(number, request.num_runs)
+        request.num_runs += 1
+        request.runs[run] = epoch
+        deployment = self.sets[epoch]
+        deployment.running.add(run)
+        items: list[Item] = [Rerouted(request=number, epoch=epoch, reason=why)] if why else []
+        if beside is not None:
+            other = self.sets[request.runs[beside]].plan
+            edge = shared_edge(other, deployment.plan)
+            if edge in self.sets.edges_to_keep(other.epoch):
+                request.twins[run] = (beside, edge)
+                return items
+        return items + self._begin_somewhere(number, request, run, deployment)
 
-    def _dispatch(self) -> list[Item]:
+    def _begin_somewhere(self, number: int, request: Request, run: int, deployment: Deployment) -> list[Item]:
+        """From kept boundary tensors where the plans share what came before, else from the inputs."""
+        kept = request.kept_for(deployment.plan)
+        if kept is None:
+            body = BodyId(self.settings.session, deployment.plan.epoch, 0, run)
+            return [Bind(request=number, body=body), self._begin(body, request)]
+        body = BodyId(self.settings.session, deployment.plan.epoch, kept.body.edge, run)
+        return [Alias(source=kept.body, target=body), self._begin(body, request)]
+
+    def _begin(self, body: BodyId, request: Request) -> Begin:
+        return Begin(body, request.deadline_s, self.sets.edges_to_keep(body.epoch))
+
+    def _get_on(self, number: int) -> list[Item]:
+        """A stuck request: its run lives again, or another can begin."""
+        request = self._requests[number]
+        if self._is_live(request):
+            del self._stuck[number]
+            return []
+        epoch = self._next_plan(request)
+        if epoch is None:
+            return []
+        return self._start(number, request, epoch, why=self._stuck.pop(number))
+
+    def _next_plan(self, request: Request) -> int | None:
+        can = [epoch for epoch in self.sets.order if epoch not in request.tried and self.sets.usable(epoch)]
+        clean = (epoch for epoch in can if request.avoid.isdisjoint(self.sets[epoch].nodes))
+        return next(clean, can[0] if can else None)
+
+    def _is_live(self, request: Request) -> bool:
+        return any(self.sets.usable(epoch) for epoch in request.runs.values())
+
+    def _drain_for_pause(self) -> list[Item]:
+        """Once no live run is left of the old set, its stranded ones go and the next set is deployed."""
+        flying = [(n, r) for n, r in self._requests.items() if r.is_in_flight and r.result is None]
+        if any(self._is_live(request) for _, request in flying):
+            return []
         items: list[Item] = []
-        if self._in_force is None or self._is_stopping:
-            return items
-        deployment = self._deployments[self._in_force]
-        if deployment.not_ready or self._lost.intersection(deployment.nodes):
-            return items
-        while self._waiting and self._num_in_flight < self.settings.max_in_flight:
-            number = self._waiting.popleft()
-            request = self._requests[number]
-            request.epoch = self._in_force
-            deployment.running.add(number)
-            self._num_in_flight += 1
-            body = BodyId(self.settings.session, self._in_force, 0, number)
-            items += [Bind(request=number, body=body), Begin(body, request.deadline_s)]
-        return items
+        for _, request in flying:
+            for run in sorted(request.runs):
+                items += self._lose(run, "its plan made room for another")
+        return items + self.sets.resume(self._now_s)
 
-    def _finished(self, epoch: int, number: int) -> list[Item]:
-        request, deployment = self._requests.get(number), self._deployments.get(epoch)
+    # ---- inside: runs -----------------------------------------------------------------------------------------------
+
+    def _finished(self, epoch: int, run: int) -> list[Item]:
+        number = request_of(run)
+        request, deployment = self._requests.get(number), self.sets.get(epoch)
         if deployment is None:
             return []
-        if request is None or request.epoch != epoch:
-            return [DropRequest(self._outputs(deployment, number))]
-        if request.is_finished:
-            return []
-        request.is_finished = True
+        body = BodyId(self.settings.session, epoch, len(deployment.plan.stages), run)
+        if request is None or request.runs.get(run) != epoch or request.result is not None:
+            return [DropRequest(body)]
+        request.result = body
         items: list[Item] = [] if request.deadline_s is None else [CancelTimer(timer=("request", number))]
-        if not self.settings.ordered:
+        items += self._end_runs(request, but=run)
+        self._stuck.pop(number, None)
+        return items + ([] if self.settings.ordered else self._deliver(number, request))
+
+    def _run_failed(self, peer: NodeId, content: RequestFailed) -> list[Item]:
+        """A node says that a run cannot end well: try a plan that was not tried, or end the request."""
+        number, run = request_of(content.request), content.request
+        request = self._requests.get(number)
+        if request is None or request.runs.get(run) != content.epoch or request.result is not None:
+            return []
+        kind = ErrorKind(content.kind) if content.kind in set(ErrorKind) else ErrorKind.FAILED
+        reason = f"{content.reason} (told by {peer})"
+        request.num_failed += 1
+        request.reasons.append(reason)
+        if kind is not ErrorKind.NODE_LOST:
+            request.tried.add(content.epoch)
+            request.avoid.add(peer)
+        items = self._lose(run, reason)
+        if number not in self._stuck or (kind is ErrorKind.DEADLINE and request.deadline_s is not None):
+            return items  # another run lives; or a clock runs fast there: ours decides when the time is over
+        if request.num_failed < _MAX_FAILED and not request.tried.issuperset(self.sets.order):
+            return items
+        kind = kind if kind in (ErrorKind.NODE_LOST, ErrorKind.TOO_LARGE) else ErrorKind.FAILED
+        return items + self._fail(number, kind, request.told)
+
+    def _lose(self, run: int, reason: str) -> list[Item]:
+        """A run is over without a result: cancel what is left of it; its request is stuck unless another run lives."""
+        number = request_of(run)
+        request = self._requests.get(number)
+        if request is None or request.result is not None or run not in request.runs:
+            return []
+        items = self._end_run(request, run)
+        for twin, (source, _) in list(request.twins.items()):
+            if source == run:
+                del request.twins[twin]
+                items += self._begin_somewhere(number, request, twin, self.sets[request.runs[twin]])
+        self._strand(number, request, reason)
+        return items
+
+    def _strand(self, number: int, request: Request, reason: str) -> None:
+        if number not in self._stuck and not self._is_live(request):
+            self._stuck[number] = reason
+            request.since_s = self._now_s
+
+    def _down(self, peer: NodeId, reason: str) -> list[Item]:
+        items = self.sets.set_down(peer, True, self._now_s)
+        for deployment in self.sets.over(peer):
+            for run in sorted(deployment.running):
+                request = self._requests[request_of(run)]
+                if request.result is None:
+                    self._strand(request_of(run), request, reason)
+        return items + self._settle(reason)
+
+    def _end_run(self, request: Request, run: int) -> list[Item]:
+        epoch = request.runs.pop(run)
+        deployment = self.sets.get(epoch)
+        if deployment is None:
+            return []
+        deployment.running.discard(run)
+        if run in request.twins:
+            del request.twins[run]
+            return []  # it has not begun
+        cancel = Cancel(session=self.settings.session, epoch=epoch, request=run)
+        return [Post(node, cancel) for node in deployment.nodes]
+
+    def _end_runs(self, request: Request, but: int | None = None) -> list[Item]:
+        """Nothing of the request is needed any more, but the run that has its result."""
+        items: list[Item] = []
+        for run in [r for r in request.runs if r != but]:
+            items += self._end_run(request, run)
+        for kept in request.kept:
+            items.append(Release(body=kept.body, held=Held.TENSORS))
+            self._held_bytes -= kept.size_bytes
+        request.kept = []
+        return items
+
+    # ---- inside: ends -----------------------------------------------------------------------------------------------
+
+    def _deliver_in_turn(self) -> list[Item]:
+        items: list[Item] = []
+        while self._requests:
+            number, request = next(iter(self._requests.items()))
+            if request.result is None:
+                break
             items += self._deliver(number, request)
-        return items + self._after()
+        return items
 
-    def _deliver(self, number: int, request: _Request) -> list[Item]:
-        assert request.epoch is not None
-        deployment = self._deployments[request.epoch]
-        body = self._outputs(deployment, number)
+    def _deliver(self, number: int, request: Request) -> list[Item]:
+        assert request.result is not None
         self._end(number, request)
-        return [Deliver(request=number, body=body), *self._retire_drained(request.epoch)]
-
-    def _outputs(self, deployment: _Deployment, number: int) -> BodyId:
-        return BodyId(self.settings.session, deployment.plan.epoch, len(deployment.plan.stages), number)
+        return [Deliver(request=number, body=request.result)]
 
     def _fail(self, number: int, kind: ErrorKind, reason: str) -> list[Item]:
         request = self._requests.get(number)
         if request is None:
             return []
         items: list[Item] = [RequestError(request=number, kind=kind, reason=reason)]
-        if request.deadline_s is not None:
+        if request.result is not None:
+            items.append(DropRequest(request.result))
+        elif request.deadline_s is not None:
             items.append(CancelTimer(timer=("request", number)))
+        items += self._end_runs(request, but=None if request.result is None else request.result.request)
         self._end(number, request)
-        if request.epoch is None:
-            self._waiting.remove(number)
-            return items + self._after()
-        deployment = self._deployments[request.epoch]
-        if request.is_finished:
-            items.append(DropRequest(self._outputs(deployment, number)))
-        cancel = Cancel(session=self.settings.session, epoch=request.epoch, request=number)
-        items += [Post(node, cancel) for node in deployment.nodes if not request.is_finished]
-        return items + self._retire_drained(request.epoch) + self._after()
+        return items
 
-    def _end(self, number: int, request: _Request) -> None:
+    def _end(self, number: int, request: Request) -> None:
         """Every request passes here exactly once."""
         del self._requests[number]
         self._ended[number] = None
         if len(self._ended) > _REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        if request.epoch is not None:
-            self._num_in_flight -= 1
-            self._deployments[request.epoch].running.discard(number)
+        self._held_bytes -= request.size_bytes
+        self._waiting.pop(number, None)
+        self._stuck.pop(number, None)
+        self._num_recording -= request.is_recording
+        self._num_in_flight -= request.is_in_flight
+        for run, epoch in request.runs.items():
+            deployment = self.sets.get(epoch)
+            if deployment is not None:
+                deployment.running.discard(run)
 
-    def _after(self) -> list[Item]:
-        """Something ended: deliver what waited for its turn, begin more, or finish."""
+    def _too_late(self, number: int) -> list[Item]:
+        request = self._requests[number]
+        if request.is_recording:
+            return self._fail(number, ErrorKind.DEADLINE, "not written to the journal within its time")
+        could_run = self._is_live(request) or self._next_plan(request) is not None or not self.sets.order
+        if could_run or not (request.is_in_flight or self._unusable_s is not None):
+            return self._fail(number, ErrorKind.DEADLINE, "no result within its time")
+        return self._fail(number, *self._why_stuck(request))
+
+    def _be_patient(self) -> list[Item]:
+        """Set the timer that ends what is stuck; forget it when nothing is."""
+        is_needed = bool(self.sets.order) and bool(self._stuck or (self._waiting and self._unusable_s is not None))
+        if is_needed == self._is_patient:
+            return []
+        self._is_patient = is_needed
+        if not is_needed:
+            return [CancelTimer(timer=_PATIENCE)]
+        return [SetTimer(timer=_PATIENCE, at_s=self._now_s + self.settings.node_timeout_s)]
+
+    def _end_of_patience(self) -> list[Item]:
+        """Requests without a deadline for which nothing could run for `node_timeout_s` end."""
+        self._is_patient = False
         items: list[Item] = []
-        while self._requests:
-            number, request = next(iter(self._requests.items()))
-            if not request.is_finished:
-                break
-            items += self._deliver(number, request)
-        return items + self._dispatch() + self._finish()
+        next_s = None
+        waiting = () if self._unusable_s is None else tuple(self._waiting)
+        for number in (*self._stuck, *waiting):
+            request = self._requests[number]
+            if request.deadline_s is not None:
+                continue
+            due_s = max(request.since_s, self._unusable_s or 0.0) + self.settings.node_timeout_s
+            if due_s <= self._now_s + 1e-9:
+                items += self._fail(number, *self._why_stuck(request))
+            else:
+                next_s = due_s if next_s is None else min(next_s, due_s)
+        if next_s is None:
+            return items
+        self._is_patient = True
+        return [*items, SetTimer(timer=_PATIENCE, at_s=next_s)]
+
+    def _why_stuck(self, request: Request) -> tuple[ErrorKind, str]:
+        if request.reasons and request.tried:
+            return ErrorKind.FAILED, f"{request.told}; no other plan could run: {self._missing()}"
+        return ErrorKind.NODE_LOST, self._missing()
+
+    def _missing(self) -> str:
+        return f"{', '.join(self.sets.missing) or 'a node'} cannot be reached or is not ready, and no plan goes without"
 
     def _finish(self) -> list[Item]:
         if not self._is_closing or self._requests or self._is_closed:
             return []
         self._is_closed = True
+        items = self.sets.abandon("the session was closed") + self.sets.timers()
+        if self._is_patient:
+            items.append(CancelTimer(timer=_PATIENCE))
         over = CloseSession(session=self.settings.session)
-        return [*(Post(node, over) for node in sorted(self._told)), Finish()]
-
-    def _give_up(self, peer: NodeId) -> list[Item]:
-        self._given_up.add(peer)
-        items: list[Item] = []
-        reason = f"{peer} cannot be reached for {self.settings.node_timeout_s:g} s"
-        for epoch, deployment in list(self._deployments.items()):
-            if peer not in deployment.nodes:
-                continue
-            if epoch == self._pending:
-                items += self._deploy_failed(epoch, reason)
-                continue
-            for request in sorted(deployment.running):
-                items += self._fail(request, ErrorKind.NODE_LOST, reason)
-            if epoch == self._in_force:
-                for request in list(self._waiting):
-                    items += self._fail(request, ErrorKind.NODE_LOST, reason)
-        return items
+        return [*items, *(Post(node, over) for node in sorted(self.sets.told)), Finish()]

@@ -126,12 +126,16 @@ class BlobsMissing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resident:
-    """One plan of a set, with the parts of all its stages and its predicted latency (0: unknown)."""
+    """One plan of a set, with the parts of all its stages and its predicted latency (0: unknown).
+
+    `boundary_bytes`: of the tensors that leave the source, kept for a re-run where another plan shares what came before.
+    """
 
     plan: Plan
     parts: tuple[StagePart, ...] = ()
     is_active: bool = False  # a twin: every request runs under it as well, the first result counts
     expected_s: float = 0.0
+    boundary_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,15 +143,18 @@ class DeployRequested:
     """The asker wants `plan` to be in force, and `standbys` resident beside it; all epochs ascend, above those before.
 
     `parts`: of every stage of the plan. In force means that new requests run under the first plan of (plan, *standbys)
-    whose nodes all answer; see Prefer. The deployment ends well when `plan` is ready on all its nodes; a standby that cannot
-    be readied is told with DeployEnded of its own epoch and left out. `pause`: memory does not hold old and new together, so
-    first hold requests back, drain and retire the old set, then deploy; where that fails the old set is deployed again.
+    whose nodes all answer; see Prefer. The deployment ends well when `plan` is ready on all its nodes; a standby is told
+    with DeployEnded of its own epoch: with an error when it fails (left out) or is late, without one when it is ready (or
+    joins late). `pause`: memory does not hold old and new together, so first hold new requests back, drain and retire the
+    old set, then deploy; where that fails no set is in force, accepted requests wait, and the asker deploys another (the
+    old one again, under new epochs).
     """
 
     plan: Plan
     parts: tuple[StagePart, ...] = ()
     standbys: tuple[Resident, ...] = ()
     expected_s: float = 0.0
+    boundary_bytes: int = 0
     pause: bool = False
 
 

@@ -27,7 +27,7 @@ __all__ = ["Node"]
 
 _EFFECTS = frozenset(get_args(fx.Effect))  # isinstance with a union is ten times slower
 _CLOSE_PATIENCE_S = 1.0
-_TO_COORDINATOR = (msg.Ready, msg.DeployFailed, msg.Want, msg.RequestFinished, msg.RequestFailed)
+_TO_COORDINATOR = (msg.Ready, msg.DeployFailed, msg.Want, msg.RequestFinished, msg.RequestFailed, msg.NodeReport)
 
 
 class _Peer:
@@ -129,13 +129,17 @@ class Node:
             case ev.Submit():
                 return self.coordinator.submit(event, now_s)
             case ev.CancelRequest(request=request):
-                return self.coordinator.cancel(request)
-            case ev.DeployRequested(plan=plan, parts=parts):
-                return self.coordinator.deploy(plan, parts, now_s)
+                return self.coordinator.cancel(request, now_s)
+            case ev.DeployRequested():
+                return self.coordinator.deploy(event, now_s)
+            case ev.Prefer(epoch=epoch):
+                return self.coordinator.prefer(epoch, now_s)
+            case ev.Recorded(request=request):
+                return self.coordinator.recorded(request, now_s)
+            case ev.RecordFailed(request=request, reason=reason):
+                return self.coordinator.record_failed(request, reason, now_s)
             case ev.CloseRequested(drain=drain):
-                return self.coordinator.close(drain)
-            case ev.Prefer() | ev.Recorded() | ev.RecordFailed():
-                return []
+                return self.coordinator.close(drain, now_s)
 
     def _timer_fired(self, timer: ev.TimerId, now_s: float) -> list[nt.Item]:
         match timer:
@@ -149,8 +153,8 @@ class Node:
             case ("closing",) if self._is_finishing:
                 self._is_finishing = False
                 return [fx.Closed()]
-            case ("request" | "node" | "deploy", _) if self.coordinator:
-                return self.coordinator.timer_fired(timer)
+            case ("request" | "node" | "deploy" | "patience", _) if self.coordinator:
+                return self.coordinator.timer_fired(timer, now_s)
         return self.worker.timer_fired(timer, now_s)
 
     def _received(self, name: NodeId, message: msg.LinkMessage, now_s: float) -> list[nt.Item]:
@@ -220,8 +224,10 @@ class Node:
                 return self._peer(peer).sender.post(content, now_s)
             case nt.LetterArrived(peer=peer, content=content):
                 return self._letter(peer, content, now_s)
-            case nt.Begin(body=body, deadline_s=deadline_s):
-                return self.worker.begin(body, deadline_s)
+            case nt.Begin(body=body, deadline_s=deadline_s, tell=tell):
+                return self.worker.begin(body, deadline_s, tell)
+            case nt.Reached(body=body):
+                return self.coordinator.reached(body, now_s) if self.coordinator else []
             case nt.GiveUp(peer=peer, body=body):
                 return self._peer(peer).sender.give_up(body, now_s)
             case nt.BodyFailed(body=body, kind=kind, reason=reason):
@@ -238,9 +244,9 @@ class Node:
             case nt.PeerLost(peer=peer):
                 return self.worker.peer_lost(peer, now_s) + (mind.peer_lost(peer, now_s) if mind else [])
             case nt.PeerReturned(peer=peer):
-                return self.worker.peer_returned(peer) + (mind.peer_returned(peer) if mind else [])
+                return self.worker.peer_returned(peer) + (mind.peer_returned(peer, now_s) if mind else [])
             case nt.PeerRestarted(peer=peer):
-                return self.worker.asker_restarted(peer) + (mind.peer_restarted(peer) if mind else [])
+                return self.worker.asker_restarted(peer) + (mind.peer_restarted(peer, now_s) if mind else [])
             case nt.Forget(session=session, epoch=epoch):
                 items: list[nt.Item] = []
                 for both in self._peers.values():

@@ -14,7 +14,8 @@ from ecotone.protocol.message import BodyId, LetterBody, NodeId
 
 __all__ = [
     "Begin", "BodyAcked", "BodyArrived", "BodyFailed", "BodySent", "DropRequest", "Finish", "Forget", "FreeBody", "GiveUp",
-    "Item", "LetterArrived", "Notice", "PeerLost", "PeerRestarted", "PeerReturned", "Post", "Transmit",
+    "Item", "LetterArrived", "Notice", "PeerLost", "PeerRestarted", "PeerReturned", "Post", "Reached",
+    "Transmit",
 ]  # fmt: skip
 
 
@@ -125,10 +126,21 @@ class PeerRestarted:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Coordinator to worker: the inputs of this request are here (edge 0)."""
+    """Coordinator to worker: the tensors of `body` are here (the inputs, or those of a boundary of an earlier run).
+
+    `tell`: edges whose tensors, once computed here, are told with Reached.
+    """
 
     body: BodyId
     deadline_s: float | None
+    tell: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Worker to coordinator: the tensors of this body, asked for by Begin, are here now."""
+
+    body: BodyId
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,6 @@ class Finish:
 
 Notice = (
     Post | Transmit | GiveUp | FreeBody | Forget | BodySent | BodyAcked | BodyFailed | BodyArrived | LetterArrived
-    | PeerLost | PeerReturned | PeerRestarted | Begin | DropRequest | Finish
+    | PeerLost | PeerReturned | PeerRestarted | Begin | Reached | DropRequest | Finish
 )  # fmt: skip
 Item = Effect | Notice

@@ -43,7 +43,7 @@ from ecotone.protocol.message import (
     StagePart,
     Want,
 )
-from ecotone.protocol.notices import BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Transmit
+from ecotone.protocol.notices import BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Reached, Transmit
 from ecotone.protocol.settings import WorkerSettings
 from ecotone.schema import SchemaError
 
@@ -74,6 +74,7 @@ class _Active:
 
     deadline_s: float | None
     bodies: set[BodyId] = field(default_factory=set)
+    tell: tuple[int, ...] = ()  # edges that the coordinator, in this node, wants to know of
 
 
 class Worker:
@@ -201,7 +202,7 @@ class Worker:
         if (session, epoch) in self._epochs or session in self._closed or epoch <= self._newest.get(session, -1):
             return []
         reason = f"{self.name} does not know plan {epoch} and has no room to wait for it"
-        kind = ErrorKind.FAILED.value
+        kind = ErrorKind.NODE_LOST.value  # as after a restart: the plan is to come, another run may fare better
         return [Post(peer, RequestFailed(session=session, epoch=epoch, request=request, kind=kind, reason=reason))]
 
     def arrived(self, arrival: BodyArrived, now_s: float) -> list[Item]:
@@ -224,12 +225,13 @@ class Worker:
         epoch.arrived.setdefault(edge, deque()).append(body)
         return items + self._advance()
 
-    def begin(self, body: BodyId, deadline_s: float | None) -> list[Item]:
-        """The inputs of a request, at the source."""
+    def begin(self, body: BodyId, deadline_s: float | None, tell: tuple[int, ...] = ()) -> list[Item]:
+        """The inputs of a run, at the source, or the tensors of an edge at which an earlier run had arrived."""
         epoch = self._epochs.get((body.session, body.epoch))
         if epoch is None:
             return [Release(body=body, held=Held.TENSORS)]
         items = self._enter(body, deadline_s)
+        self._active[_key(body)].tell = tell
         return items + self._route(epoch, body) + self._advance()
 
     def computed(self, body: BodyId) -> list[Item]:
@@ -242,6 +244,8 @@ class Worker:
             return [*items, Release(body=made, held=Held.TENSORS), *self._advance()]
         active.bodies.discard(body)
         active.bodies.add(made)
+        if made.edge in active.tell:
+            items.append(Reached(made))
         return items + self._route(epoch, made) + self._advance()
 
     def encoded(self, body: BodyId, size_bytes: int) -> list[Item]:
