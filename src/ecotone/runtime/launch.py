@@ -163,6 +163,8 @@ def attach(
 ) -> Nodes:  # fmt: skip
     """Nodes that run already (`ecotone up`): at the addresses that the cluster file gives, or discovered.
 
+    Of an emulated cluster (a laboratory without root) the links that leave the asker are imposed here.
+
     `identity`: this machine's membership of the cluster of that name, where it has one, unless another is given. `needed`:
     the devices that must answer, all by default; the others may come later.
     Raises WireError or NodeUnreachable, naming the node, within about `deadline_s`.
@@ -172,10 +174,10 @@ def attach(
     known = tuple(d.address for d in cluster.devices if d.address and d.name != source.name)
     settings = NodeSettings(
         device=source, folder=Path("unused"), cluster=cluster.name, connect=connect or known, identity=identity,
-        multicast=multicast, links=links_from(cluster, source.name),
+        multicast=multicast, links=links_from(cluster, source.name), emulate=cluster.emulate,
     )  # fmt: skip
-    wire, _ = open_wire(settings)
-    nodes = Nodes(cluster, wire, None, {})
+    wire, shaped = open_wire(settings)
+    nodes = Nodes(cluster, shaped or wire, shaped, {})
     nodes._closing.callback(nodes.port.close)
     try:
         nodes.port.start()

@@ -66,6 +66,7 @@ def _settings(document: dict[str, Any]) -> NodeSettings:
             links=schema.read(tuple[Link, ...], found["links"], "node settings"),
             folder=Path(found["folder"]), cluster=str(found["cluster"]), listen=tuple(found["listen"]),
             connect=tuple(found["connect"]), emulate=bool(found["emulate"]), cap_bytes=int(found["cap_bytes"]),
+            insist=bool(found.get("insist", True)),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise EcotoneError(

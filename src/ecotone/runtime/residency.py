@@ -141,7 +141,7 @@ class Residency:
         self._leaving.discard(peer)
 
     def without(self, peer: NodeId) -> PlanSet | None:
-        """The set in force less the plans that need `peer` or another node that leaves; None where nothing is left, or lost."""
+        """The set in force less the plans that need `peer` or another leaving node; None where none is left or lost."""
         with self._lock:
             if self._set is None or not any(_takes_part(plan, peer) for plan in self._set.plans):
                 return None
