@@ -6,14 +6,14 @@ from hand-in at the device to boxes at the device. At each rate device only, ful
 planner's plan take turns; `speedup_*` is device only over the planner's plan, medians. The planner may not cost the answer
 more than JPEG 90 costs it (the rule of split_latency); raw and JPEG are what they are.
 
-Sweep: every cut that was profiled, from full offload (cut 0) to device only, one crossing there and one back, tensors in
-the quickest codec that keeps the same rule, and beside it full offload as a picture (image codecs exist at cut 0 only);
-predicted at many rates, measured at a few (but plans predicted to take over FAR times device only): see cases, and the
-PNG that is written beside FILE.
+Sweep: every cut that was profiled, from full offload (cut 0) to device only, one crossing there and one back, in two
+families: float32 tensors, as Edge-PRUNE itself sends them, and at each cut the quickest codec that keeps the same rule (at
+cut 0 also as a picture). Predicted at many rates, measured at a few (but plans predicted to take over FAR times device
+only): see cases, and the PNG that is written beside FILE.
 
-cut_moves_later is 1 where, over falling rates, the best cut never moves to an earlier position and somewhere moves to a
-later one: in the planner's plans of at most two stages, and among the measured cuts (those within TIE of the best count as
-equally good); both with all codecs and with tensor codecs alone, as Edge-PRUNE itself sends them.
+cut_moves_later is 1 where in both families, over falling rates, the best cut never moves to an earlier position and
+somewhere moves to a later one: in the planner's plans of at most two stages, and among the measured cuts (those within TIE
+of the best count as equally good).
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ EXECUTOR, JPEG, OUTPUT_CODEC = "torch:fp32", "jpeg:90", "fp32"
 CODECS = (*codec.CANDIDATES, "int4clip+zstd", *(c.name for c in codec.catalogue() if c.is_image))
 RATES_MBIT = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 1000)
 JUDGED_MBIT = 50
-SWEPT_MBIT = (0.3, 3, 50)  # measured over all cuts
+FLOAT32, ANY = "float32", "any_codec"
+SWEPT_MBIT = {FLOAT32: (5, 25, 100), ANY: (0.2, 1.2, 50)}  # measured over all cuts
 PREDICTED_MBIT = tuple(float(r) for r in np.geomspace(1000, 0.1, 41))
-ROUNDS, SWEEP_ROUNDS, TIE, FAR = 5, 2, 0.05, 3.0
+ROUNDS, SWEEP_ROUNDS, TIE, FAR = 5, 2, 0.05, 2.0
 PICTURE = -1  # in a sweep: cut 0 under an image codec
-TENSOR_CODECS = tuple(name for name in CODECS if not codec.info(name).is_image)
+FAMILIES = {FLOAT32: ("fp32",), ANY: CODECS}
 OURS, ALONE = "ecotone", "device_only"
 BASELINES = {ALONE: ALONE, "full_offload_raw": "server_only_raw", "full_offload_jpeg": "server_only_jpeg"}
 
@@ -71,8 +72,9 @@ class World:
 
 @dataclass(slots=True)
 class Curve:
-    """All cuts at one rate: the plan, the predicted seconds and what was measured."""
+    """All cuts of a family at one rate: the plan, the predicted seconds and what was measured."""
 
+    family: str
     rate_mbit: float
     plans: dict[int, Plan]
     predicted_s: dict[int, float]
@@ -87,16 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     world = prepared(options.quick, options.seed)
     print(f"captured and profiled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     rates = RATES_MBIT[1::3] if options.quick else RATES_MBIT
-    curves = [curve(world, rate) for rate in (SWEPT_MBIT[2:] if options.quick else SWEPT_MBIT)]
+    curves = [curve(world, name, r) for name, swept in SWEPT_MBIT.items() for r in (swept[1::2] if options.quick else swept)]
     with launch(world.cluster, unshaped=True) as nodes:
         bench = Bench(nodes, LATENCY_S)
         bench.open(world.captured, world.cluster, contenders(world, world.at(JUDGED_MBIT))[0][OURS], world.samples)
         cells = [cell(bench, world, rate, 1 if options.quick else ROUNDS) for rate in rates]
         measure_curves(bench, world, curves, 1 if options.quick else SWEEP_ROUNDS)
         bench.close()
-    families = {"all_codecs": CODECS, "tensor_codecs": TENSOR_CODECS}
-    planned = {name: planned_cuts(world, codecs) for name, codecs in families.items()}
-    chosen = {name: best_cuts(curves, name == "all_codecs") for name in families}
+    planned = {name: planned_cuts(world, codecs) for name, codecs in FAMILIES.items()}
+    chosen = {name: best_cuts(falling(curves, name)) for name in FAMILIES}
     speedups = {case["rate_mbit_per_s"]: case["speedup"] for case in cells}
     top = max(speedups, key=lambda rate: speedups[rate])
     figures = {
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     cases = {
         "speedup_max_rate_mbit_per_s": top, "rates": cells, "planned_cuts": planned,
         "measured_best_cuts": {
-            name: [[c.rate_mbit, sorted(cuts)] for c, cuts in zip(falling(curves), found, strict=True)]
+            name: [[c.rate_mbit, sorted(cuts)] for c, cuts in zip(falling(curves, name), found, strict=True)]
             for name, found in chosen.items()
         },
         "sweep": [as_case(c) for c in curves],
@@ -197,12 +198,12 @@ def cell(bench: Bench, world: World, rate_mbit: float, rounds: int) -> dict[str,
 # ---- the sweep over all cuts -------------------------------------------------------------------------------------------
 
 
-def curve(world: World, rate_mbit: float) -> Curve:
+def curve(world: World, family: str, rate_mbit: float) -> Curve:
     """The best plan of each cut, and what it is predicted to take."""
     model = CostModel(world.captured.graph, world.at(rate_mbit), world.profile)
-    found = Curve(rate_mbit, {}, {})
+    found = Curve(family, rate_mbit, {}, {})
     for cut in (PICTURE, *world.profile.cuts):
-        plans = [one_cut(world, max(cut, 0), name) for name in codecs_at(world, cut)]
+        plans = [one_cut(world, max(cut, 0), name) for name in codecs_at(world, family, cut)]
         costs = [(model.predict(plan), plan) for plan in plans]
         usable = [(cost.latency_s, i) for i, (cost, _) in enumerate(costs) if cost.relative_error <= world.limit]
         if usable:
@@ -211,11 +212,11 @@ def curve(world: World, rate_mbit: float) -> Curve:
     return found
 
 
-def codecs_at(world: World, cut: int) -> tuple[str, ...]:
+def codecs_at(world: World, family: str, cut: int) -> tuple[str, ...]:
     """What was measured for this frontier."""
     if cut == world.captured.graph.num_blocks:
         return (LOCAL,)
-    measured = [p.codec for p in world.profile.payloads if p.position == max(cut, 0)]
+    measured = [p.codec for p in world.profile.payloads if p.position == max(cut, 0) and p.codec in FAMILIES[family]]
     return tuple(name for name in measured if codec.info(name).is_image == (cut == PICTURE))
 
 
@@ -257,15 +258,15 @@ def planned_cuts(world: World, codecs: tuple[str, ...]) -> list[tuple[float, int
     return found
 
 
-def falling(curves: list[Curve]) -> list[Curve]:
-    return sorted(curves, key=lambda c: -c.rate_mbit)
+def falling(curves: list[Curve], family: str) -> list[Curve]:
+    return sorted((c for c in curves if c.family == family), key=lambda c: -c.rate_mbit)
 
 
-def best_cuts(curves: list[Curve], pictures: bool) -> list[set[int]]:
-    """For falling rates, the cuts measured within TIE of the quickest; `pictures`: image codecs count at cut 0."""
+def best_cuts(curves: list[Curve]) -> list[set[int]]:
+    """Of each curve the cuts measured within TIE of the quickest."""
     found = []
-    for each in falling(curves):
-        seconds = {cut: report.median(v) for cut, v in each.measured_s.items() if pictures or cut != PICTURE}
+    for each in curves:
+        seconds = {cut: report.median(values) for cut, values in each.measured_s.items()}
         found.append({max(cut, 0) for cut, s in seconds.items() if s <= (1 + TIE) * min(seconds.values())})
     return found
 
@@ -293,33 +294,36 @@ def as_case(found: Curve) -> dict[str, Any]:
         }
         for cut, plan in found.plans.items()
     ]
-    return {"rate_mbit_per_s": found.rate_mbit, "cuts": rows}
+    return {"family": found.family, "rate_mbit_per_s": found.rate_mbit, "cuts": rows}
 
 
 def draw(path: Path, world: World, curves: list[Curve]) -> None:
-    """Predicted lines and measured dots over all cuts, one colour per rate."""
+    """Predicted lines and measured dots over all cuts, a panel per family and a colour per rate."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for number, found in enumerate(falling(curves)):
-        colour = f"C{number}"
-        cuts = [cut for cut in found.predicted_s if cut != PICTURE]
-        axes.plot(cuts, [1e3 * found.predicted_s[c] for c in cuts], color=colour, label=f"{found.rate_mbit:g} Mbit/s")
-        measured = {c: 1e3 * report.median(v) for c, v in found.measured_s.items()}
-        picture = measured.pop(PICTURE, None)
-        axes.plot(list(measured), list(measured.values()), "o", color=colour, markersize=4)
-        if picture is not None:
-            axes.plot([0], [picture], "*", color=colour, markersize=11)
-    axes.set_xlabel(f"cut: blocks on the device (0: full offload, {world.captured.graph.num_blocks}: device only)")
-    axes.set_ylabel("latency of a frame in ms")
-    axes.set_title("SSD-MobileNet tracker, server 10 times faster: predicted (lines), measured (dots; star: as a picture)")
-    axes.set_ylim(0, FAR * 1e3 * curves[0].predicted_s[world.captured.graph.num_blocks])
-    axes.legend()
+    last = world.captured.graph.num_blocks
+    figure, panels = pyplot.subplots(1, len(FAMILIES), figsize=(12, 4.5), sharey=True)
+    for axes, family in zip(panels, FAMILIES, strict=True):
+        for number, found in enumerate(falling(curves, family)):
+            colour = f"C{number}"
+            cuts = [cut for cut in found.predicted_s if cut != PICTURE]
+            axes.plot(cuts, [1e3 * found.predicted_s[c] for c in cuts], color=colour, label=f"{found.rate_mbit:g} Mbit/s")
+            measured = {c: 1e3 * report.median(v) for c, v in found.measured_s.items()}
+            picture = measured.pop(PICTURE, None)
+            axes.plot(list(measured), list(measured.values()), "o", color=colour, markersize=4)
+            if picture is not None:
+                axes.plot([0], [picture], "*", color=colour, markersize=11)
+        axes.set_xlabel(f"cut: blocks on the device (0: full offload, {last}: device only)")
+        axes.set_title(f"{family.replace('_', ' ')} on the wire")
+        axes.set_ylim(0, FAR * 1e3 * curves[0].predicted_s[last])
+        axes.legend()
+    panels[0].set_ylabel("latency of a frame in ms")
+    figure.suptitle("SSD-MobileNet tracker, server 10 times faster: predicted (lines), measured (dots; star: as a picture)")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
