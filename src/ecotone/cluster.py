@@ -48,7 +48,8 @@ class Device:
     """One machine (or one accelerator of it).
 
     `executors` are the names this device may use, empty: all that work there. `kind` says which machines are alike and
-    may share a profile; empty: only itself. `address` is where its node listens, empty: discovered.
+    may share a profile; empty: only itself. `address` is where its node listens, empty: discovered. `mtbf_s` is the mean time
+    that it works between two failures (0: it is not known to fail), `mttr_s` the mean time that a failure lasts.
     """
 
     name: DeviceId
@@ -62,6 +63,8 @@ class Device:
     power: Power = Power()
     address: str = ""
     slowdown: float = 1.0
+    mtbf_s: float = 0.0
+    mttr_s: float = 60.0
 
     def __post_init__(self) -> None:
         schema.check(f"device {self.name}", self._violations())
@@ -75,6 +78,8 @@ class Device:
             yield "threads must be at least 1"
         if not (math.isfinite(self.slowdown) and self.slowdown >= 1):
             yield f"slowdown is {self.slowdown}, must be at least 1 (a machine cannot be emulated faster than it is)"
+        if not _sane(self.mtbf_s, self.mttr_s):
+            yield f"mtbf {self.mtbf_s} and mttr {self.mttr_s} must be finite and not negative"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,7 @@ class Link:
     """A directed link: a message of b bytes takes latency_s + b / bandwidth_bytes_per_s.
 
     For emulation only: `jitter_s` (standard deviation of the latency), `loss` (share of packets), and `trace`, the name or
-    path of a LinkTrace that rate and latency follow.
+    path of a LinkTrace that rate and latency follow. `mtbf_s`, `mttr_s`: as a Device has them, of this link alone.
     """
 
     source: DeviceId
@@ -92,6 +97,8 @@ class Link:
     jitter_s: float = 0.0
     loss: float = 0.0
     trace: str = ""
+    mtbf_s: float = 0.0
+    mttr_s: float = 10.0
 
     def __post_init__(self) -> None:
         schema.check(f"link {self.source}>{self.target}", self._violations())
@@ -105,6 +112,8 @@ class Link:
             yield f"bandwidth {self.bandwidth_bytes_per_s} must be finite and above zero"
         if not _sane(self.jitter_s) or not 0 <= self.loss < 1:
             yield f"jitter {self.jitter_s} must be finite and not negative, loss {self.loss} in [0, 1)"
+        if not _sane(self.mtbf_s, self.mttr_s):
+            yield f"mtbf {self.mtbf_s} and mttr {self.mttr_s} must be finite and not negative"
 
     def transfer_s(self, size_bytes: float) -> float:
         """Seconds for `size_bytes` on an idle link."""
@@ -123,6 +132,8 @@ class _Pair:
     jitter_s: float = 0.0
     loss: float = 0.0
     trace: str = ""
+    mtbf_s: float = 0.0
+    mttr_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +252,7 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
                 links.append(
                     Link(
                         source=source, target=target, latency_s=pair.latency_s, jitter_s=pair.jitter_s, loss=pair.loss,
-                        bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace,
+                        bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace, mtbf_s=pair.mtbf_s, mttr_s=pair.mttr_s,
                     )
                 )  # fmt: skip
             except schema.SchemaError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,15 @@ class Chain:
             return self
         stage = np.where(self.stage <= load_s, self.stage, math.inf)
         transfer = np.where(self.send <= load_s, self.transfer, math.inf)
+        best, choice = _fastest(transfer)
+        return replace(self, stage=stage, transfer=transfer, best=best, choice=choice)
+
+    def without(self, devices: Iterable[int], pairs: Iterable[tuple[int, int]]) -> Chain:
+        """The same where these devices compute nothing and these directed links carry nothing."""
+        stage, transfer = self.stage.copy(), self.transfer.copy()
+        stage[list(devices)] = math.inf
+        for source, target in pairs:
+            transfer[:, :, source, target] = math.inf
         best, choice = _fastest(transfer)
         return replace(self, stage=stage, transfer=transfer, best=best, choice=choice)
 

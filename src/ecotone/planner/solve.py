@@ -32,7 +32,7 @@ from ecotone.planner.throughput import classes_of, least_bottleneck
 from ecotone.profile import Profile
 from ecotone.units import format_quantity
 
-__all__ = ["TIE", "RunnerUp", "Solution", "broken", "solve"]
+__all__ = ["TIE", "RunnerUp", "Solution", "broken", "search", "solve"]
 
 SCHEMA, VERSION = "ecotone.solution", 1
 NUM_RUNNERS_UP = 3
@@ -82,7 +82,9 @@ class Solution:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
+    """What a search came to: no path where none was found, and a proven lower bound on the value of any."""
+
     path: Path | None
     value: float
     bound: float
@@ -155,38 +157,39 @@ def broken(chain: Chain, asked: Asked, path: Path) -> tuple[str, ...]:
     return (*found, *asked.violations(cost))
 
 
-def _over_executors(model: CostModel, asked: Asked, objective: Objective, deadline: float) -> _Found:
+def _over_executors(model: CostModel, asked: Asked, objective: Objective, deadline: float) -> Found:
     """The best over limits on one stage's error, where the whole plan's error is bounded; one search otherwise."""
     chain = build(model, asked)
-    best = _search(chain, asked, objective, deadline)
+    best = search(chain, asked, objective, deadline)
     if not (math.isfinite(asked.error) and best.coupled):
         return best
     for limit in np.unique(chain.stage_error[np.isfinite(chain.stage)])[::-1][1:]:
         if time.perf_counter() > deadline:
             break
         strict = build(model, replace(asked, stage_error=float(limit)))
-        other = _search(strict, asked, objective, deadline)
+        other = search(strict, asked, objective, deadline)
         if other.value < best.value:
             best = replace(other, bound=min(best.bound, other.bound))
     return best
 
 
-def _search(chain: Chain, asked: Asked, objective: Objective, deadline: float) -> _Found:
+def search(chain: Chain, asked: Asked, objective: Objective, deadline: float) -> Found:
+    """The best path of a chain under what was asked, until `deadline` of the performance counter."""
     if isinstance(objective, Latency):
         path, value = best_path(chain)
         if path is None:
-            return _Found(None, math.inf, math.inf, chain, False)
+            return Found(None, math.inf, math.inf, chain, False)
         if not broken(chain, asked, path):
-            return _Found(path, value, value, chain, False)
+            return Found(path, value, value, chain, False)
         found = least_latency(chain, budgets_of(chain, asked), _accept(chain, asked), deadline, limit_s=asked.latency_s)
-        return _Found(found.path, found.value, max(found.bound, value), chain, True)
+        return Found(found.path, found.value, max(found.bound, value), chain, True)
     widest = least_bottleneck(chain, deadline)
     if widest.path is None and math.isinf(widest.bound):
-        return _Found(None, math.inf, math.inf, chain, False)
+        return Found(None, math.inf, math.inf, chain, False)
     if widest.path is not None and not broken(chain, asked, widest.path):
-        return _Found(widest.path, widest.value, widest.bound, chain, False)
+        return Found(widest.path, widest.value, widest.bound, chain, False)
     if widest.bound > asked.bottleneck_s * (1 + SLACK):
-        return _Found(None, math.inf, math.inf, chain, True)
+        return Found(None, math.inf, math.inf, chain, True)
     return _by_threshold(chain, asked, widest.bound, deadline)
 
 
@@ -194,7 +197,7 @@ def _accept(chain: Chain, asked: Asked) -> Callable[[Path], bool]:
     return lambda path: not broken(chain, asked, path)
 
 
-def _by_threshold(chain: Chain, asked: Asked, lower: float, deadline: float) -> _Found:
+def _by_threshold(chain: Chain, asked: Asked, lower: float, deadline: float) -> Found:
     """Least bottleneck under coupled budgets: bisection, each step a search for any path whose loads keep a threshold."""
     accept, model = _accept(chain, asked), chain.model
 
@@ -206,7 +209,7 @@ def _by_threshold(chain: Chain, asked: Asked, lower: float, deadline: float) -> 
 
     path, none_exists = any_path(asked.bottleneck_s)
     if path is None:
-        return _Found(None, math.inf, math.inf if none_exists else lower, chain, True)
+        return Found(None, math.inf, math.inf if none_exists else lower, chain, True)
     value, floor = model.predict(chain.plan(path)).bottleneck_s, lower
     while value > floor * (1 + _THRESHOLD_GAP) and time.perf_counter() < deadline:
         middle = (value + floor) / 2
@@ -216,10 +219,10 @@ def _by_threshold(chain: Chain, asked: Asked, lower: float, deadline: float) -> 
             continue
         floor = middle
         lower = max(lower, middle) if none_exists else lower
-    return _Found(path, value, min(value, lower), chain, True)
+    return Found(path, value, min(value, lower), chain, True)
 
 
-def _runners_up(found: _Found, asked: Asked, objective: Objective, deadline: float, count: int) -> tuple[RunnerUp, ...]:
+def _runners_up(found: Found, asked: Asked, objective: Objective, deadline: float, count: int) -> tuple[RunnerUp, ...]:
     """Latency without coupling: the programme's next paths. Else the best plans without one of the devices used."""
     chain, best = found.chain, found.path
     if best is None or count < 1:
@@ -234,7 +237,7 @@ def _runners_up(found: _Found, asked: Asked, objective: Objective, deadline: flo
             stage = chain.stage.copy()
             stage[device] = math.inf
             if time.perf_counter() < deadline and np.isfinite(stage).any():
-                other = _search(replace(chain, stage=stage), asked, objective, deadline).path
+                other = search(replace(chain, stage=stage), asked, objective, deadline).path
                 paths += [other] if other is not None else []
     plans = dict.fromkeys(chain.plan(p) for p in paths)
     made = [RunnerUp(plan=plan, cost=chain.model.predict(plan)) for plan in plans]

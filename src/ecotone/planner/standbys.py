@@ -1,0 +1,212 @@
+"""The plans that a plan set is chosen from, and the least cost that any plan has in each state of failure.
+
+For the main model: the best plan and the next best; the best plan of every state that a failure of a plan in the pool leads
+to; for each of them the best that goes on from the same head on the source (its boundary tensor serves both), the local
+fallback (same head, the tail on the source as a stage of its own), and the whole model on the source. For each variant
+(a smaller model, an earlier exit, a path round a device): its best plan of every state, and the local one.
+A standby keeps the limits on accuracy, error, codecs, executors and devices, not those on time, bytes and energy: a late
+answer is better than none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ecotone.cluster import Cluster
+from ecotone.cost import CostModel, FloatArray, PlanCost
+from ecotone.graph import Graph
+from ecotone.plan import LOCAL, Plan, Stage, Transfer
+from ecotone.planner.chain import Chain, build
+from ecotone.planner.failures import Element, States
+from ecotone.planner.objective import Asked, Objective
+from ecotone.planner.solve import Found, Solution, search
+from ecotone.profile import Profile
+
+__all__ = ["Candidate", "Ground", "Pool", "Variant", "gather"]
+
+MAX_POOL = 24
+_ROOMY = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Another model for the same inputs and outputs, measured on the same cluster; `loss_points` of accuracy less."""
+
+    name: str
+    graph: Graph
+    profile: Profile
+    loss_points: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A plan of the pool. `value_s`: what the objective minimises plus the price of the accuracy that it gives up."""
+
+    plan: Plan
+    cost: PlanCost
+    value_s: float
+    loss_points: float = 0.0
+    variant: str = ""
+    keeps_limits: bool = True
+
+    @property
+    def is_local(self) -> bool:
+        """Computed by the source alone."""
+        return set(self.plan.devices) == {self.plan.source}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """The candidates, the plain plan first; `least_s` (S,): no plan has less in that state (inf: none runs)."""
+
+    candidates: tuple[Candidate, ...]
+    least_s: FloatArray
+
+
+class Ground:
+    """One model on the cluster, as tables; answers which plan is best while some elements are down."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        cluster: Cluster,
+        profile: Profile,
+        objective: Objective,
+        asked: Asked,
+        elements: Sequence[Element],
+        deadline: float,
+    ) -> None:
+        self.model = CostModel(graph, cluster, profile)
+        self.objective, self.deadline, self.elements = objective, deadline, tuple(elements)
+        inf = math.inf
+        self.asked = replace(asked, latency_s=inf, bottleneck_s=inf, size_bytes=inf, energy_joule=inf, stages=inf)
+        self.chain = build(self.model, self.asked)
+        self._index = {d.name: i for i, d in enumerate(cluster.devices)}
+        self._found: dict[frozenset[int], Found] = {}
+        self._roomy: Chain | None = None
+
+    def best(self, down: frozenset[int]) -> Found:
+        """The best path while `down` are down; that of a state with fewer down where it still runs."""
+        if down not in self._found:
+            for element in down:
+                before = self.best(down - {element})
+                if before.path is None or not self.elements[element].hits(self.chain.plan(before.path)):
+                    self._found[down] = before
+                    return before
+            self._found[down] = search(self._without(down), self.asked, self.objective, self.deadline)
+        return self._found[down]
+
+    def after_head(self, plan: Plan, down: Iterable[int]) -> Plan | None:
+        """The best plan that begins with the same stage on the source and avoids the elements `down`."""
+        head = plan.stages[0]
+        if head.device != plan.source or len(plan.stages) < 2 or head.stop not in self.chain.cuts:
+            return None
+        chain, source, cut = self._without(down), self.chain.source, self.chain.cuts.index(head.stop)
+        stage = chain.stage.copy()
+        stage[:, 0, :] = math.inf
+        stage[source, 0, cut] = chain.stage[source, 0, cut]
+        path = search(replace(chain, stage=stage), self.asked, self.objective, self.deadline).path
+        return None if path is None else chain.plan(path)
+
+    def local_tail(self, plan: Plan) -> Plan | None:
+        """The same head, then all the rest on the source, whatever memory it takes (the set is checked as a whole); the
+        whole model where the head is not on the source. None where nothing measured covers it."""
+        source = plan.source
+        kept = 0
+        while kept < len(plan.stages) - 1 and plan.stages[kept].device == source:
+            kept += 1
+        start = plan.stages[kept - 1].stop if kept else 0
+        if start == 0:
+            return self.whole_local()
+        chain = self._roomy_chain()
+        at = (chain.source, chain.cuts.index(start), chain.num_positions - 1)
+        if not math.isfinite(chain.stage[at]) or not math.isfinite(chain.best[-1, chain.source, chain.sink]):
+            return None
+        codec, stop = int(chain.choice[-1, chain.source, chain.sink]), chain.cuts[-1]
+        tail = Stage(device=source, start=start, stop=stop, executor=chain.executors[int(chain.executor[at])])
+        here = Transfer(source=source, target=source, position=start, codec=LOCAL)
+        out = Transfer(source=source, target=plan.sink, position=stop, codec=LOCAL if codec < 0 else chain.codecs[codec])
+        transfers = (*plan.transfers[:kept], here, out)
+        return replace(plan, stages=(*plan.stages[:kept], tail), transfers=transfers)
+
+    def whole_local(self) -> Plan | None:
+        """The whole model on the source, whatever memory it takes."""
+        chain = self._roomy_chain()
+        path = chain.with_fastest_codecs(((chain.source, 0, chain.num_positions - 1),))
+        return None if path is None else chain.plan(path)
+
+    def _without(self, down: Iterable[int]) -> Chain:
+        gone = [self.elements[i] for i in down]
+        devices = [self._index[e.devices[0]] for e in gone if not e.is_link]
+        pairs = [tuple(self._index[d] for d in e.devices) for e in gone if e.is_link]
+        return self.chain.without(devices, [p for a, b in pairs for p in ((a, b), (b, a))])
+
+    def _roomy_chain(self) -> Chain:
+        if self._roomy is None:
+            model = self.model
+            devices = tuple(replace(d, memory_bytes=_ROOMY) for d in model.cluster.devices)
+            roomy = CostModel(model.graph, replace(model.cluster, devices=devices), model.profile)
+            self._roomy = build(roomy, replace(self.asked, memory_bytes=math.inf))
+        return self._roomy
+
+
+def gather(
+    plain: Solution,
+    main: Ground,
+    asked: Asked,
+    variants: Sequence[tuple[Variant, Ground]],
+    states: States,
+    point_s: float,
+) -> Pool:
+    """The pool round the best plan `plain`, at most MAX_POOL plans; `point_s`: seconds that a point of accuracy is worth."""
+    plans = list(_main_plans(plain, main, states))
+    made = [_candidate(plan, main, asked, None, point_s) for plan in dict.fromkeys(plans)]
+    for variant, ground in variants:
+        own = dict.fromkeys(p for p in _variant_plans(ground, states) if p is not None)
+        made += [_candidate(plan, ground, asked, variant, point_s) for plan in own]
+    candidates = tuple(made[:MAX_POOL])
+    least = np.full(len(states.down), math.inf)
+    for price, ground in ((0.0, main), *((v.loss_points * point_s, g) for v, g in variants)):
+        least = np.minimum(least, [ground.best(down).bound + price for down in states.down])
+    for candidate in candidates:
+        hit = [any(main.elements[i].hits(candidate.plan) for i in down) for down in states.down]
+        least = np.minimum(least, np.where(hit, math.inf, candidate.value_s))
+    return Pool(candidates, least)
+
+
+def _main_plans(plain: Solution, main: Ground, states: States) -> Iterable[Plan]:
+    chain, elements = main.chain, main.elements
+    first = [plain.plan, *_paths(chain, [main.best(frozenset())])]
+    yield from first
+    yield from (p for p in (main.local_tail(plain.plan), main.whole_local()) if p is not None)
+    later = _paths(chain, [main.best(down) for down in states.down])
+    yield from later
+    everything = frozenset(i for i, e in enumerate(elements) if e.hits(plain.plan))
+    yield from _paths(chain, [main.best(everything)])
+    ahead = [*first, *later, *(r.plan for r in plain.runners_up)]
+    for plan in dict.fromkeys(ahead):
+        hit = [i for i, e in enumerate(elements) if e.hits(plan)]
+        options = [main.local_tail(plan), *(main.after_head(plan, {i}) for i in hit), main.after_head(plan, hit)]
+        yield from (p for p in options if p is not None)
+    yield from (r.plan for r in plain.runners_up)
+
+
+def _variant_plans(ground: Ground, states: States) -> list[Plan | None]:
+    return [*_paths(ground.chain, [ground.best(down) for down in states.down]), ground.whole_local()]
+
+
+def _paths(chain: Chain, found: Iterable[Found]) -> list[Plan]:
+    return [chain.plan(f.path) for f in found if f.path is not None]
+
+
+def _candidate(plan: Plan, ground: Ground, asked: Asked, variant: Variant | None, point_s: float) -> Candidate:
+    cost = ground.model.predict(plan)
+    loss = variant.loss_points if variant else 0.0
+    return Candidate(
+        plan=plan, cost=cost, value_s=ground.objective.value(cost) + point_s * loss, loss_points=loss,
+        variant=variant.name if variant else "", keeps_limits=variant is None and not asked.violations(cost),
+    )  # fmt: skip
