@@ -48,8 +48,8 @@ class Device:
     """One machine (or one accelerator of it).
 
     `executors` are the names this device may use, empty: all that work there. `kind` says which machines are alike and
-    may share a profile; empty: only itself. `address` is where its node listens, empty: discovered. `mtbf_s` is the mean time
-    that it works between two failures (0: it is not known to fail), `mttr_s` the mean time that a failure lasts.
+    may share a profile; empty: only itself. `address` is where its node listens, empty: discovered. `mtbf_s` is the mean
+    time that it works between two failures (0: it is not known to fail), `mttr_s` the mean time that a failure lasts.
     """
 
     name: DeviceId
@@ -252,7 +252,8 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
                 links.append(
                     Link(
                         source=source, target=target, latency_s=pair.latency_s, jitter_s=pair.jitter_s, loss=pair.loss,
-                        bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace, mtbf_s=pair.mtbf_s, mttr_s=pair.mttr_s,
+                        bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace,
+                        mtbf_s=pair.mtbf_s, mttr_s=pair.mttr_s,
                     )
                 )  # fmt: skip
             except schema.SchemaError as error:

@@ -13,5 +13,6 @@ from ecotone.planner.standbys import Variant
 
 __all__ = [
     "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Latency", "Objective", "PlannerError",
-    "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "assume", "baselines", "choose", "explain", "solve",
+    "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "assume", "baselines", "choose",
+    "explain", "solve",
 ]  # fmt: skip
