@@ -1,6 +1,7 @@
 """World 2: the shells round ecotone.protocol, on processes, threads, a wire and tensors. The public verb is `deploy`."""
 
 from ecotone.runtime.children import ChildError
+from ecotone.runtime.deployment import deploy
 from ecotone.runtime.errors import (
     Busy,
     Cancelled,
@@ -18,7 +19,7 @@ from ecotone.runtime.launch import Nodes, attach, in_memory, launch
 from ecotone.runtime.measure_cluster import discover, measure, measure_links
 from ecotone.runtime.node import NodeSettings, run_node
 from ecotone.runtime.recorder import RequestTrace, RunTrace, StageTrace, TransferTrace
-from ecotone.runtime.session import Session, deploy
+from ecotone.runtime.session import Session
 from ecotone.runtime.store import Store, StoreCorrupted, StoreError, StoreFull
 from ecotone.runtime.switching import Switchover
 

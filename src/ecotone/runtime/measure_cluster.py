@@ -22,9 +22,9 @@ from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling import DeviceMeasurement, MeasureOptions, Progress
 from ecotone.protocol.message import NodeId
+from ecotone.runtime.deployment import deploy
 from ecotone.runtime.launch import Nodes, attach
 from ecotone.runtime.probe import measure_link
-from ecotone.runtime.session import deploy
 from ecotone.schema import read, write
 from ecotone.trust.identity import Identity
 from ecotone.units import EcotoneError

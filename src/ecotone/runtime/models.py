@@ -51,13 +51,17 @@ class Models:
 
     def of(self, plan: Plan) -> CapturedModel:
         """The model that `plan` cuts; raises DeployError where it is none of these."""
+        return self.of_hash(plan.graph_hash)
+
+    def of_hash(self, graph_hash: str) -> CapturedModel:
+        """The model of this graph hash; raises DeployError where it is none of these."""
         try:
-            return self._models[plan.graph_hash]
+            return self._models[graph_hash]
         except KeyError:
             known = ", ".join(model.captured.graph.name for model in self._models.values())
             raise DeployError(
-                f"plan {plan}: was made for another model than {known} (graph hash {plan.graph_hash[:12]}); "
-                "plan again, or give its capture among the variants"
+                f"was made for another model than {known} (graph hash {graph_hash[:12]} differs); plan again, or give its "
+                "capture among the variants"
             ) from None
 
     def violations(self, plan: Plan, cluster: Cluster) -> tuple[str, ...]:

@@ -9,31 +9,30 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import itertools
-import secrets
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
 from ecotone import codec
-from ecotone.cluster import Cluster
 from ecotone.executors.memory import keep_freed_memory
-from ecotone.model import Captured
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet
 from ecotone.protocol import events
 from ecotone.protocol.message import BodyId, NodeId, attempt_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
-from ecotone.runtime.errors import DeployError, RequestError, SessionClosed, request_error
+from ecotone.runtime.durable import Durable, Outcome
+from ecotone.runtime.errors import DeployError, RequestError, SessionClosed, UnknownRequest, request_error
 from ecotone.runtime.future import Future
 from ecotone.runtime.incarnation import next_incarnation
-from ecotone.runtime.launch import Nodes, attach, launch, links_from
+from ecotone.runtime.launch import Nodes, links_from
 from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.models import Models
 from ecotone.runtime.node import LEAVING, link_settings
@@ -44,7 +43,7 @@ from ecotone.runtime.stages import Stages
 from ecotone.runtime.switching import Switchover, switchover
 from ecotone.units import EcotoneError
 
-__all__ = ["EXPLAIN", "Session", "deploy"]
+__all__ = ["EXPLAIN", "Session"]
 
 EXPLAIN = "explain"
 _KEPT_REQUESTS = 4096
@@ -57,59 +56,7 @@ class _Request:
     future: Future
     inputs: Sequence[torch.Tensor]
     submitted_s: float
-
-
-def deploy(
-    plan: Plan | PlanSet,
-    captured: Captured,
-    nodes: Nodes | Cluster,
-    *,
-    queue_limit: int = 64,
-    max_in_flight: int = 8,
-    samples: Sequence[Sequence[torch.Tensor]] = (),
-    image: codec.ImageSpec | None = None,
-    ordered: bool = False,
-    pieces: Sequence[tuple[int, int]] = (),
-    timeout_s: float = 120.0,
-    node_timeout_s: float = 5.0,
-    variants: Sequence[Captured] = (),
-    expected_s: Mapping[int, float] | None = None,
-    held_limit_bytes: int = 1 << 30,
-    suspect_after_s: float = 0.05,
-    worker: WorkerSettings | None = None,
-) -> Session:
-    """Put `plan` in force on `nodes` and return the open session. A Cluster is launched (emulated) or attached to.
-
-    A PlanSet is resident as a whole: when nodes of its first plan are lost, requests run under the next whose nodes answer.
-    Its plans may be of `captured` or of one of the `variants`; `expected_s`: predicted latencies by position in the set.
-    `queue_limit` requests wait at most, with `held_limit_bytes` of inputs (more: Busy), `max_in_flight` are under way.
-    `samples` (flat inputs) calibrate int8 executors; `pieces` are sent for profiling (see measure_cluster). `image` says how
-    pixels became the input, for images sent as such. `node_timeout_s`: where no plan can run for so long, requests without a
-    deadline end. `suspect_after_s`: a request so much later than usual is doubted and its nodes are asked whether they live.
-    Raises DeployError, NodeUnreachable or WireError in bounded time.
-    """
-    plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
-    owned = isinstance(nodes, Cluster)
-    if isinstance(nodes, Cluster):
-        first = frozenset((plans.primary.source, *plans.primary.devices, plans.primary.sink))
-        nodes = launch(nodes, deadline_s=timeout_s) if nodes.emulate else attach(nodes, needed=first)
-    session = None
-    try:
-        settings = CoordinatorSettings(
-            session=secrets.randbits(63), queue_limit=queue_limit, max_in_flight=max_in_flight, ordered=ordered,
-            deploy_timeout_s=timeout_s, node_timeout_s=node_timeout_s, held_limit_bytes=held_limit_bytes,
-            suspect_after_s=suspect_after_s,
-        )  # fmt: skip
-        models = Models(captured, variants, [tuple(sample) for sample in samples], pieces)
-        session = Session(nodes, models, settings, image=image, worker=worker, owns_nodes=owned)
-        session.replan(plans, expected_s=expected_s)
-    except BaseException:
-        if session is not None:
-            session.close(drain=False)
-        elif owned:
-            nodes.close()
-        raise
-    return session
+    deadline_s: float | None = None
 
 
 class Session:
@@ -126,14 +73,17 @@ class Session:
         *,
         image: codec.ImageSpec | None = None,
         worker: WorkerSettings | None = None,
+        journal: Path | None = None,
         owns_nodes: bool = False,
     ):
         keep_freed_memory()
         self.nodes, self.captured = nodes, models.captured
         self._models, self._settings, self._owns_nodes = models, settings, owns_nodes
-        self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._durable = Durable(journal) if journal else None
+        self._numbers = itertools.count(self._durable.next_number if self._durable else 1)
+        self._lock, self._id_lock = threading.Lock(), threading.Lock()
         self._requests: dict[int, _Request] = {}
+        self._by_id: dict[str, _Request] = {}  # from submit until the outcome is told
         self._ended: collections.deque[Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
         self._residency = Residency()
         self._listeners: list[Listener] = []
@@ -176,19 +126,39 @@ class Session:
         """Hand in one request; the future ends with the model's output or a RequestError (Busy where the queue is full).
 
         Inputs that do not fit the model raise ModelError here, before anything is sent. `deadline_s` counts from now.
+        A second request of one `request_id` does not run: it gets the future of the first while that runs. With a journal
+        such a request is accepted once it is on the disk, and its result stays to be had by its id, also by the next process
+        with this journal, until `acknowledge`. An id that comes with other inputs is refused.
         """
         inputs = self.captured.flatten_inputs(tuple(args), kwargs)
         if deadline_s is not None and not deadline_s > 0:
             raise RequestError(f"deadline_s is {deadline_s}, must be above zero")
-        with self._lock:
-            if self._closing:
-                raise SessionClosed(f"request refused: {self._closing}")
-            number = next(self._numbers)
-            future = Future(number, request_id)
-            self._requests[number] = _Request(future, inputs, time.perf_counter())
-        size = sum(tensor.nbytes for tensor in inputs)
-        self._shell.post(events.Submit(request=number, deadline_s=deadline_s, size_bytes=size))
-        return future
+        if request_id is None:
+            return self._begin(inputs, deadline_s, None)
+        with self._id_lock:
+            return self._known(request_id, inputs) or self._begin(inputs, deadline_s, request_id)
+
+    def claim(self, request_id: str, timeout_s: float | None = None) -> Any:
+        """The output of the request of this id, handed in by this process or an earlier one; waits where it still runs.
+
+        Raises its RequestError, UnknownRequest (never accepted, or acknowledged), or TimeoutError.
+        """
+        running = self._by_id.get(request_id)
+        if running is None and self._durable is None:
+            raise UnknownRequest(f"request {request_id!r} does not run, and without a journal results are not kept")
+        future = running.future if running else self._stored(request_id)
+        return future.result(timeout_s)
+
+    def acknowledge(self, request_id: str) -> None:
+        """The caller has the outcome of this request and will not ask again: it is forgotten when this returns."""
+        if self._durable is None:
+            raise UnknownRequest(f"request {request_id!r}: without a journal there is nothing to acknowledge")
+        self._durable.acknowledge(request_id)
+
+    def expire(self, keep: int, keep_s: float) -> None:
+        """Acknowledge outcomes that nobody asked for again: older than `keep_s` seconds, or not among the newest `keep`."""
+        if self._durable is not None:
+            self._durable.expire(keep, keep_s)
 
     def stream(
         self, items: Iterable[Any], *, in_flight: int = 4, ordered: bool = True, deadline_s: float | None = None
@@ -330,6 +300,8 @@ class Session:
             self._all_ended.wait(5.0)
         self._shell.stop()
         self._fail_all("the session is closed")
+        if self._durable is not None:
+            self._durable.close()
         for topic in (LEAVING, EXPLAIN):
             self.nodes.questions.on(topic, None)
         if self._owns_nodes:
@@ -340,6 +312,25 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(drain=kind is None or not issubclass(kind, EcotoneError))
+
+    def resume(self) -> int:
+        """Run again what an earlier process with this journal accepted and did not end; how many. Called by `deploy`."""
+        left = self._durable.unfinished() if self._durable else ()
+        for number, request_id, inputs, left_s in left:
+            try:
+                self.captured.flatten_inputs(*self.captured.unflatten_inputs(inputs))
+            except EcotoneError as error:
+                raise DeployError(
+                    f"the journal holds request {request_id!r} of another model ({error}); use another"
+                ) from None
+            future = Future(number, request_id)
+            self._requests[number] = self._by_id[request_id] = _Request(future, inputs, time.perf_counter(), left_s)
+            if left_s is not None and left_s <= 0:
+                self.failed(number, events.ErrorKind.DEADLINE, "its deadline passed while the asker was away")
+                continue
+            size = sum(tensor.nbytes for tensor in inputs)
+            self._shell.post(events.Submit(request=number, deadline_s=left_s, size_bytes=size, is_recorded=True))
+        return len(left)
 
     # ---- what happened -----------------------------------------------------------------------------------------------
 
@@ -378,7 +369,16 @@ class Session:
         return entry.inputs if entry else ()
 
     def record(self, request: int) -> None:
-        self._shell.post(events.Recorded(request=request))
+        entry = self._requests.get(request)
+
+        def written(reason: str) -> None:
+            failed = events.RecordFailed(request=request, reason=reason)
+            self._shell.post(failed if reason else events.Recorded(request=request))
+
+        if self._durable is None or entry is None:
+            written("")
+        else:
+            self._durable.record(request, entry.inputs, entry.deadline_s, written)
 
     def accepted(self, request: int) -> None:
         entry = self._requests.get(request)
@@ -392,21 +392,15 @@ class Session:
             return
         total_s = time.perf_counter() - entry.submitted_s
         self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
-        entry.future.epoch = body.epoch
-        try:
-            plan = self._residency.plan_of(body.epoch)
-            model = self._models.of(plan).captured if plan else self.captured
-            entry.future.set_result(model.unflatten_outputs(tensors))
-        except EcotoneError as error:
-            entry.future.set_exception(error)
-        entry.future.accept()
+        plan = self._residency.plan_of(body.epoch)
+        graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
+        self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
 
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None:
         with self._lock:
             entry = self._requests.pop(request, None)
         if entry is not None:
-            entry.future.set_exception(request_error(kind, reason, request))
-            entry.future.accept()
+            self._end(entry, Outcome(kind=kind, reason=reason))
 
     def told(self, effect: Told) -> None:
         self._residency.told(effect)
@@ -426,6 +420,70 @@ class Session:
         self._all_ended.set()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, inputs: Sequence[torch.Tensor], deadline_s: float | None, request_id: str | None) -> Future:
+        with self._lock:
+            if self._closing:
+                raise SessionClosed(f"request refused: {self._closing}")
+            number = next(self._numbers)
+            future = Future(number, request_id)
+            entry = self._requests[number] = _Request(future, inputs, time.perf_counter(), deadline_s)
+            if request_id is not None:
+                self._by_id[request_id] = entry
+        if request_id is not None and self._durable is not None:
+            self._durable.begin(number, request_id)
+        size = sum(tensor.nbytes for tensor in inputs)
+        self._shell.post(events.Submit(request=number, deadline_s=deadline_s, size_bytes=size))
+        return future
+
+    def _known(self, request_id: str, inputs: Sequence[torch.Tensor]) -> Future | None:
+        """The future of a request of this id, where it runs or has ended; None for a new one. Raises RequestError."""
+        running = self._by_id.get(request_id)
+        if running is not None:
+            if not all(torch.equal(mine, given) for mine, given in zip(running.inputs, inputs, strict=True)):
+                raise RequestError(f"request {request_id!r} runs already with other inputs; give a new request a new id")
+            return running.future
+        if self._durable is None or not self._durable.knows(request_id, inputs):
+            return None
+        return self._stored(request_id)
+
+    def _stored(self, request_id: str) -> Future:
+        """The outcome of this id out of the journal, as a future; raises UnknownRequest."""
+        assert self._durable is not None
+        outcome = self._durable.outcome(request_id)
+        running = self._by_id.get(request_id)
+        if outcome is None and running is not None:
+            return running.future
+        future = Future(0, request_id)
+        self._tell(future, outcome or Outcome(kind=events.ErrorKind.CLOSED, reason="the session ended before its result"))
+        return future
+
+    def _end(self, entry: _Request, outcome: Outcome) -> None:
+        """Write the outcome down where it must survive, then tell it."""
+        request_id = entry.future.request_id
+
+        def written(reason: str) -> None:
+            if reason:
+                self._residency.note(f"request {request_id!r}: its outcome was told but not written down: {reason}")
+            self._tell(entry.future, outcome)
+            if request_id is not None:
+                self._by_id.pop(request_id, None)
+
+        if self._durable is None:
+            written("")
+        else:
+            self._durable.end(entry.future.request, outcome, written)
+
+    def _tell(self, future: Future, outcome: Outcome) -> None:
+        future.epoch = outcome.epoch or None
+        if outcome.kind is not None:
+            future.set_exception(request_error(outcome.kind, outcome.reason, future.request))
+        else:
+            try:
+                future.set_result(self._models.of_hash(outcome.graph_hash).captured.unflatten_outputs(outcome.tensors))
+            except EcotoneError as error:
+                future.set_exception(error)
+        future.accept()
 
     def _submit_item(self, item: Any, deadline_s: float | None) -> Future:
         if isinstance(item, dict):
@@ -472,6 +530,5 @@ class Session:
     def _fail_all(self, reason: str) -> None:
         with self._lock:
             left, self._requests = self._requests, {}
-        for number, entry in left.items():
-            entry.future.set_exception(SessionClosed(f"request {number}: {reason}"))
-            entry.future.accept()
+        for entry in left.values():
+            self._end(entry, Outcome(kind=events.ErrorKind.CLOSED, reason=reason))
