@@ -14,6 +14,7 @@ from ecotone.runtime.errors import (
     UnknownRequest,
     Unrecorded,
 )
+from ecotone.runtime.fan_in import FanIn, Fused
 from ecotone.runtime.future import Future
 from ecotone.runtime.launch import Nodes, attach, in_memory, launch
 from ecotone.runtime.measure_cluster import discover, measure, measure_links
@@ -29,6 +30,8 @@ __all__ = [
     "ChildError",
     "DeadlinePassed",
     "DeployError",
+    "FanIn",
+    "Fused",
     "Future",
     "NodeLost",
     "NodeSettings",
