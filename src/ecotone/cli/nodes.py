@@ -182,7 +182,7 @@ def status(
     if cluster is None:
         raise EcotoneError("which cluster? give its file: ecotone status --cluster home.toml")
     machines = Cluster.load(cluster)
-    if machines.emulate:
+    if machines.emulate and not any(device.address for device in machines.devices):
         raise EcotoneError(f"{cluster}: an emulated cluster has nodes only while a command runs it")
     rows = [_ask(machines, device, deadline_s) for device in machines.devices]
     if json_output:

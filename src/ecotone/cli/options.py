@@ -21,7 +21,13 @@ def option(*names: str, text: str) -> object:
 
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-ClusterFile = Annotated[Path | None, option("--cluster", "-c", text="Cluster file (TOML). Without it: this machine alone.")]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster", "-c", envvar="ECOTONE_CLUSTER", show_default=False, show_envvar=False,
+        help="Cluster file (TOML). Without it: that of the variable ECOTONE_CLUSTER, else this machine alone.",
+    ),
+]  # fmt: skip
 ProfileFile = Annotated[Path | None, option("--profile", text="Profile file, made where missing. Default: in the cache.")]
 PlanFile = Annotated[Path | None, option("--plan", text="Use the plan of this file instead of solving for one.")]
 PlanOut = Annotated[Path | None, option("--out", "-o", text="Where to write the plan (JSON).")]
@@ -33,4 +39,14 @@ Objective = Annotated[str, typer.Option(help="What to make best: latency or thro
 Require = Annotated[list[str] | None, option("--require", text=REQUIRE_HELP)]
 Explain = Annotated[bool, typer.Option("--explain", help="Why this plan, what else was near, when it would change.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Show the named baselines beside it.")]
+Survive = Annotated[
+    str,
+    option("--survive", text="Keep standbys for failures: auto (least expected cost), local, standby, active or none."),
+]
+Mtbf = Annotated[
+    str, option("--mtbf", text="Mean time between failures where the cluster file states none. Default: 8h, an assumption.")
+]
+Recover = Annotated[
+    str, option("--recover", text="With --survive: answers that a failure delays come within this, as 200ms.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]

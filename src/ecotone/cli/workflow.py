@@ -5,6 +5,8 @@ A step that took long leaves a file that the next run reuses: compiled segments 
 
 from __future__ import annotations
 
+import json
+import math
 import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +21,18 @@ from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import TIE, Latency, Requirement, Solution, Throughput, solve
+from ecotone.planner import (
+    TIE,
+    FailoverSolution,
+    Latency,
+    Requirement,
+    Solution,
+    Throughput,
+    assume,
+    choose,
+    solve,
+)
+from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import MeasureOptions, default_path, profile_key
 from ecotone.runtime import Nodes, attach, launch
@@ -27,11 +40,23 @@ from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
 from ecotone.serving.prepare import Preparation
 from ecotone.serving.sources import open_source
-from ecotone.units import EcotoneError
+from ecotone.units import EcotoneError, parse_quantity
 
-__all__ = ["Work", "check_asked", "here", "load_work", "make_plan", "make_profile", "open_nodes", "read_plan", "write_file"]
+__all__ = [
+    "Survival", "Work", "check_asked", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes",
+    "read_plan", "read_plan_set", "write_file",
+]  # fmt: skip
 
 MAX_SAMPLES = 16
+PLAN_SET = "ecotone.planset"
+DEFAULT_MTBF_S = 8 * 3600.0  # assumed where neither the cluster file nor --mtbf says more
+TOPOLOGIES = {
+    "auto": frozenset({"none", "local", "passive", "active"}),
+    "none": frozenset({"none"}),
+    "local": frozenset({"local"}),
+    "standby": frozenset({"passive"}),
+    "active": frozenset({"active"}),
+}
 
 
 @dataclass(slots=True)
@@ -88,9 +113,10 @@ def load_work(
 
 
 def open_nodes(work: Work) -> Nodes:
-    """Reach the cluster's nodes; an emulated cluster is started here, and stopped when the caller closes it."""
+    """Reach the cluster's nodes; an emulated cluster without addresses is started here, and stopped by closing it."""
+    started_here = work.cluster.emulate and not any(device.address for device in work.cluster.devices)
     with nullcontext() if work.quiet else err.status("reaching the nodes"):
-        return launch(work.cluster) if work.cluster.emulate else attach(work.cluster)
+        return launch(work.cluster) if started_here else attach(work.cluster)
 
 
 def make_profile(
@@ -123,13 +149,61 @@ def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[st
     return solve(work.captured.graph, work.cluster, profile, asked, tuple(require), time_limit_s=time_limit_s, tie=TIE)
 
 
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """What `--survive`, `--mtbf` and `--recover` ask for."""
+
+    topologies: frozenset[str]
+    mtbf_s: float = DEFAULT_MTBF_S
+    recover_s: float = math.inf
+
+    @staticmethod
+    def parse(survive: str, mtbf: str = "", recover: str = "") -> Survival | None:
+        """Read the options; None for "none" or nothing. Raises EcotoneError for what is not understood."""
+        if survive not in ("", *TOPOLOGIES):
+            raise EcotoneError(f"--survive {survive!r} is not known; {', '.join(TOPOLOGIES)} are")
+        if survive in ("", "none"):
+            if mtbf or recover:
+                raise EcotoneError("--mtbf and --recover are for a plan that survives failures; add --survive auto")
+            return None
+        mtbf_s = parse_quantity(mtbf, "s", "--mtbf") if mtbf else DEFAULT_MTBF_S
+        recover_s = parse_quantity(recover, "s", "--recover") if recover else math.inf
+        if not (mtbf_s > 0 and recover_s > 0):
+            raise EcotoneError("--mtbf and --recover must be above zero; write for example --mtbf 8h --recover 200ms")
+        return Survival(TOPOLOGIES[survive], mtbf_s, recover_s)
+
+
+def make_failover(
+    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival
+) -> FailoverSolution:
+    """The plan set of least expected cost; a device or link that states no mtbf has the one of `survival`."""
+    cluster = assume(work.cluster, survival.mtbf_s)
+    return choose(
+        work.captured.graph, cluster, profile, parse_objective(objective), tuple(require),
+        topologies=survival.topologies, recover_s=survival.recover_s, tie=TIE,
+    )  # fmt: skip
+
+
+def read_plan_set(path: Path, work: Work) -> PlanSet:
+    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster."""
+    text = read_file(path)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None  # the reader below says what is wrong
+    is_set = isinstance(document, dict) and document.get("schema") == PLAN_SET
+    where = f"plan {path}"
+    found = PlanSet.from_json(text, where) if is_set else PlanSet(primary=Plan.from_json(text, where))
+    for plan in found.plans:
+        wrong = plan_violations(plan, work.captured.graph, work.cluster)
+        if wrong:
+            raise EcotoneError(f"{where}: {plan}: " + "; ".join(wrong))
+    return found
+
+
 def read_plan(path: Path, work: Work) -> Plan:
-    """A plan from a file, checked against model and cluster."""
-    plan = Plan.from_json(read_file(path), f"plan {path}")
-    wrong = plan_violations(plan, work.captured.graph, work.cluster)
-    if wrong:
-        raise EcotoneError(f"plan {path}: " + "; ".join(wrong))
-    return plan
+    """The preferred plan of a file, see read_plan_set."""
+    return read_plan_set(path, work).primary
 
 
 def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:
