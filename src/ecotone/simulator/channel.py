@@ -8,6 +8,7 @@ generator; a damaged frame does not pass the frame check, so it is lost as well.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
 from collections.abc import Callable
@@ -103,19 +104,22 @@ class Channel:
 
 def sent_at(trace: LinkTrace, size_bytes: float, start_s: float) -> float:
     """When `size_bytes` that begin at `start_s` of the trace have left; infinite where the trace carries nothing at all."""
-    if not any(p.bytes_per_s for p in trace.points):
-        return math.inf
-    ends = [p.time_s for p in trace.points[1:]] + [trace.duration_s]
-    whole = math.floor(start_s / trace.duration_s)
-    now_s, left = start_s - whole * trace.duration_s, float(size_bytes)
-    index = trace.points.index(trace.at(now_s))
+    points, duration_s = trace.points, trace.duration_s
+    whole = math.floor(start_s / duration_s)
+    now_s, left = start_s - whole * duration_s, float(size_bytes)
+    index = bisect.bisect_right(points, now_s, key=lambda p: p.time_s) - 1
+    carried = 0.0
     while True:
-        rate, end_s = trace.points[index].bytes_per_s, ends[index]
+        rate = points[index].bytes_per_s
+        end_s = points[index + 1].time_s if index + 1 < len(points) else duration_s
         if rate > 0 and now_s + left / rate <= end_s:
-            return whole * trace.duration_s + now_s + left / rate
+            return whole * duration_s + now_s + left / rate
         left -= rate * (end_s - now_s)
+        carried += rate
         now_s, index = end_s, index + 1
-        if index == len(ends):
+        if index == len(points):
+            if carried == 0 and not any(p.bytes_per_s for p in points):
+                return math.inf
             now_s, index, whole = 0.0, 0, whole + 1
 
 

@@ -74,6 +74,7 @@ class Program:
     deployed: list[tuple[float, fx.DeployEnded]] = field(default_factory=list)
     on_effect: Callable[[fx.Effect, float], None] | None = None
     is_closed: bool = False
+    is_over: bool = False  # the rest of the script does not happen
     _due: list[int] = field(default_factory=list)  # asked for while the asker was dead
     _loop: deque[int] = field(default_factory=deque)  # of the closed loop, not yet asked for
 
@@ -99,6 +100,8 @@ class Program:
 
     def inflict(self, fault: Fault) -> None:
         """Let a fault of the script happen now."""
+        if self.is_over:
+            return
         match fault:
             case KillNode(device=device, detect_s=detect_s):
                 if NodeId(device) == self.name:

@@ -1,0 +1,237 @@
+"""When a request must be answered: a bound from the scene alone, which knows nothing of the protocol but its patience.
+
+A plan is *healthy* while all its processes live and run, every link that it needs (between the asker and each of its nodes,
+and between neighbours) carries whole frames both ways, and nothing makes its work fail; after a restart, once the process
+could have been told and have loaded its part. A request submitted at s must be answered by
+
+    min over the plans of the set of  (start of the first healthy stretch of at least NEED after s) + NEED
+    NEED = RECOVERY + 2 N S     N requests that may be under way, S seconds of the slowest plan alone, slow devices included
+
+and in an ordered session not before those ahead of it have ended. RECOVERY is what the protocol's own patience adds up to:
+one and a half leases of silence, one lease until lost frames are sent again, ping and doubt. While several sets of plans may
+be in force (a deployment under way), each must have a healthy plan. The bound errs on the late side: some requests that
+could be answered are not counted as possible, none that could not are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ecotone.plan import Plan
+from ecotone.planset import PlanSet
+from ecotone.simulator import faults as ft
+from ecotone.simulator.faults import Fault
+from ecotone.simulator.scene import Scene, predicted_s, sets_of
+from ecotone.simulator.world import FRAME_BYTES
+
+__all__ = ["RECOVERY_S", "Oracle"]
+
+RECOVERY_S = 3.0
+_LETTER_BYTES = 640
+_FRAMES = 6  # control frames beside each body: acknowledgements, probes, a report
+Interval = tuple[float, float]
+
+
+@dataclass(slots=True)
+class _State:
+    """What is wrong now, and since when, while the script is read."""
+
+    bad: list[Interval]
+    since_s: dict[str, float]
+
+    def begin(self, why: str, at_s: float) -> None:
+        self.since_s.setdefault(why, at_s)
+
+    def end(self, why: str, at_s: float) -> None:
+        start_s = self.since_s.pop(why, None)
+        if start_s is not None:
+            self.bad.append((start_s, at_s))
+
+    def close(self) -> list[Interval]:
+        return self.bad + [(start_s, math.inf) for start_s in self.since_s.values()]
+
+
+class Oracle:
+    """Times are seconds since the first submission, as in the scene's faults."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.sets = sets_of(scene)
+        self._nodes = {d: _State([], {}) for d in scene.devices}
+        self._links = {(k.source, k.target): _State([], {}) for k in scene.links}
+        self._spoiled = {d: _State([], {}) for d in scene.devices}  # its work fails, or what it sends is garbage
+        self._disk = _State([], {})
+        self._factor = dict.fromkeys(scene.devices, 1.0)
+        self._late_s = 0.0
+        self._traced: set[tuple[str, str]] = set()
+        self._prepare_s = max((f.takes_s for f in scene.faults if isinstance(f, ft.SetPrepare)), default=0.0)
+        self._refusing: set[str] = set()
+        for fault in sorted(scene.faults, key=lambda f: f.at_s):
+            self._read(fault)
+        self.node_bad = {d: state.close() for d, state in self._nodes.items()}
+        self.link_bad = {pair: state.close() for pair, state in self._links.items()}
+        self.spoiled = {d: state.close() for d, state in self._spoiled.items()}
+        self.disk_full = self._disk.close()
+        every = [plan for group in self.sets for plan in group.plans]
+        self.slowest_s = max(self._alone_s(plan) for plan in every)
+        open_loop = any(at_s >= 0 for at_s, _ in scene.asks)
+        self.num_at_once = len(scene.asks) if open_loop else min(scene.in_flight, len(scene.asks))
+        self.need_s = RECOVERY_S + 2 * self.num_at_once * self.slowest_s
+        self._bad = {plan.epoch: self._merged(plan) for plan in every}
+
+    # ---- the script -------------------------------------------------------------------------------------------------
+
+    def _read(self, fault: Fault) -> None:
+        at_s = fault.at_s
+        match fault:
+            case ft.KillNode(device=device):
+                self._nodes[device].begin("dead", at_s)
+            case ft.RestartNode(device=device):
+                if "dead" in self._nodes[device].since_s:
+                    self._nodes[device].end("stalled", at_s)
+                    late_s = math.inf if device in self._refusing else at_s + self._redeploy_s(device)
+                    self._nodes[device].end("dead", late_s)
+            case ft.StallNode(device=device):
+                self._nodes[device].begin("stalled", at_s)
+            case ft.ResumeNode(device=device):
+                self._nodes[device].end("stalled", at_s)
+            case ft.SlowDevice(device=device, factor=factor):
+                self._factor[device] = max(self._factor[device], factor)
+            case ft.SpoilWork(device=device, kinds=kinds):
+                (self._spoiled[device].begin if kinds else self._spoiled[device].end)("work", at_s)
+            case ft.GarbleNode(device=device, is_garbling=is_garbling):
+                (self._spoiled[device].begin if is_garbling else self._spoiled[device].end)("garbage", at_s)
+            case ft.SetPrepare(device=device, error=error):
+                (self._refusing.add if error else self._refusing.discard)(device)
+            case ft.FillDisk(is_full=is_full):
+                (self._disk.begin if is_full else self._disk.end)("full", at_s)
+            case _:
+                self._read_link(fault)
+
+    def _read_link(self, fault: Fault) -> None:
+        at_s = fault.at_s
+        match fault:
+            case ft.CutLink(source=one, target=other):
+                self._links[one, other].begin("cut", at_s)
+                self._links[other, one].begin("cut", at_s)
+            case ft.CutOneWay(source=one, target=other):
+                self._links[one, other].begin("cut", at_s)
+            case ft.HealLink(source=one, target=other):
+                self._links[one, other].end("cut", at_s)
+                self._links[other, one].end("cut", at_s)
+            case ft.Partition(devices=inside):
+                for pair, state in self._links.items():
+                    if (pair[0] in inside) != (pair[1] in inside):
+                        state.begin("cut", at_s)
+            case ft.HealAll():
+                for state in self._links.values():
+                    state.end("cut", at_s)
+            case ft.SpoilLink(source=one, target=other):
+                self._late_s = max(self._late_s, fault.late_s)
+                lossy = fault.drop + fault.truncate > 0
+                (self._links[one, other].begin if lossy else self._links[one, other].end)("lossy", at_s)
+            case ft.FollowTrace(source=one, target=other):
+                self._links[one, other].begin("trace", at_s)
+            case ft.SetLink():
+                self._links[fault.link.source, fault.link.target].begin("trace", at_s)
+
+    def _redeploy_s(self, device: str) -> float:
+        """A restarted process is told its plans and loads them; the asker tells everyone."""
+        scene = self.scene
+        letters = 2 + sum(len(d.plans) for d in scene.deployments)
+        others = [d for d in scene.devices if d != scene.asker] if device == scene.asker else [device]
+        links = [scene.link(*pair) for d in others for pair in ((scene.asker, d), (d, scene.asker))]
+        talk_s = max((4 * k.latency_s + letters * _LETTER_BYTES / k.rate_bytes_per_s for k in links), default=0.0)
+        return talk_s + 2 * self._prepare_s
+
+    # ---- plans ------------------------------------------------------------------------------------------------------
+
+    def _alone_s(self, plan: Plan) -> float:
+        factor = max(self._factor[d] for d in (plan.source, *plan.devices))
+        control_s = 0.0
+        for transfer in plan.transfers:
+            if not transfer.is_local:
+                for pair in ((transfer.source, transfer.target), (transfer.target, transfer.source)):
+                    link = self.scene.link(*pair)
+                    control_s += link.latency_s + _FRAMES * FRAME_BYTES / link.rate_bytes_per_s + self._late_s
+        return factor * predicted_s(self.scene, plan) + control_s
+
+    def _merged(self, plan: Plan) -> list[Interval]:
+        """When the plan is not healthy, in order, without overlap."""
+        asker, nodes = plan.source, dict.fromkeys((plan.source, *plan.devices))
+        pairs = {(asker, d) for d in nodes if d != asker} | {(t.source, t.target) for t in plan.transfers if not t.is_local}
+        bad = [interval for node in nodes for interval in self.node_bad[node]]
+        for one, other in pairs:
+            bad += self.link_bad[one, other] + self.link_bad[other, one]
+        merged: list[Interval] = []
+        for start_s, stop_s in sorted(bad):
+            if merged and start_s <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop_s, merged[-1][1]))
+            else:
+                merged.append((start_s, stop_s))
+        return merged
+
+    def _first_stretch_s(self, plan: Plan, from_s: float) -> float:
+        """When a healthy stretch of NEED that begins at or after `from_s` is over; infinite where there is none."""
+        for start_s, stop_s in self._bad[plan.epoch]:
+            if start_s >= from_s + self.need_s:
+                break
+            if stop_s > from_s:
+                from_s = stop_s
+        by_s = from_s + self.need_s
+        for device in dict.fromkeys((plan.source, *plan.devices)):
+            if any(start_s < by_s for start_s, _ in self.spoiled[device]):
+                return math.inf
+        return by_s
+
+    def _set_by_s(self, group: PlanSet, from_s: float) -> float:
+        return min(self._first_stretch_s(plan, from_s) for plan in group.plans)
+
+    # ---- requests ---------------------------------------------------------------------------------------------------
+
+    def answered_by(self, submitted_s: Mapping[int, float]) -> dict[int, float]:
+        """By when each submitted request must have its result; infinite where nothing is promised."""
+        by: dict[int, float] = {}
+        ahead_s = 0.0
+        for number in sorted(submitted_s, key=lambda n: (submitted_s[n], n)):
+            at_s, limit_s = submitted_s[number], self.scene.asks[number][1]
+            by_s = self._by_s(at_s)
+            if self.scene.ordered:
+                by_s = max(by_s, ahead_s + self.slowest_s)
+            patience_s = limit_s if limit_s >= 0 else self.scene.patience_s
+            if by_s > at_s + patience_s:
+                by[number] = math.inf
+                ahead_s = max(ahead_s, at_s + limit_s if limit_s >= 0 else math.inf)
+            else:
+                by[number] = by_s
+                ahead_s = max(ahead_s, by_s)
+        return by
+
+    def _by_s(self, at_s: float) -> float:
+        by_s = self._set_by_s(self.sets[0], at_s)
+        for deployment, group in zip(self.scene.deployments[1:], self.sets[1:], strict=True):
+            if deployment.at_s <= by_s:
+                by_s = max(by_s, self._set_by_s(group, max(at_s, deployment.at_s)))
+        if any(start_s < by_s and stop_s > at_s for start_s, stop_s in self.disk_full):
+            return math.inf
+        return by_s
+
+    def ends_by(self, submitted_s: Mapping[int, float]) -> dict[int, float]:
+        """By when each submitted request must have ended one way or the other; infinite while the asker stays away."""
+        last_s = max([f.at_s for f in self.scene.faults] + [d.at_s for d in self.scene.deployments])
+        gone = self.node_bad[self.scene.asker]
+        ends: dict[int, float] = {}
+        for number, at_s in submitted_s.items():
+            limit_s = self.scene.asks[number][1]
+            end_s = at_s + limit_s + 1.0 if limit_s >= 0 else self.settled_s(max(last_s, at_s))
+            for start_s, stop_s in sorted(gone):
+                if start_s < end_s and stop_s + 1.0 > end_s:
+                    end_s = stop_s + 1.0
+            ends[number] = end_s
+        return ends
+
+    def settled_s(self, from_s: float) -> float:
+        """By when everything without a deadline has ended after the last fault at `from_s`."""
+        return from_s + 3 * self.scene.patience_s + 2 * self.need_s
