@@ -26,8 +26,8 @@ from typing import NamedTuple
 from ecotone.units import EcotoneError
 
 __all__ = [
-    "Accepted", "Acknowledged", "Delivered", "Entry", "Failed", "JournalDamaged", "JournalError", "JournalState", "Place",
-    "Record", "apply", "compacted", "digest_of", "encode", "head", "payload_of", "replay",
+    "START_BYTES", "Accepted", "Acknowledged", "Delivered", "Entry", "Failed", "JournalDamaged", "JournalError",
+    "JournalState", "Place", "Record", "apply", "compacted", "digest_of", "encode", "head", "payload_of", "replay",
 ]  # fmt: skip
 
 MAGIC = b"ECTNJRN\x01"
@@ -42,6 +42,8 @@ _SUMMED_FROM = 12  # kind, number and payload
 _ACCEPTED, _DELIVERED, _FAILED, _ACKNOWLEDGED = 1, 2, 3, 4
 _IN, _OUT, _ID = struct.Struct("<dd16sH"), struct.Struct("<Q32s"), struct.Struct("<H")
 _NO_DEADLINE = -1.0
+START_BYTES = _RECORD.size + _IN.size + MAX_ID_BYTES
+"""So much of the beginning of a record is enough for apply()."""
 
 
 class JournalError(EcotoneError):
@@ -143,6 +145,8 @@ class JournalState:
     acknowledged: OrderedDict[str, None] = field(default_factory=OrderedDict)
     next_number: int = 1
     torn_bytes: int = 0
+    live_bytes: int = HEAD_BYTES
+    """What a compacted journal would take, about."""
 
     def find(self, request_id: str) -> Entry | None:
         """The request of this id, where it was accepted and not acknowledged."""
@@ -154,10 +158,19 @@ class JournalState:
         """Accepted requests without an outcome, in the order of their numbers."""
         return tuple(entry for _, entry in sorted(self.entries.items()) if not entry.is_finished)
 
-    @property
-    def live_bytes(self) -> int:
-        """What a compacted journal would take, about."""
-        return HEAD_BYTES + sum(entry.size_bytes for entry in self.entries.values())
+    def put(self, entry: Entry) -> None:
+        """Add or replace a request."""
+        self.forget(entry.number)
+        self.entries[entry.number] = entry
+        self.by_id[entry.request_id] = entry.number
+        self.live_bytes += entry.size_bytes
+
+    def forget(self, number: int) -> None:
+        """Remove a request, if it is here."""
+        entry = self.entries.pop(number, None)
+        if entry is not None:
+            del self.by_id[entry.request_id]
+            self.live_bytes -= entry.size_bytes
 
 
 def digest_of(inputs: bytes) -> bytes:
@@ -233,7 +246,7 @@ def replay(data: bytes | memoryview) -> JournalState:
             _refuse_if_damaged(view, state.end, salt)
             state.torn_bytes = len(view) - state.end
             break
-        apply(state, bytes(view[state.end : state.end + min(size, _RECORD.size + _IN.size + MAX_ID_BYTES)]), size)
+        apply(state, bytes(view[state.end : state.end + min(size, START_BYTES)]), size)
     return state
 
 
@@ -284,18 +297,15 @@ def apply(state: JournalState, start: bytes, size: int) -> None:
         name = payload[_IN.size : _IN.size + length].decode("utf-8", "replace")
         if name not in state.by_id and name not in state.acknowledged:
             limit = None if deadline_s == _NO_DEADLINE else deadline_s
-            state.entries[number] = Entry(number, name, digest, limit, at_s, place)
-            state.by_id[name] = number
+            state.put(Entry(number, name, digest, limit, at_s, place))
     elif kind in (_DELIVERED, _FAILED):
         entry = state.entries.get(number)
         if entry is not None and entry.outcome is None:  # the first outcome counts
-            state.entries[number] = replace(entry, outcome=place)
+            state.put(replace(entry, outcome=place))
     else:
         (length,) = _ID.unpack_from(payload)
         name = payload[_ID.size : _ID.size + length].decode("utf-8", "replace")
-        known = state.by_id.pop(name, None)
-        if known is not None:
-            del state.entries[known]
+        state.forget(state.by_id.get(name, 0))
         state.acknowledged[name] = None
         state.acknowledged.move_to_end(name)
         while len(state.acknowledged) > REMEMBERED_IDS:

@@ -72,6 +72,11 @@ class Models:
         """The parts of all stages of `plan`."""
         return parts_of(self.of(plan), plan)
 
+    def boundary_bytes(self, plan: Plan) -> int:
+        """Bytes of the tensors that first leave the source under `plan`; 0 where nothing does."""
+        out = next((transfer for transfer in plan.transfers if not transfer.is_local), None)
+        return self.of(plan).captured.graph.frontier_bytes(out.position) if out else 0
+
     def specs(self, plan: Plan, edge: int) -> Sequence[HasSpec]:
         """Names, shapes and types of the tensors on an edge of `plan`."""
         graph = self.of(plan).captured.graph

@@ -61,6 +61,11 @@ class Residency:
             return self._set.plans if self._set else ()
 
     @property
+    def planset(self) -> PlanSet | None:
+        """The set in force."""
+        return self._set
+
+    @property
     def plans(self) -> tuple[Plan, ...]:
         """The ready plans of the set in force: the preferred one, then the others in order."""
         with self._lock:

@@ -23,13 +23,20 @@ import torch
 from ecotone import codec
 from ecotone.executors.memory import keep_freed_memory
 from ecotone.plan import Plan
-from ecotone.planset import PlanSet
-from ecotone.protocol import events
+from ecotone.planset import PlanSet, Standby
+from ecotone.protocol import effects, events
 from ecotone.protocol.message import BodyId, NodeId, attempt_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.runtime.durable import Durable, Outcome
-from ecotone.runtime.errors import DeployError, RequestError, SessionClosed, UnknownRequest, request_error
+from ecotone.runtime.errors import (
+    DeployError,
+    NodeUnreachable,
+    RequestError,
+    SessionClosed,
+    UnknownRequest,
+    request_error,
+)
 from ecotone.runtime.future import Future
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, links_from
@@ -88,7 +95,7 @@ class Session:
         self._residency = Residency()
         self._listeners: list[Listener] = []
         self.explain: Callable[[], list[str]] = self._residency.explanation
-        self._moving = threading.Lock()
+        self._moving, self._awaited = threading.Lock(), -1
         self._is_closed, self._closing = False, ""
         self._all_ended = threading.Event()
         device = nodes.cluster.device(nodes.cluster.source)
@@ -222,34 +229,74 @@ class Session:
 
         The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
         new requests wait meanwhile (see how_to_switch). Standbys that fail are left out, those whose nodes cannot be reached
-        are not waited for: see `plans`. Raises DeployError (the old set stays) or NodeUnreachable, in bounded time.
+        join when they can: see `plans`. Where the first plan's nodes cannot be reached but a standby's can, that one begins.
+        Raises DeployError (the old set stays, after a pause as good as new) or NodeUnreachable, in bounded time.
         """
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
-        name, timeout_s = (
-            f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}",
-            self._settings.deploy_timeout_s,
-        )
+        name = f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}"
         for one in plans.plans:
             violations = self._models.violations(one, self.nodes.cluster)
             if violations:
                 raise DeployError(f"{name}: " + "; ".join(violations))
-        primary = plans.primary
-        self.nodes.wait_for(frozenset((primary.source, *primary.devices, primary.sink)), min(10.0, timeout_s))
+        expected = {one.identity(): (expected_s or {}).get(i, 0.0) for i, one in enumerate(plans.plans)}
         with self._moving:
-            switch = self.how_to_switch(plans)
-            plans, answers = self._residency.begin(plans, switch)
-            self._shell.post(self._request_for(plans, expected_s or {}, pause=switch.kind == "pause"))
-            end = time.monotonic() + timeout_s + 10.0
-            for one in plans.plans:
-                if one is not plans.primary and self._missing(one):
-                    continue
-                try:
-                    error = answers[one.epoch].result(max(0.0, end - time.monotonic()))
-                except concurrent.futures.TimeoutError:
-                    error = f"no answer within {timeout_s:g} s"
-                if error and one is plans.primary:
-                    raise DeployError(f"{name}: {error}")
-            return plans.primary
+            first = self._reachable_first(plans)
+            switch, old = self.how_to_switch(first), self._residency.planset
+            found, error = self._deploy(first, expected, switch)
+            if error and switch.kind == "pause" and old is not None:
+                _, again = self._deploy(old, {}, Switchover(kind="beside", reason="back to the old plans", need_bytes={}))
+                error += f"; going back to the old plans failed as well: {again}" if again else "; the old plans are back"
+            if error:
+                raise DeployError(f"{name}: {error}")
+            if first is not plans:
+                self._awaited = found.plans[1].epoch
+            return found.primary
+
+    def _deploy(self, plans: PlanSet, expected: Mapping[str, float], switch: Switchover) -> tuple[PlanSet, str]:
+        """The set with its epochs, and "" or why its first plan could not be put in force."""
+        plans, answers = self._residency.begin(plans, switch)
+        residents = [
+            events.Resident(
+                plan=plan, parts=self._models.parts(plan), is_active=plan.epoch in active,
+                expected_s=expected.get(plan.identity(), 0.0), boundary_bytes=self._models.boundary_bytes(plan),
+            )
+            for active in [{standby.plan.epoch for standby in plans.standbys if standby.mode == "active"}]
+            for plan in plans.plans
+        ]  # fmt: skip
+        first = residents[0]
+        self._shell.post(
+            events.DeployRequested(
+                plan=first.plan, parts=first.parts, standbys=tuple(residents[1:]), expected_s=first.expected_s,
+                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause",
+            )
+        )  # fmt: skip
+        timeout_s = self._settings.deploy_timeout_s
+        end = time.monotonic() + timeout_s + 10.0
+        for plan in plans.plans:
+            if plan is not plans.primary and self._missing(plan):
+                continue
+            try:
+                error = answers[plan.epoch].result(max(0.0, end - time.monotonic()))
+            except concurrent.futures.TimeoutError:
+                error = f"no answer within {timeout_s:g} s"
+            if error and plan is plans.primary:
+                return plans, error
+        return plans, ""
+
+    def _reachable_first(self, plans: PlanSet) -> PlanSet:
+        """The set as it is where its first plan's nodes answer, else with the first standby whose nodes do in front."""
+        first = plans.primary
+        try:
+            devices = frozenset((first.source, *first.devices, first.sink))
+            self.nodes.wait_for(devices, min(10.0, self._settings.deploy_timeout_s))
+        except NodeUnreachable as error:
+            ready = next((standby for standby in plans.standbys if not self._missing(standby.plan)), None)
+            if ready is None:
+                raise
+            self._residency.note(f"{error}; beginning with {ready.label or 'a standby'}, the preferred plan joins later")
+            rest = tuple(standby for standby in plans.standbys if standby is not ready)
+            return PlanSet(primary=ready.plan, standbys=(Standby(plan=first, label="preferred, awaited"), *rest))
+        return plans
 
     def how_to_switch(self, plan: Plan | PlanSet) -> Switchover:
         """Whether replan(plan) would make the new set ready beside the old one or pause for it, and why."""
@@ -266,19 +313,6 @@ class Session:
     def listen(self, callback: Listener) -> None:
         """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged and DeployEnded, in the loop thread."""
         self._listeners.append(callback)
-
-    def _request_for(self, plans: PlanSet, expected_s: Mapping[int, float], *, pause: bool) -> events.DeployRequested:
-        standbys = tuple(
-            events.Resident(
-                plan=standby.plan, parts=self._models.parts(standby.plan), is_active=standby.mode == "active",
-                expected_s=expected_s.get(index, 0.0),
-            )
-            for index, standby in enumerate(plans.standbys, 1)
-        )  # fmt: skip
-        return events.DeployRequested(
-            plan=plans.primary, parts=self._models.parts(plans.primary), standbys=standbys, pause=pause,
-            expected_s=expected_s.get(0, 0.0),
-        )  # fmt: skip
 
     def _missing(self, plan: Plan) -> frozenset[NodeId]:
         """Nodes of `plan` that cannot be reached now."""
@@ -404,6 +438,8 @@ class Session:
 
     def told(self, effect: Told) -> None:
         self._residency.told(effect)
+        if isinstance(effect, effects.DeployEnded) and effect.epoch == self._awaited and not effect.error:
+            self._shell.post(events.Prefer(epoch=effect.epoch))
         for callback in tuple(self._listeners):
             try:
                 callback(effect)
