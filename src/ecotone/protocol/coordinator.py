@@ -25,34 +25,18 @@ Every public method ends in `_settle`, which does whatever has become possible.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ecotone.plan import Plan
-from ecotone.planset import shared_edge
-from ecotone.protocol.deployments import Deployment, Deployments
-from ecotone.protocol.effects import (
-    Accepted,
-    Alias,
-    Bind,
-    CancelTimer,
-    Deliver,
-    DeployEnded,
-    Held,
-    Observed,
-    Preferred,
-    Record,
-    Release,
-    RequestError,
-    Rerouted,
-    SetTimer,
-)
+from ecotone.protocol.deployments import Deployments
+from ecotone.protocol.effects import Accepted, CancelTimer, Deliver, DeployEnded, Preferred, Record, RequestError, SetTimer
 from ecotone.protocol.events import DeployRequested, ErrorKind, Submit, TimerId
 from ecotone.protocol.message import (
     BodyId,
-    Cancel,
     CloseSession,
     DeployFailed,
     LetterBody,
     NodeId,
-    NodeReport,
     Ready,
     RequestFailed,
     RequestFinished,
@@ -60,9 +44,11 @@ from ecotone.protocol.message import (
     request_of,
     run_of,
 )
-from ecotone.protocol.notices import Begin, DropRequest, Finish, Item, Post
-from ecotone.protocol.requests import Kept, Request, kept_body
+from ecotone.protocol.notices import DropRequest, Finish, Item, Post
+from ecotone.protocol.requests import Request
+from ecotone.protocol.runs import Runs
 from ecotone.protocol.settings import CoordinatorSettings
+from ecotone.protocol.suspicion import Suspicion
 
 __all__ = ["Coordinator"]
 
@@ -74,14 +60,18 @@ _PATIENCE: TimerId = ("patience", 0)
 class Coordinator:
     """Items that it returns are effects for the shell and notices for worker and links (see notices.py)."""
 
-    def __init__(self, name: NodeId, settings: CoordinatorSettings) -> None:
+    def __init__(
+        self, name: NodeId, settings: CoordinatorSettings, rtt_s: Callable[[NodeId], float] = lambda _: 0.0
+    ) -> None:
         self.name, self.settings = name, settings
         self.sets = Deployments(name, settings)
+        self.runs = Runs(settings, self.sets)
+        self.suspicion = Suspicion(settings, rtt_s)
         self._requests: dict[int, Request] = {}  # in the order of acceptance
         self._waiting: dict[int, None] = {}
         self._stuck: dict[int, str] = {}  # why
         self._ended: dict[int, None] = {}
-        self._num_recording = self._num_in_flight = self._held_bytes = 0
+        self._num_recording = self._num_in_flight = 0
         self._lost: set[NodeId] = set()  # by their links
         self._preferred: int | None = None
         self._now_s = 0.0
@@ -97,12 +87,12 @@ class Coordinator:
     @property
     def held_bytes(self) -> int:
         """Inputs and boundary tensors kept for requests."""
-        return self._held_bytes
+        return self.runs.held_bytes
 
     @property
     def in_force(self) -> Plan | None:
         """The plan that new requests follow; the one preferred where none can run."""
-        epoch = self.sets.target if self.sets.target is not None else next(iter(self.sets.order), None)
+        epoch = next(iter((*self.sets.usable_epochs(self._now_s), *self.sets.order)), None)
         return None if epoch is None else self.sets[epoch].plan
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -120,7 +110,7 @@ class Coordinator:
             return [RequestError(request=number, kind=refusal[0], reason=refusal[1])]
         deadline_s = None if event.deadline_s is None else now_s + event.deadline_s
         request = self._requests[number] = Request(deadline_s, event.size_bytes, now_s)
-        self._held_bytes += event.size_bytes
+        self.runs.held_bytes += event.size_bytes
         items: list[Item] = []
         if deadline_s is not None:
             items.append(SetTimer(timer=("request", number), at_s=deadline_s))
@@ -166,7 +156,7 @@ class Coordinator:
     def _refusal(self, event: Submit) -> tuple[ErrorKind, str] | None:
         if self._is_closing:
             return ErrorKind.CLOSED, "the session is closing"
-        if not self._was_deployed:
+        if not self._was_deployed and not (event.is_recorded and self.sets.is_changing):
             return ErrorKind.CLOSED, "no plan is in force; deploy one first"
         if event.is_recorded:
             return None  # it was accepted before
@@ -181,8 +171,8 @@ class Coordinator:
                 ErrorKind.TOO_LARGE,
                 f"inputs of {event.size_bytes} bytes, at most {limit} are kept; raise held_limit_bytes",
             )
-        if self._held_bytes + event.size_bytes > limit:
-            reason = f"{self._held_bytes} of {limit} bytes are held for accepted requests; ask again later"
+        if self.runs.held_bytes + event.size_bytes > limit:
+            reason = f"{self.runs.held_bytes} of {limit} bytes are held for accepted requests; ask again later"
             return ErrorKind.BUSY, reason
         return None
 
@@ -217,9 +207,11 @@ class Coordinator:
                 return self.sets.failed(peer, epoch, reason) + self._settle(reason)
             case Want(epoch=epoch) if self.sets.get(epoch) is not None:
                 return self.sets.send_blobs(peer, content) + self._settle()
-            case NodeReport():
-                return [Observed(peer=peer, report=content)]
         return []
+
+    def peer_seen(self, peer: NodeId) -> None:
+        """The wire reaches this node."""
+        self.sets.seen(peer)
 
     def peer_lost(self, peer: NodeId, now_s: float) -> list[Item]:
         """A node cannot be reached: what has no other live run runs elsewhere, or waits."""
@@ -227,7 +219,7 @@ class Coordinator:
         if peer in self._lost or self._is_closed:
             return []
         self._lost.add(peer)
-        return self._down(peer, f"{peer} cannot be reached")
+        return self.suspicion.lost(peer) + self._down(peer, f"{peer} cannot be reached")
 
     def peer_returned(self, peer: NodeId, now_s: float) -> list[Item]:
         """The node answers again."""
@@ -236,6 +228,18 @@ class Coordinator:
             return []
         self._lost.discard(peer)
         return self.sets.set_down(peer, False, now_s) + self._settle(f"{peer} answers again")
+
+    def heard(self, peer: NodeId, now_s: float) -> list[Item]:
+        """Anything came from a node that was pinged (suspicion.asked)."""
+        self._now_s = now_s
+        items, was_silent, slow = self.suspicion.heard(peer, now_s)
+        if self._is_closed:
+            return []
+        if was_silent and peer not in self._lost:
+            items += self.sets.set_down(peer, False, now_s)
+        for number in slow:
+            items += self._hedge(number, "every node answers, yet it takes long")
+        return items + (self._settle(f"{peer} answers again") if was_silent else [])
 
     def peer_restarted(self, peer: NodeId, now_s: float) -> list[Item]:
         """The node lost its memory: runs over it are gone, and it gets its part of each plan again."""
@@ -249,33 +253,25 @@ class Coordinator:
         return items + self._settle(f"{peer} restarted")
 
     def reached(self, body: BodyId, now_s: float) -> list[Item]:
-        """The tensors of an edge from which another plan could go on are at the source: twins begin, and it is kept."""
+        """The tensors of an edge from which another plan could go on are at the source."""
         self._now_s = now_s
         number = request_of(body.request)
         request = self._requests.get(number)
-        if request is None or request.result is not None or body.request not in request.runs:
-            return []
-        items: list[Item] = []
-        for run, place in list(request.twins.items()):
-            if place == (body.request, body.edge):
-                del request.twins[run]
-                twin = body._replace(epoch=request.runs[run], request=run)
-                items += [Alias(source=body, target=twin), self._begin(twin, request)]
-        deployment = self.sets[body.epoch]
-        known = request.kept_for(deployment.plan)
-        if known is not None and known.body.edge >= body.edge:
-            return items
-        if self._held_bytes + deployment.boundary_bytes > self.settings.held_limit_bytes:
-            return items
-        kept = Kept(deployment.plan, kept_body(body, number), deployment.boundary_bytes)
-        request.kept.append(kept)
-        self._held_bytes += kept.size_bytes
-        return [Alias(source=body, target=kept.body), *items]
+        return [] if request is None else self.runs.reached(number, request, body)
 
     def timer_fired(self, timer: TimerId, now_s: float) -> list[Item]:
-        """("request", number), ("node", name), ("deploy", epoch) or ("patience", 0)."""
+        """("request" or "attempt", number), ("node" or "pong", name), ("deploy" or "standby", epoch), ("patience", 0)."""
         self._now_s = now_s
         match timer:
+            case _ if self._is_closed:
+                return []
+            case ("attempt", int(number)):
+                return self._overdue(number)
+            case ("pong", str(name)):
+                items, is_new = self.suspicion.waited(NodeId(name), now_s)
+                return items + (self._down(NodeId(name), f"{name} does not answer") if is_new else [])
+            case ("standby", _):
+                return self._settle("its primary is not to be had")
             case ("request", int(number)) if number in self._requests:
                 return self._too_late(number) + self._settle()
             case ("node", str(name)):
@@ -297,7 +293,8 @@ class Coordinator:
             for number in list(self._requests):
                 items += self._fail(number, ErrorKind.CLOSED, "the session was closed")
         items += self._deliver_in_turn()
-        target = self.sets.target
+        items += self.sets.without_primary(self._now_s)
+        target = self.sets.target(self._now_s)
         self._was_deployed = self._was_deployed or bool(self.sets.order)
         if target is not None or not self.sets.order:
             self._unusable_s = None
@@ -325,60 +322,31 @@ class Coordinator:
         first = run_of(number, request.num_runs)
         items = self._start(number, request, target)
         for epoch in self.sets.twins_of(target):
-            items += self._start(number, request, epoch, beside=first)
+            items += self.runs.start(number, request, epoch, self._now_s, beside=first)
         return items
 
-    def _start(self, number: int, request: Request, epoch: int, *, why: str = "", beside: int | None = None) -> list[Item]:
-        """Another run; `beside` the run that computes the stages which both share."""
-        run = run_of(number, request.num_runs)
-        request.num_runs += 1
-        request.runs[run] = epoch
-        deployment = self.sets[epoch]
-        deployment.running.add(run)
-        items: list[Item] = [Rerouted(request=number, epoch=epoch, reason=why)] if why else []
-        if beside is not None:
-            other = self.sets[request.runs[beside]].plan
-            edge = shared_edge(other, deployment.plan)
-            if edge in self.sets.edges_to_keep(other.epoch):
-                request.twins[run] = (beside, edge)
-                return items
-        return items + self._begin_somewhere(number, request, run, deployment)
-
-    def _begin_somewhere(self, number: int, request: Request, run: int, deployment: Deployment) -> list[Item]:
-        """From kept boundary tensors where the plans share what came before, else from the inputs."""
-        kept = request.kept_for(deployment.plan)
-        if kept is None:
-            body = BodyId(self.settings.session, deployment.plan.epoch, 0, run)
-            return [Bind(request=number, body=body), self._begin(body, request)]
-        body = BodyId(self.settings.session, deployment.plan.epoch, kept.body.edge, run)
-        return [Alias(source=kept.body, target=body), self._begin(body, request)]
-
-    def _begin(self, body: BodyId, request: Request) -> Begin:
-        return Begin(body, request.deadline_s, self.sets.edges_to_keep(body.epoch))
+    def _start(self, number: int, request: Request, epoch: int, why: str = "") -> list[Item]:
+        """Another run, with patience of its own."""
+        self.suspicion.forget(number)
+        items = self.runs.start(number, request, epoch, self._now_s, why=why)
+        request.wait_s = max(self.suspicion.patience_s(self.sets[epoch]), request.wait_s)
+        return items + self._watch(number, request)
 
     def _get_on(self, number: int) -> list[Item]:
         """A stuck request: its run lives again, or another can begin."""
         request = self._requests[number]
-        if self._is_live(request):
+        if self.runs.is_live(request):
             del self._stuck[number]
-            return []
-        epoch = self._next_plan(request)
+            return self._watch(number, request)
+        epoch = self.runs.next_plan(request, self._now_s)
         if epoch is None:
             return []
-        return self._start(number, request, epoch, why=self._stuck.pop(number))
-
-    def _next_plan(self, request: Request) -> int | None:
-        can = [epoch for epoch in self.sets.order if epoch not in request.tried and self.sets.usable(epoch)]
-        clean = (epoch for epoch in can if request.avoid.isdisjoint(self.sets[epoch].nodes))
-        return next(clean, can[0] if can else None)
-
-    def _is_live(self, request: Request) -> bool:
-        return any(self.sets.usable(epoch) for epoch in request.runs.values())
+        return self._start(number, request, epoch, self._stuck.pop(number))
 
     def _drain_for_pause(self) -> list[Item]:
         """Once no live run is left of the old set, its stranded ones go and the next set is deployed."""
         flying = [(n, r) for n, r in self._requests.items() if r.is_in_flight and r.result is None]
-        if any(self._is_live(request) for _, request in flying):
+        if any(self.runs.is_live(request) for _, request in flying):
             return []
         items: list[Item] = []
         for _, request in flying:
@@ -396,11 +364,24 @@ class Coordinator:
         body = BodyId(self.settings.session, epoch, len(deployment.plan.stages), run)
         if request is None or request.runs.get(run) != epoch or request.result is not None:
             return [DropRequest(body)]
+        self._learn(request, run, epoch)
         request.result = body
         items: list[Item] = [] if request.deadline_s is None else [CancelTimer(timer=("request", number))]
-        items += self._end_runs(request, but=run)
+        items += self.runs.end_all(request, but=run)
+        items.append(CancelTimer(timer=("attempt", number)))
+        self.suspicion.forget(number)
         self._stuck.pop(number, None)
         return items + ([] if self.settings.ordered else self._deliver(number, request))
+
+    def _learn(self, request: Request, run: int, epoch: int) -> None:
+        """What a result says of plans: how long one takes, and which failed or were overtaken by a run begun later."""
+        self.suspicion.took(self.sets[epoch], self._now_s - request.begun_s[run])
+        self.sets.trust(epoch)
+        doubted = set(request.tried)
+        if run in request.hedges:
+            doubted.update(other for other in request.runs.values() if self.sets.usable(other))
+        for other in doubted - {epoch}:
+            self.sets.doubt(other, self._now_s)
 
     def _run_failed(self, peer: NodeId, content: RequestFailed) -> list[Item]:
         """A node says that a run cannot end well: try a plan that was not tried, or end the request."""
@@ -429,16 +410,12 @@ class Coordinator:
         request = self._requests.get(number)
         if request is None or request.result is not None or run not in request.runs:
             return []
-        items = self._end_run(request, run)
-        for twin, (source, _) in list(request.twins.items()):
-            if source == run:
-                del request.twins[twin]
-                items += self._begin_somewhere(number, request, twin, self.sets[request.runs[twin]])
+        items = self.runs.end(number, request, run)
         self._strand(number, request, reason)
         return items
 
     def _strand(self, number: int, request: Request, reason: str) -> None:
-        if number not in self._stuck and not self._is_live(request):
+        if number not in self._stuck and not self.runs.is_live(request):
             self._stuck[number] = reason
             request.since_s = self._now_s
 
@@ -451,28 +428,52 @@ class Coordinator:
                     self._strand(request_of(run), request, reason)
         return items + self._settle(reason)
 
-    def _end_run(self, request: Request, run: int) -> list[Item]:
-        epoch = request.runs.pop(run)
-        deployment = self.sets.get(epoch)
-        if deployment is None:
-            return []
-        deployment.running.discard(run)
-        if run in request.twins:
-            del request.twins[run]
-            return []  # it has not begun
-        cancel = Cancel(session=self.settings.session, epoch=epoch, request=run)
-        return [Post(node, cancel) for node in deployment.nodes]
+    # ---- inside: runs that take long --------------------------------------------------------------------------------
 
-    def _end_runs(self, request: Request, but: int | None = None) -> list[Item]:
-        """Nothing of the request is needed any more, but the run that has its result."""
-        items: list[Item] = []
-        for run in [r for r in request.runs if r != but]:
-            items += self._end_run(request, run)
-        for kept in request.kept:
-            items.append(Release(body=kept.body, held=Held.TENSORS))
-            self._held_bytes -= kept.size_bytes
-        request.kept = []
-        return items
+    def _watch(self, number: int, request: Request) -> list[Item]:
+        """Look at the request again when its runs should have ended, or another one would no longer make its deadline."""
+        at_s, request.rescue_s = self._now_s + request.wait_s, None
+        other = self.runs.next_plan(request, self._now_s) if request.deadline_s is not None else None
+        if other is not None and request.deadline_s is not None:
+            need_s = self.suspicion.known_s(self.sets[other])
+            last_s = request.deadline_s - self.suspicion.patience_s(self.sets[other])
+            if not need_s:
+                last_s = (self._now_s + request.deadline_s) / 2
+            known_s = max(
+                (self.suspicion.known_s(self.sets[e]) for e in request.runs.values() if self.sets.get(e)), default=0
+            )
+            last_s = max(last_s, self._now_s + known_s)
+            if self._now_s < last_s < at_s and last_s + need_s < request.deadline_s:
+                at_s = request.rescue_s = last_s
+        return [SetTimer(timer=("attempt", number), at_s=at_s)]
+
+    def _overdue(self, number: int) -> list[Item]:
+        """The runs of a request take longer than they should: ask its nodes; they may be silent, or all answer."""
+        request = self._requests.get(number)
+        if request is None or request.result is not None or number in self._stuck:
+            return []
+        is_last = request.rescue_s is not None and self._now_s >= request.rescue_s - 1e-9
+        nodes = {n for epoch in request.runs.values() if self.sets.usable(epoch) for n in self.sets[epoch].nodes}
+        nodes.discard(self.name)
+        items = self.suspicion.ask(sorted(nodes), number, self._now_s)
+        if is_last or not nodes:
+            reason = "its time is nearly over" if is_last else "it takes long"
+            items += self._hedge(number, reason)
+        request.wait_s *= 2
+        return items + self._watch(number, request)
+
+    def _hedge(self, number: int, reason: str) -> list[Item]:
+        """One more run beside a single live one, where another plan can."""
+        request = self._requests.get(number)
+        if request is None or request.result is not None:
+            return []
+        if sum(self.sets.usable(epoch) for epoch in request.runs.values()) != 1:
+            return []
+        epoch = self.runs.next_plan(request, self._now_s)
+        if epoch is None:
+            return []
+        request.hedges.add(run_of(number, request.num_runs))
+        return self._start(number, request, epoch, reason)
 
     # ---- inside: ends -----------------------------------------------------------------------------------------------
 
@@ -499,7 +500,10 @@ class Coordinator:
             items.append(DropRequest(request.result))
         elif request.deadline_s is not None:
             items.append(CancelTimer(timer=("request", number)))
-        items += self._end_runs(request, but=None if request.result is None else request.result.request)
+        items += self.runs.end_all(request, but=None if request.result is None else request.result.request)
+        if request.is_in_flight and request.result is None:
+            items.append(CancelTimer(timer=("attempt", number)))
+        self.suspicion.forget(number)
         self._end(number, request)
         return items
 
@@ -509,7 +513,7 @@ class Coordinator:
         self._ended[number] = None
         if len(self._ended) > _REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        self._held_bytes -= request.size_bytes
+        self.runs.held_bytes -= request.size_bytes
         self._waiting.pop(number, None)
         self._stuck.pop(number, None)
         self._num_recording -= request.is_recording
@@ -523,7 +527,9 @@ class Coordinator:
         request = self._requests[number]
         if request.is_recording:
             return self._fail(number, ErrorKind.DEADLINE, "not written to the journal within its time")
-        could_run = self._is_live(request) or self._next_plan(request) is not None or not self.sets.order
+        could_run = (
+            self.runs.is_live(request) or self.runs.next_plan(request, self._now_s) is not None or not self.sets.order
+        )
         if could_run or not (request.is_in_flight or self._unusable_s is not None):
             return self._fail(number, ErrorKind.DEADLINE, "no result within its time")
         return self._fail(number, *self._why_stuck(request))
@@ -570,7 +576,7 @@ class Coordinator:
         if not self._is_closing or self._requests or self._is_closed:
             return []
         self._is_closed = True
-        items = self.sets.abandon("the session was closed") + self.sets.timers()
+        items = self.sets.abandon("the session was closed") + self.sets.timers() + self.suspicion.timers()
         if self._is_patient:
             items.append(CancelTimer(timer=_PATIENCE))
         over = CloseSession(session=self.settings.session)

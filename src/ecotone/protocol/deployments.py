@@ -2,12 +2,13 @@
 
 Theory of operation. A set is several plans with an epoch each, deployed together: Deploy to every node of each -> Want
 (content, sent as background bodies) or Ready. Once its *primary* is ready everywhere the set is in force, whatever became of
-the standbys; one that is ready later joins, one that fails is left out. The old set then drains, and each of its epochs is
-retired when no run is left: make before break. A failed primary leaves the old set in force. A pause (memory does not hold
-both) is the other order: drain, retire, deploy; where that fails no set is in force until the next is asked for.
+the standbys; one that is ready later joins, one that fails is left out. Where nothing else can run and the primary lacks
+nodes that are away, a ready standby is enough. The old set then drains, and each of its epochs is retired when no run is
+left: make before break. A failed primary leaves the old set in force. A pause (memory does not hold both) is the other
+order: drain, retire, deploy; where that fails no set is in force until the next is asked for.
 
 An epoch is *usable* while all its nodes are ready and none is down (lost by its link, or silent when pinged). New requests
-go to the first usable epoch in the order of preference. All here is O(plans of a set) per change, O(1) per question.
+go to the first usable epoch in the order of preference that is not *in doubt*. All here is O(plans of a set) per change.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ecotone.protocol.settings import CoordinatorSettings
 __all__ = ["Deployment", "Deployments"]
 
 _LATENCIES = 32
+_FIRST_DOUBT, _LAST_DOUBT = 0.2, 64.0  # of node_timeout_s, and how often that at most
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Deployment:
     """One epoch. `running`: numbers of its runs that may still end, or whose result waits for its turn."""
 
     plan: Plan
+    plan_json: str
     parts: tuple[StagePart, ...]
     nodes: tuple[NodeId, ...]
     not_ready: set[NodeId]
@@ -45,6 +48,8 @@ class Deployment:
     running: set[int] = field(default_factory=set)
     is_told: bool = False  # the asker knows that it is ready
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    doubt_s: float = 0.0  # for how long it was doubted last
+    doubted_until_s: float = 0.0
 
     @property
     def is_usable(self) -> bool:
@@ -66,6 +71,8 @@ class Deployments:
         self._newest = -1
         self._wish: int | None = None  # preferred epoch of the pending set
         self._shared: dict[int, tuple[int, ...]] = {}
+        self._seen = {name}  # nodes that were connected at any time
+        self._grace_s = 0.0  # until then the primary of the first set is waited for
 
     def __getitem__(self, epoch: int) -> Deployment:
         return self._all[epoch]
@@ -78,10 +85,28 @@ class Deployments:
         deployment = self._all.get(epoch)
         return deployment is not None and deployment.is_usable
 
-    @property
-    def target(self) -> int | None:
+    def usable_epochs(self, now_s: float) -> list[int]:
+        """Epochs of the set that could run, preferred first; those in doubt (see `doubt`) last."""
+        found = [epoch for epoch in self.order if self._all[epoch].is_usable]
+        return sorted(found, key=lambda epoch: self._all[epoch].doubted_until_s > now_s)
+
+    def target(self, now_s: float) -> int | None:
         """The epoch that new requests go to."""
-        return next((epoch for epoch in self.order if self._all[epoch].is_usable), None)
+        return next(iter(self.usable_epochs(now_s)), None)
+
+    def doubt(self, epoch: int, now_s: float) -> None:
+        """Requests failed or were overtaken under this epoch: use others for a while, twice as long each time."""
+        deployment = self._all.get(epoch)
+        if deployment is not None and deployment.doubted_until_s <= now_s:
+            first_s = self.settings.node_timeout_s * _FIRST_DOUBT
+            deployment.doubt_s = min(max(2 * deployment.doubt_s, first_s), _LAST_DOUBT * first_s)
+            deployment.doubted_until_s = now_s + deployment.doubt_s
+
+    def trust(self, epoch: int) -> None:
+        """A result came under this epoch, or it was asked for."""
+        deployment = self._all.get(epoch)
+        if deployment is not None:
+            deployment.doubt_s = deployment.doubted_until_s = 0.0
 
     @property
     def is_held(self) -> bool:
@@ -162,6 +187,7 @@ class Deployments:
             nodes = tuple(dict.fromkeys(NodeId(d) for d in (plan.source, *plan.devices, plan.sink)))
             deployment = self._all[plan.epoch] = Deployment(
                 plan=plan,
+                plan_json=plan.to_json(),
                 parts=resident.parts,
                 nodes=nodes,
                 not_ready=set(nodes),
@@ -176,12 +202,16 @@ class Deployments:
             items += [self._deploy_to(node, deployment) for node in nodes]
         for node in sorted(self._all[self.pending[0]].down):
             items.append(SetTimer(timer=("node", node), at_s=now_s + self.settings.node_timeout_s))
+        if len(self.pending) > 1 and not self.usable_epochs(now_s):
+            self._grace_s = now_s + self.settings.suspect_after_s + self.settings.pong_timeout_s
+            items.append(SetTimer(timer=("standby", self.pending[0]), at_s=self._grace_s))
         return items
 
     def _deploy_to(self, node: NodeId, deployment: Deployment) -> Post:
         plan = deployment.plan
         parts = tuple(p for p in deployment.parts if plan.stages[p.stage].device == DeviceId(node))
-        return Post(node, Deploy(session=self.settings.session, epoch=plan.epoch, plan_json=plan.to_json(), parts=parts))
+        text, session = deployment.plan_json, self.settings.session
+        return Post(node, Deploy(session=session, epoch=plan.epoch, plan_json=text, parts=parts))
 
     def ready(self, peer: NodeId, epoch: int) -> list[Item]:
         """`peer` has loaded its part of the epoch."""
@@ -192,6 +222,20 @@ class Deployments:
         if self.pending and epoch == self.pending[0]:
             return self._come_into_force()
         return self._tell_ready(epoch) if epoch in self.order else []
+
+    def without_primary(self, now_s: float) -> list[Item]:
+        """Nothing can run, and the primary of the pending set lacks nodes that are away: a ready standby does meanwhile."""
+        if now_s < self._grace_s or not self.pending or self.usable_epochs(now_s):
+            return []
+        primary = self._all[self.pending[0]]
+        away = self.down.union(n for n in primary.not_ready if n not in self._seen)
+        if not primary.not_ready <= away or not any(self._all[epoch].is_usable for epoch in self.pending):
+            return []
+        return self._come_into_force()
+
+    def seen(self, peer: NodeId) -> None:
+        """The wire reaches this node, or did."""
+        self._seen.add(peer)
 
     def _come_into_force(self) -> list[Item]:
         self._draining.update(self.order)
@@ -209,7 +253,7 @@ class Deployments:
         if self._all[epoch].is_told:
             return []
         self._all[epoch].is_told = True
-        return [CancelTimer(timer=("deploy", epoch)), DeployEnded(epoch=epoch)]
+        return [CancelTimer(timer=("deploy", epoch)), CancelTimer(timer=("standby", epoch)), DeployEnded(epoch=epoch)]
 
     def failed(self, peer: NodeId, epoch: int, reason: str) -> list[Item]:
         """`peer` cannot take part: a pending primary ends its set, another plan is left out unless it is the last."""
@@ -232,6 +276,7 @@ class Deployments:
     def _fail_set(self, reason: str) -> list[Item]:
         failed, self.pending = self.pending, []
         items: list[Item] = [CancelTimer(timer=("deploy", epoch)) for epoch in failed]
+        items.append(CancelTimer(timer=("standby", failed[0])))
         items.append(DeployEnded(epoch=failed[0], error=reason))
         self._draining.update(failed)
         return items + self.retire_drained()
@@ -273,6 +318,7 @@ class Deployments:
     def prefer(self, epoch: int) -> None:
         """Put an epoch of the set first; one of the set being deployed as soon as that is in force."""
         if epoch in self.order:
+            self.trust(epoch)
             self.order.remove(epoch)
             self.order.insert(0, epoch)
         elif epoch in self.pending:
@@ -318,7 +364,8 @@ class Deployments:
 
     def timers(self) -> list[Item]:
         """CancelTimer of every timer that may be set, at the end of the session."""
-        deploying: list[Item] = [CancelTimer(timer=("deploy", epoch)) for epoch in self._all]
+        names = ("deploy", "standby")
+        deploying: list[Item] = [CancelTimer(timer=(name, epoch)) for epoch in self._all for name in names]
         return deploying + [CancelTimer(timer=("node", node)) for node in sorted(self.down)]
 
 

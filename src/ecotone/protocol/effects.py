@@ -196,7 +196,7 @@ class LinkChanged:
     """For logs and the controller: the tensor link to `peer` is up or down, or the peer restarted."""
 
     peer: NodeId
-    state: str  # "up", "down", "restarted"
+    state: str  # "up", "down", "restarted"; at the asker also "silent" (to pings), "heard" (again)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,19 +55,30 @@ class Node:
     ) -> None:
         self.name, self.incarnation = name, incarnation
         self.worker = Worker(name, worker or WorkerSettings())
-        self.coordinator = Coordinator(name, coordinator) if coordinator else None
+        self.coordinator = Coordinator(name, coordinator, self._rtt_s) if coordinator else None
         self.observer = Observer(self.worker.settings.report_s)
         self._settings = links or {}
         self._peers: dict[NodeId, _Peer] = {}
         self._is_finishing = False
+        self._now_s, self._ahead_s = float("-inf"), 0.0  # of the shell's clock, since that was set back
 
     def handle(self, event: ev.Event, now_s: float) -> list[fx.Effect]:
-        """Take one event, return what to do, in order. Never raises for anything that a peer sent."""
+        """Take one event, return what to do, in order. Never raises for anything that a peer sent.
+
+        For the machines time never goes backwards: a clock that was set back goes on from where it was.
+        """
+        now_s += self._ahead_s
+        if now_s < self._now_s:
+            self._ahead_s += self._now_s - now_s
+            now_s = self._now_s
+        self._now_s = now_s
         pending: deque[nt.Item] = deque(self._take(event, now_s))
         done: list[fx.Effect] = []
         while pending:
             item = pending.popleft()
             if type(item) in _EFFECTS:
+                if self._ahead_s and type(item) is fx.SetTimer:
+                    item = fx.SetTimer(timer=item.timer, at_s=item.at_s - self._ahead_s)
                 done.append(cast(fx.Effect, item))
             else:
                 pending.extendleft(reversed(self._hand_on(cast(nt.Notice, item), now_s)))
@@ -100,6 +111,8 @@ class Node:
             case ev.TimerFired(timer=timer):
                 return self._timer_fired(timer, now_s)
             case ev.PeerUp(peer=peer):
+                if self.coordinator:
+                    self.coordinator.peer_seen(peer)
                 return self._peer(peer).sender.connected(now_s)
             case ev.PeerDown(peer=peer):
                 return self._peer(peer).sender.disconnected()
@@ -153,7 +166,7 @@ class Node:
             case ("closing",) if self._is_finishing:
                 self._is_finishing = False
                 return [fx.Closed()]
-            case ("request" | "node" | "deploy" | "patience", _) if self.coordinator:
+            case ("request" | "attempt" | "node" | "pong" | "deploy" | "standby" | "patience", _) if self.coordinator:
                 return self.coordinator.timer_fired(timer, now_s)
         return self.worker.timer_fired(timer, now_s)
 
@@ -162,6 +175,12 @@ class Node:
         peer = self._peer(name)
         items: list[nt.Item] = [] if known else peer.sender.connected(now_s)
         peer.sender.heard(now_s)
+        mind = self.coordinator
+        if mind is not None:
+            if not known:
+                mind.peer_seen(name)
+            if name in mind.suspicion.asked:
+                items += mind.heard(name, now_s)
         match message:
             case msg.Chunk():
                 return items + self._chunk(peer, message, now_s)
@@ -263,6 +282,10 @@ class Node:
         if mind and isinstance(content, _TO_COORDINATOR) and content.session == mind.settings.session:
             return mind.letter(peer, content, now_s)
         return self.worker.letter(peer, content, now_s)
+
+    def _rtt_s(self, name: NodeId) -> float:
+        """Least round trip of a small frame to a peer of late, 0 where none was timed."""
+        return self._peers[name].sender.timing.rtt_s if name in self._peers else 0.0
 
     def _peer(self, name: NodeId) -> _Peer:
         peer = self._peers.get(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ecotone.plan import Plan
-from ecotone.planset import shared_edge
 from ecotone.protocol.message import BodyId, NodeId, run_of
 
 __all__ = ["Kept", "Request", "kept_body"]
@@ -45,11 +44,10 @@ class Request:
     reasons: list[str] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     twins: dict[int, tuple[int, int]] = field(default_factory=dict)  # run that waits -> run and edge it goes on from
-
-    def kept_for(self, plan: Plan) -> Kept | None:
-        """The last kept boundary from which `plan` can go on."""
-        found = [k for k in self.kept if shared_edge(k.plan, plan) >= k.body.edge]
-        return max(found, key=lambda k: k.body.edge, default=None)
+    begun_s: dict[int, float] = field(default_factory=dict)  # run -> when
+    hedges: set[int] = field(default_factory=set)  # runs begun because another was slow
+    wait_s: float = 0.0  # patience with the present runs; doubled each time
+    rescue_s: float | None = None  # another run begun later would hardly end within the deadline
 
     @property
     def told(self) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TypeVar
 
 from ecotone.cluster import DeviceId
@@ -403,7 +404,7 @@ class Worker:
         if any(own == session and epoch.asker != peer for (own, _), epoch in self._epochs.items()):
             return "the session belongs to another asker", None
         try:
-            plan = Plan.from_json(deploy.plan_json)
+            plan = _read_plan(deploy.plan_json)
         except SchemaError as error:
             return str(error), None
         if plan.epoch != deploy.epoch or self._device not in (plan.source, plan.sink, *plan.devices):
@@ -472,6 +473,11 @@ class Worker:
                     self._coding = epoch.arrived[edge].popleft()
                     return [Decode(body=self._coding, codec=codec)]
         return []
+
+
+@lru_cache(maxsize=256)
+def _read_plan(text: str) -> Plan:
+    return Plan.from_json(text)
 
 
 def _key(body: BodyId) -> RequestKey:
