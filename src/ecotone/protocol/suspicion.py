@@ -1,11 +1,11 @@
 """Which runs take suspiciously long, and which nodes do not answer: pings and patience of the coordinator. Pure.
 
 Theory of operation. A run of an epoch should take no longer than `patience_s`: half more than the slowest of its last 32
-runs (or than predicted), plus `suspect_after_s`. One that does has its nodes pinged; the wait is doubled each time, so that a
-run on a slow link costs a few frames only. A node that says nothing at all for `pong_timeout_s` after that (or three of its
-round trips, where these are longer) is *silent*: it counts as lost until anything is heard of it, and is pinged again now
-and then. A false suspicion costs a second run, never a second result. Where every node answers the run is merely slow, or two
-nodes do not reach one another: the coordinator then starts one more run elsewhere.
+runs (or than predicted), plus `suspect_after_s`. One that does has its nodes pinged; the wait is doubled each time, so that
+a run on a slow link costs a few frames only. A node that says nothing at all for `pong_timeout_s` after that (or three of
+its round trips, where these are longer) is *silent*: it counts as lost until anything is heard of it, and is pinged again
+now and then. A false suspicion costs a second run, never a second result. Where every node answers the run is merely slow,
+or two nodes do not reach one another: the coordinator then starts one more run elsewhere.
 """
 
 from __future__ import annotations
