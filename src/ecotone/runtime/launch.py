@@ -14,10 +14,10 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ecotone import schema
-from ecotone.cluster import Cluster, DeviceId, Link
+from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.children import Child
 from ecotone.runtime.errors import NodeUnreachable
@@ -44,6 +44,8 @@ class Nodes:
         self._closing = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._threads: dict[DeviceId, tuple[LocalNode, ShapedWire | None]] = {}
+        self._root = Path("unused")
+        self._imposed: dict[tuple[DeviceId, DeviceId], Link] = {}  # links that are shaped now
         self.port = Port(cluster.source, wire)
         self.questions = Questions(self.port, {"echo": lambda peer, body: None})
 
@@ -66,12 +68,33 @@ class Nodes:
                 self.children[link.source].ask({"link": change}, 10.0)
             elif link.source in self._threads and (shaped := self._threads[link.source][1]) is not None:
                 shaped.set_link(NodeId(link.target), rate, link.latency_s)
+            self._imposed[link.source, link.target] = link
             self.cluster = self.cluster.with_link(link)
 
     def set_links(self, links: tuple[Link, ...]) -> None:
         """set_link for each."""
         for link in links:
             self.set_link(link)
+
+    def restart(self, device: DeviceId | str, deadline_s: float = 30.0) -> None:
+        """Start the ended process of `device` again: same name, address and weight store, the links as they are now.
+
+        Returns when it answers; raises ChildError or NodeUnreachable, and EcotoneError where it is not ours or still runs.
+        """
+        name = DeviceId(device)
+        child = self.children.get(name)
+        if child is None or child.is_alive:
+            why = "was not started here" if child is None else "still runs; kill or terminate it first"
+            raise EcotoneError(f"node {device} {why}")
+        child.close()
+        others = {key: address for key, address in self.addresses.items() if key != name}
+        begun = self.children[name] = _start_child(self.cluster.device(name))
+        begun.ask(None, deadline_s)
+        links = tuple(link for link in self._imposed.values() if link.source == name)
+        settings = _child_settings(self.cluster, name, self._root, links)
+        settings |= {"listen": [self.addresses[name]], "connect": list(others.values())}
+        begun.ask({"settings": settings}, deadline_s)
+        self.wait_for(frozenset([name]), deadline_s)
 
     def wait_for(self, devices: frozenset[DeviceId], deadline_s: float) -> None:
         """Return when the nodes of `devices` can be reached; raises NodeUnreachable, saying why a process here died."""
@@ -117,8 +140,8 @@ def launch(cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 
         )  # fmt: skip
         wire, shaped = open_wire(settings)
         nodes = Nodes(cluster, shaped or wire, shaped, children)
-        nodes.addresses = addresses
-        nodes._closing = closing
+        nodes.addresses, nodes._closing, nodes._root = addresses, closing, root
+        nodes._imposed = {} if unshaped else {(link.source, link.target): link for link in cluster.links}
         nodes.port.start()
         closing.callback(nodes.port.close)
         nodes.wait_for(frozenset(children), deadline_s)
@@ -197,15 +220,19 @@ def _start_children(cluster: Cluster, closing: contextlib.ExitStack) -> dict[Dev
     children: dict[DeviceId, Child] = {}
     for device in cluster.devices:
         if device.name != cluster.source:
-            threads = str(device.threads)
-            environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-            children[device.name] = Child(device.name, ("-m", "ecotone.runtime.node_main"), environment)
-    closing.callback(_close_children, tuple(children.values()))
+            children[device.name] = _start_child(device)
+    closing.callback(_close_children, children)
     return children
 
 
-def _close_children(children: tuple[Child, ...]) -> None:
-    closers = [threading.Thread(target=child.close, daemon=True) for child in children]
+def _start_child(device: Device) -> Child:
+    threads = str(device.threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return Child(device.name, ("-m", "ecotone.runtime.node_main"), environment)
+
+
+def _close_children(children: dict[DeviceId, Child]) -> None:
+    closers = [threading.Thread(target=child.close, daemon=True) for child in children.values()]
     for closer in closers:
         closer.start()
     for closer in closers:
@@ -219,12 +246,18 @@ def _open_children(
     addresses: dict[DeviceId, str] = {}
     for name, child in children.items():
         child.ask(None, deadline_s)
-        settings = {
-            "device": schema.write(cluster.device(name)),
-            "links": [] if unshaped else schema.write(links_from(cluster, name)),
-            "folder": str(root / name), "cluster": cluster.name, "listen": ["127.0.0.1:0"],
-            "connect": list(addresses.values()), "emulate": True, "cap_bytes": 8 << 30,
-        }  # fmt: skip
+        links = () if unshaped else links_from(cluster, name)
+        settings = _child_settings(cluster, name, root, links) | {"connect": list(addresses.values())}
         answer = child.ask({"settings": settings}, deadline_s)
         addresses[name] = str(answer["listening"][0])
     return addresses
+
+
+def _child_settings(cluster: Cluster, name: DeviceId, root: Path, links: tuple[Link, ...]) -> dict[str, Any]:
+    """What node_main is told, but for whom to connect to."""
+    return {
+        "device": schema.write(cluster.device(name)),
+        "links": schema.write(links),
+        "folder": str(root / name), "cluster": cluster.name, "listen": ["127.0.0.1:0"],
+        "emulate": True, "cap_bytes": 8 << 30,
+    }  # fmt: skip
