@@ -59,6 +59,16 @@ def test_run_three_machines(tmp_path: Path) -> None:
     assert min(right) > 25
 
 
+def test_survive(tmp_path: Path) -> None:
+    killed, answered, moved = run("05_survive.py", folder=tmp_path).splitlines()
+    total, of, there, alone = map(int, re.findall(r"\d+", answered))
+    assert killed.startswith("server killed")
+    assert total == of == 12  # nothing lost
+    assert there + alone == 12
+    assert there >= 3  # the kill came after the third answer
+    assert int(re.findall(r"(\d+)$", moved)[0]) >= 1
+
+
 def test_codecs(tmp_path: Path) -> None:
     rows = [line.split() for line in run("04_codecs.py", "2", folder=tmp_path).splitlines()[2:]]
     size = {row[0]: int(row[1].replace(",", "")) for row in rows}
