@@ -46,7 +46,5 @@ Survive = Annotated[
 Mtbf = Annotated[
     str, option("--mtbf", text="Mean time between failures where the cluster file states none. Default: 8h, an assumption.")
 ]
-Recover = Annotated[
-    str, option("--recover", text="With --survive: answers that a failure delays come within this, as 200ms.")
-]
+Recover = Annotated[str, option("--recover", text="With --survive: limit on how late a failure makes an answer: 200ms.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]

@@ -13,7 +13,17 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import plan_table, profile_table, seconds
-from ecotone.cli.workflow import Work, check_asked, load_work, make_plan, make_profile, open_nodes, write_file
+from ecotone.cli.workflow import (
+    Survival,
+    Work,
+    check_asked,
+    load_work,
+    make_failover,
+    make_plan,
+    make_profile,
+    open_nodes,
+    write_file,
+)
 from ecotone.cost import predict
 from ecotone.planner import PlannerError, Solution, baselines, explain
 from ecotone.profile import Profile
@@ -61,27 +71,40 @@ def plan(
     out_file: options.PlanOut = None,
     explain_it: options.Explain = False,
     compare: options.Compare = False,
+    survive: options.Survive = "",
+    mtbf: options.Mtbf = "",
+    recover: options.Recover = "",
     json_output: options.Json = False,
 ) -> None:
     """Find the best plan: which device runs which part, and in which codec each tensor crosses each link.
 
-    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device".
+    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". With
+    --survive it is a set: the plan and the standbys that take over when a device or link fails.
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
+      ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
     """
+    survival = Survival.parse(survive, mtbf, recover)
     work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=profile_file)
     solution = make_plan(work, made, objective, require or ())
     graph = work.captured.graph
+    failover = make_failover(work, made, objective, require or (), survival) if survival else None
     if out_file:
-        write_file(out_file, solution.plan.to_json())
+        write_file(out_file, (failover.planset if failover else solution.plan).to_json())
     if json_output:
-        print_json(json.loads(solution.to_json()))
+        print_json(json.loads((failover or solution).to_json()))
         return
-    out.print(plan_table(solution.plan, solution.cost, graph))
-    out.print(_proof(solution))
+    if failover and failover.planset.primary != solution.plan:
+        first = failover.planset.primary
+        out.print(plan_table(first, predict(first, graph, work.cluster, made), graph))
+    else:
+        out.print(plan_table(solution.plan, solution.cost, graph))
+        out.print(_proof(solution))
+    for line in failover.lines() if failover else ():
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
     if compare:
         out.print(_baselines(work, made, solution, require or ()))
     if explain_it:

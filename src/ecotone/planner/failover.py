@@ -38,6 +38,7 @@ SCHEMA, VERSION = "ecotone.failover", 1
 KINDS = ("none", "local", "passive", "active", "variant")
 TIE = 1e-4
 MAX_SURVIVE = 3
+NEAR = 1.05  # topologies that combine kinds are told of where they are nearly as good
 NUM_NEAR = 8  # plans near the best that may be primary
 
 
@@ -408,7 +409,7 @@ def _lines(found: FailoverSolution) -> Iterator[str]:
     for other in found.considered:
         if other.expected_s is None:
             yield f"{other.topology} rejected: {other.reason}"
-        elif other.topology != found.topology:
+        elif other.topology != found.topology and (other.topology in KINDS or other.expected_s <= found.expected_s * NEAR):
             share = other.expected_s / found.expected_s - 1.0 if found.expected_s > 0 else 0.0
             notes = [] if other.primary == str(found.planset.primary) else [f"first {other.primary}"]
             notes += [f"without failure {other.overhead_fraction or 0.0:+.2%}", *([other.reason] if other.reason else [])]
