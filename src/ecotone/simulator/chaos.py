@@ -79,13 +79,24 @@ def run_scene(scene: Scene, world_class: type[World] = World, after: Callable[[P
         world.at(world.origin_s + fault.at_s, program.inflict, fault)
     if after is not None:
         after(program)
-    last_s = max((f.at_s for f in script_of(scene)), default=0.0)
-    last_s = max([last_s, *(at_s + max(limit_s, 0.0) for at_s, limit_s in scene.asks)])
-    slack_s = sum(max(limit_s, 0.0) for at_s, limit_s in scene.asks if at_s < 0) + 2.0
-    until_s = world.origin_s + oracle.settled_s(last_s) + slack_s
-    most = world.num_events + _MOST_EVENTS
-    world.run(lambda: program.is_done or world.num_events > most, until_s)
+    _run_to_the_end(program, oracle)
     return judge(scene, program, oracle, _leftovers(program))
+
+
+def _run_to_the_end(program: Program, oracle: Oracle) -> None:
+    """Until all requests have ended, or those that were made should have."""
+    world = program.world
+    most, origin_s = world.num_events + _MOST_EVENTS, world.origin_s
+    last_s = max([0.0, *(f.at_s for f in script_of(oracle.scene)), *(at_s for at_s, _ in oracle.scene.asks)])
+    while not program.is_done and world.num_events < most and last_s < math.inf:
+        until_s = origin_s + last_s + 0.001
+        world.run(lambda: program.is_done or world.num_events > most, until_s)
+        if not program.is_done:
+            limits = oracle.ends_by({n: at_s - origin_s for n, at_s in program.submitted_s.items()})
+            further_s = max([last_s, *(limit_s for n, limit_s in limits.items() if n not in program.ends)])
+            if further_s <= last_s:
+                return
+            last_s = further_s
 
 
 def judge(scene: Scene, program: Program, oracle: Oracle, left: tuple[str, ...] = ()) -> Verdict:

@@ -64,6 +64,7 @@ class Program:
     incarnation: int = 1  # the newest process of any node
     is_up: bool = True
     is_deployed: bool = False
+    is_serving: bool = False  # this process has a plan in force: new requests are made
     error: str = ""  # why the first deployment failed
     submitted_s: dict[int, float] = field(default_factory=dict)
     accepted_s: dict[int, float] = field(default_factory=dict)
@@ -75,7 +76,7 @@ class Program:
     on_effect: Callable[[fx.Effect, float], None] | None = None
     is_closed: bool = False
     is_over: bool = False  # the rest of the script does not happen
-    _due: list[int] = field(default_factory=list)  # asked for while the asker was dead
+    _due: list[int] = field(default_factory=list)  # to be asked for once there is a plan in force
     _loop: deque[int] = field(default_factory=deque)  # of the closed loop, not yet asked for
 
     @property
@@ -105,7 +106,7 @@ class Program:
         match fault:
             case KillNode(device=device, detect_s=detect_s):
                 if NodeId(device) == self.name:
-                    self.is_up = False
+                    self.is_up = self.is_serving = False
                 if self.world.machines[NodeId(device)].is_alive:
                     self.world.kill(NodeId(device), detect_s)
             case RestartNode(device=device):
@@ -125,17 +126,22 @@ class Program:
             return
         self.session += 1
         self.world.restart(name, self.make(name, self.incarnation, self.session))
-        self.is_up = True
+        self.is_up, self.is_serving = True, False
         self.deploy(self.plans)
-        for number in sorted(self.submitted_s):
-            if number not in self.ends:
+        unended = [number for number in sorted(self.submitted_s) if number not in self.ends]
+        self._due = [number for number in unended if number not in self.journal] + self._due
+        for number in unended:
+            if number in self.journal:
                 self._submit(number)
+
+    def _serve(self) -> None:
+        self.is_serving = True
         due, self._due = self._due, []
         for number in due:
-            self._submit(number)
+            self.world.at(self.world.now_s, self._ask, number)
 
     def _ask(self, number: int) -> None:
-        if self.world.machines[self.name].is_alive:
+        if self.is_serving:
             self.world.do(self.name, self._submit, number)
         else:
             self._due.append(number)
@@ -165,6 +171,8 @@ class Program:
                 self.preferred.append((now_s, effect))
             case fx.DeployEnded(epoch=epoch, error=error):
                 self.deployed.append((now_s, effect))
+                if not error and not self.is_serving:
+                    self._serve()
                 if epoch == self.plans.primary.epoch:
                     self.error = self.error or ("" if self.is_deployed else error)
                     self.is_deployed = True
