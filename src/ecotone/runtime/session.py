@@ -377,7 +377,8 @@ class Session:
         spans: dict[tuple[int, int], dict[str, list[Span]]] = collections.defaultdict(dict)
         for epoch, run, items in self._recorder.of_session(session, first_request):
             spans[epoch, run][source] = items
-        for name in sorted({d for plan in plans.values() for d in (*plan.devices, plan.sink)} - {source}):
+        devices = {d for plan in plans.values() for d in (*plan.devices, plan.sink)} - {source}
+        for name in sorted(devices & self.nodes.port.peers()):
             try:
                 offset = self._clock_offset(NodeId(name))
                 body = {"session": session, "first_request": first_request}
