@@ -21,6 +21,7 @@ from ecotone.cli.console import out, print_json, progress_bar
 from ecotone.cluster import Device, DeviceId
 from ecotone.executors import IDS, unavailable
 from ecotone.executors.cache import cache_root
+from ecotone.lab import abilities
 from ecotone.model import capture
 from ecotone.profiling import MeasureOptions, profile_device
 
@@ -82,7 +83,9 @@ def _system() -> list[Finding]:
         findings.append(Finding("cache", "broken", f"{existing} cannot be written", remedy))
     root_user = hasattr(os, "geteuid") and os.geteuid() == 0
     detail = "yes" if root_user else "no: emulated clusters run in user space"
-    return [*findings, Finding("root", "ok" if root_user else "note", detail)]
+    found = abilities()
+    laboratory = Finding("lab", "ok" if found.has_machines else "note", found.sentence())
+    return [*findings, Finding("root", "ok" if root_user else "note", detail), laboratory]
 
 
 def _processor_flags() -> list[str]:

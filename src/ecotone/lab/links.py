@@ -77,8 +77,14 @@ class Links:
         for pair in pairs:
             self._traces.pop(pair, None)
             before = replace(self.now[pair], trace="", is_out=False)
-            rate = values.get("bytes_per_s", before.bytes_per_s)
-            changed.append(stopped(replace(before, **{**values, "bytes_per_s": rate})))
+            after = replace(
+                before,
+                bytes_per_s=values.get("bytes_per_s", before.bytes_per_s),
+                latency_s=values.get("latency_s", before.latency_s),
+                jitter_s=values.get("jitter_s", before.jitter_s),
+                loss=values.get("loss", before.loss),
+            )
+            changed.append(stopped(after))
         return self._keep([replace(k, bytes_per_s=k.bytes_per_s or self._stated(k)) for k in changed])
 
     def cut(self, pairs: Iterable[tuple[str, str]]) -> list[LinkNow]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ecotone.cluster import Link
-from ecotone.lab.commands import LabError, ip, run, tc, try_run
+from ecotone.lab.commands import ip, run, tc, try_run
 from ecotone.lab.relaying import RelayProcess
 from ecotone.lab.state import LabState, Machine
 
-__all__ = ["LinkNow", "Network"]
+__all__ = ["LinkNow", "Network", "root_interfaces", "stopped"]
 
 QUEUE_S = 0.1
 """What may wait for a link, in seconds of that link's time; at least MIN_QUEUE_PACKETS."""
@@ -58,7 +58,7 @@ class Network:
 
     def __init__(self, state: LabState, *, netem: bool):
         self._state, self._netem = state, netem
-        self._machines = {machine.device: machine for machine in state.machines}
+        self._machines = {str(machine.device): machine for machine in state.machines}
         self._relay: RelayProcess | None = None
         self._leaves: dict[tuple[str, str], str] = {}
 
@@ -195,7 +195,7 @@ class Network:
 
     def _rule(self, links: Iterable[LinkNow]) -> None:
         if self._relay is not None:
-            number = {machine.device: machine.number for machine in self._state.machines}
+            number = {str(machine.device): machine.number for machine in self._state.machines}
             self._relay.set_rules(
                 {
                     "source": number[link.source], "target": number[link.target], "latency_s": link.latency_s,
@@ -227,6 +227,3 @@ def _bits(bytes_per_s: float) -> str:
 def _class_counters(entry: dict[str, Any]) -> dict[str, int]:
     stats = entry.get("stats", entry)
     return {"packets": int(stats.get("packets", 0)), "bytes": int(stats.get("bytes", 0)), "lost": int(stats.get("drops", 0))}
-
-
-__all__ += ["LabError", "root_interfaces", "stopped"]

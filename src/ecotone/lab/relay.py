@@ -16,6 +16,7 @@ Cost: O(log n) a packet, n packets in flight; about 10 microseconds each, so som
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import heapq
 import json
@@ -206,10 +207,8 @@ def main() -> int:
     except OSError as error:
         os.write(1, json.dumps({"failed": f"relay: /dev/net/tun: {error}"}).encode() + b"\n")
         return 1
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # packets go before computing, or delays would be noise
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):  # packets go before computing, or delays would be noise
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     os.write(1, b'{"ready": true}\n')
     relay.serve(0, 1)
     return 0

@@ -1,4 +1,4 @@
-"""The laboratory's end of the relay process (relay.py): started, told rules, asked for counters, ended. One caller at a time."""
+"""The laboratory's end of the relay process (relay.py): started, told rules, asked for counters, ended."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from ecotone.cluster import Cluster, DeviceId
 from ecotone.lab.commands import LabError, try_run
 
 __all__ = [
-    "Fabric", "LabState", "Machine", "ProcessId", "Request", "check_lab_name", "find_lab", "lab_folder", "lab_names", "labs_locked",
-    "load_state", "plan_machines", "process_id", "save_state",
+    "Fabric", "LabState", "Machine", "ProcessId", "Request", "check_lab_name", "find_lab", "lab_folder", "lab_names",
+    "labs_locked", "load_state", "plan_machines", "process_id", "save_state",
 ]  # fmt: skip
 
 SCHEMA, VERSION = "ecotone.lab", 1

@@ -1,8 +1,8 @@
 """The supervisor of one laboratory: a process that owns everything, obeys verbs, moves traces, and cleans up when it ends.
 
 `python -m ecotone.lab.supervisor FOLDER`, started by Laboratory with request.json in the folder; it says one JSON line,
-{"listening": true} or {"failed": why}, when the network stands and the nodes are starting. It ends, and removes what it made,
-on SIGTERM, SIGINT, the verb "down", and, where it was not detached, on the end of its standard input (its parent's end).
+{"listening": true} or {"failed": why}, when the network stands and the nodes are starting. It ends, and removes what it
+made, on SIGTERM, SIGINT, the verb "down", and, where it was not detached, on the end of its standard input (its parent's).
 A supervisor that is killed takes its processes with it; the rest waits for `ecotone lab down` (sweep.py).
 
 One loop and one thread: verbs come over a socket in the private folder, one JSON line in, one out.
@@ -284,7 +284,7 @@ def _remarks(request: Request, found: Abilities) -> list[str]:
     wanted = sum(device.threads / device.slowdown for device in request.cluster.devices)
     if wanted > (os.cpu_count() or 1):
         remarks.append(
-            f"the machines together may use {wanted:.3g} CPUs of {os.cpu_count()}: when all are busy, each is slower than stated"
+            f"the machines together may use {wanted:.3g} CPUs of {os.cpu_count()}: all busy, each is slower than stated"
         )
     return remarks
 

@@ -1,7 +1,7 @@
 """The machines of a laboratory without root: node processes of this computer whose wire and lanes imitate links and speed.
 
 The same verbs as with namespaces, and what differs is said in REMARKS. A cut is a link so slow that nothing arrives:
-connections stay, so nobody sees a peer go down, only its silence. Each node ends when its input closes, so with the supervisor.
+connections stay, so nobody sees a peer go down, only its silence. Each node ends with the supervisor.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class UserMachines:
         self._links = {(link.source, link.target): link for link in links}
         cluster = member_cluster(self.state)
         devices = tuple(
-            replace(device, slowdown=old.slowdown) for device, old in zip(cluster.devices, self.state.cluster.devices)
+            replace(device, slowdown=old.slowdown)
+            for device, old in zip(cluster.devices, self.state.cluster.devices, strict=True)
         )
         cluster = replace(cluster, devices=devices, emulate=True)
         schema.write_aside(Path(self.state.folder) / "cluster.toml", cluster_toml(cluster))
