@@ -31,6 +31,25 @@ __all__ = ["FRAME_BYTES", "Condition", "Machine", "Timing", "Work", "World"]
 
 FRAME_BYTES = 128  # header of every frame
 _LETTER_BYTES = 512
+_CARRY_OUT = {
+    fx.Send: "_send",
+    fx.StoreChunk: "_store",
+    fx.Release: "_release",
+    fx.SetTimer: "_set_timer",
+    fx.CancelTimer: "_cancel_timer",
+    fx.Compute: "_compute",
+    fx.Encode: "_encode",
+    fx.Decode: "_decode",
+    fx.Prepare: "_prepare",
+    fx.Bind: "_bind",
+    fx.Alias: "_alias",
+    fx.Deliver: "_hand_out",
+    fx.Output: "_hand_out",
+    fx.Record: "_record",
+    fx.Unload: "_skip",
+    fx.OpenBlob: "_skip",
+    fx.LinkChanged: "_skip",
+}
 Timing = Callable[[BodyId, str], float]
 """Seconds of "compute", "encode" or "decode" of a body."""
 Work = Callable[[fx.Effect, float], None]
@@ -99,6 +118,7 @@ class World:
         self._heap: list[tuple[float, int, _Action, tuple[Any, ...]]] = []
         self._order = 0
         self._timer_id = 0
+        self._carry_out: dict[type, _Action] = {kind: getattr(self, name) for kind, name in _CARRY_OUT.items()}
         self._departed: dict[BodyId, float] = {}
         self.channels = {pair: Channel(*value) for pair, value in paths(tuple(machines), links).items()}
 
@@ -132,7 +152,7 @@ class World:
             return
         condition = machine.condition
         for effect in machine.node.handle(event, condition.offset_s + condition.drift * self.now_s):
-            _CARRY_OUT.get(type(effect), World._tell)(self, name, machine, effect)
+            self._carry_out.get(type(effect), self._tell)(name, machine, effect)
 
     def _to_process(self, name: NodeId, machine: Machine, event: ev.Event) -> None:
         if self.machines[name] is machine:
@@ -482,24 +502,3 @@ class World:
         start_s = self._departed.pop(chunk.body, None)
         if start_s is not None and chunk.body.edge != BLOB_EDGE:
             self.span(start_s, source, chunk.body, "transfer", target)
-
-
-_CARRY_OUT: dict[type, Callable[[World, NodeId, Machine, Any], None]] = {
-    fx.Send: World._send,
-    fx.StoreChunk: World._store,
-    fx.Release: World._release,
-    fx.SetTimer: World._set_timer,
-    fx.CancelTimer: World._cancel_timer,
-    fx.Compute: World._compute,
-    fx.Encode: World._encode,
-    fx.Decode: World._decode,
-    fx.Prepare: World._prepare,
-    fx.Bind: World._bind,
-    fx.Alias: World._alias,
-    fx.Deliver: World._hand_out,
-    fx.Output: World._hand_out,
-    fx.Record: World._record,
-    fx.Unload: World._skip,
-    fx.OpenBlob: World._skip,
-    fx.LinkChanged: World._skip,
-}
