@@ -81,12 +81,16 @@ class Script:
                 self.rig.do(ev.CancelRequest(request=n % self.num_requests))
 
     def make_whole(self) -> None:
-        """All machines and links are there again."""
+        """All machines and links are there again, and a set is in force (after a pause that failed there is none)."""
         for node in NAMES[1:]:
             self.rig.world.resume(node)
             if not self.rig.world.machines[node].is_alive:
                 self.rig.restart(node)
         self.rig.world.heal_all()
+        self.rig.let_pass(10.0)
+        mind = self.rig.world.machines[A].node.coordinator
+        if mind is not None and mind.in_force is None:
+            self.replan(0)
 
 
 def run(script: list[tuple[str, int]], sets: list[tuple[str, ...]], active: str, **bounds: object) -> Script:

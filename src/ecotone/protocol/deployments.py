@@ -50,6 +50,7 @@ class Deployment:
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
     doubt_s: float = 0.0  # for how long it was doubted last
     doubted_until_s: float = 0.0
+    num_lost: int = 0  # times that one of its nodes went since the last result
 
     @property
     def is_usable(self) -> bool:
@@ -107,6 +108,7 @@ class Deployments:
         deployment = self._all.get(epoch)
         if deployment is not None:
             deployment.doubt_s = deployment.doubted_until_s = 0.0
+            deployment.num_lost = 0
 
     @property
     def is_held(self) -> bool:
@@ -152,8 +154,14 @@ class Deployments:
         self._newest, self._wish = residents[-1].plan.epoch, None
         if event.pause and self.order:
             self._held = event
-            return items
+            return items + self._check_held()
         return items + self._begin(residents, now_s)
+
+    def _check_held(self) -> list[Item]:
+        """The old set is not retired for one that cannot come into force."""
+        assert self._held is not None
+        away = self.down.intersection(_nodes(self._held.plan))
+        return self.abandon(f"{', '.join(sorted(away))} cannot be reached; the old plan stays") if away else []
 
     def abandon(self, reason: str) -> list[Item]:
         """Give up what is being deployed."""
@@ -163,8 +171,10 @@ class Deployments:
 
     def resume(self, now_s: float) -> list[Item]:
         """The old set is drained: retire it and deploy the one that waits for its memory."""
+        items = self._check_held()
         held, self._held = self._held, None
-        assert held is not None
+        if held is None:
+            return items
         self._draining.update(self.order)
         self.order = []
         return self.retire_drained(even_running=True) + self._begin(_residents(held), now_s)
@@ -184,7 +194,7 @@ class Deployments:
         items: list[Item] = []
         for resident in residents:
             plan = resident.plan
-            nodes = tuple(dict.fromkeys(NodeId(d) for d in (plan.source, *plan.devices, plan.sink)))
+            nodes = _nodes(plan)
             deployment = self._all[plan.epoch] = Deployment(
                 plan=plan,
                 plan_json=plan.to_json(),
@@ -335,7 +345,13 @@ class Deployments:
             self.down.discard(peer)
             items.append(CancelTimer(timer=("node", peer)))
         for deployment in self.over(peer):
-            (deployment.down.add if is_down else deployment.down.discard)(peer)
+            if not is_down:
+                deployment.down.discard(peer)
+            elif peer not in deployment.down:
+                deployment.down.add(peer)
+                deployment.num_lost += 1
+                if deployment.num_lost > 1:  # nodes come and go, and nothing came of it
+                    self.doubt(deployment.plan.epoch, now_s)
         return items
 
     def restarted(self, peer: NodeId) -> list[Item]:
@@ -367,6 +383,10 @@ class Deployments:
         names = ("deploy", "standby")
         deploying: list[Item] = [CancelTimer(timer=(name, epoch)) for epoch in self._all for name in names]
         return deploying + [CancelTimer(timer=("node", node)) for node in sorted(self.down)]
+
+
+def _nodes(plan: Plan) -> tuple[NodeId, ...]:
+    return tuple(dict.fromkeys(NodeId(d) for d in (plan.source, *plan.devices, plan.sink)))
 
 
 def _residents(event: DeployRequested) -> list[Resident]:

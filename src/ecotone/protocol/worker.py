@@ -43,6 +43,7 @@ from ecotone.protocol.message import (
     Retire,
     StagePart,
     Want,
+    request_of,
 )
 from ecotone.protocol.notices import BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Reached, Transmit
 from ecotone.protocol.settings import WorkerSettings
@@ -86,6 +87,8 @@ class Worker:
         self._device = DeviceId(name)
         self._epochs: dict[EpochKey, _Epoch] = {}
         self._newest: dict[int, int] = {}  # session -> newest epoch that was deployed here
+        self._gone: dict[EpochKey, None] = {}  # retired, or could not be prepared
+        self._handed_out: dict[tuple[int, int], None] = {}  # requests whose outputs this sink has
         self._closed: dict[int, None] = {}
         self._active: dict[RequestKey, _Active] = {}
         self._dropped: dict[RequestKey, None] = {}
@@ -139,6 +142,7 @@ class Worker:
         epoch = self._epochs.pop(key, None)
         if epoch is None:
             return []
+        _remember(self._gone, key)
         failed = DeployFailed(session=key[0], epoch=key[1], reason=f"{self.name}: {reason}")
         return [Unload(session=key[0], epoch=key[1]), Post(epoch.asker, failed)]
 
@@ -333,8 +337,10 @@ class Worker:
             epoch.inputs.setdefault(body.edge, deque()).append(body)
             return []
         items = self._leave(body)
-        if epoch.asker != self.name:
-            items.append(Output(body=body))
+        if epoch.asker != self.name:  # of the runs of a request only the first hands its outputs out
+            request = (body.session, request_of(body.request))
+            items.append(Release(body=body, held=Held.TENSORS) if request in self._handed_out else Output(body=body))
+            _remember(self._handed_out, request)
         finished = RequestFinished(session=body.session, epoch=body.epoch, request=body.request)
         return [*items, Post(epoch.asker, finished)]
 
@@ -385,7 +391,7 @@ class Worker:
         reason, plan = self._deploy_violation(peer, deploy)
         if plan is None:
             return [Post(peer, DeployFailed(session=deploy.session, epoch=deploy.epoch, reason=f"{self.name}: {reason}"))]
-        self._newest[deploy.session] = deploy.epoch
+        self._newest[deploy.session] = max(deploy.epoch, self._newest.get(deploy.session, -1))
         self._epochs[key] = _Epoch(plan=plan, asker=peer, parts=deploy.parts)
         items: list[Item] = [Prepare(session=deploy.session, epoch=deploy.epoch, plan=plan, parts=deploy.parts)]
         for body in [b for b in self._parked if b[:2] == key]:
@@ -399,7 +405,7 @@ class Worker:
 
     def _deploy_violation(self, peer: NodeId, deploy: Deploy) -> tuple[str, Plan | None]:
         session = deploy.session
-        if session in self._closed or deploy.epoch <= self._newest.get(session, -1):
+        if session in self._closed or (session, deploy.epoch) in self._gone:
             return "this plan was retired", None
         if any(own == session and epoch.asker != peer for (own, _), epoch in self._epochs.items()):
             return "the session belongs to another asker", None
@@ -419,6 +425,7 @@ class Worker:
         for key in [k for k in self._active if k[:2] == (session, number)]:
             items += self._drop(key)
         if self._epochs.pop((session, number), None) is not None:
+            _remember(self._gone, (session, number))
             items.append(Unload(session=session, epoch=number))
         return [*items, Forget(session, number), *self._advance()]
 
@@ -440,20 +447,26 @@ class Worker:
     def _advance(self) -> list[Item]:
         items: list[Item] = []
         if self._computing is None:
-            items += self._next_compute()
+            self._computing = self._next_compute()
+            if self._computing is not None:
+                items.append(Compute(body=self._computing))
         if self._coding is None:
-            items += self._next_coding()
+            coding = self._next_coding()
+            if coding is not None:
+                self._coding = coding.body
+                items.append(coding)
         return items
 
-    def _next_compute(self) -> list[Item]:
+    def _next_compute(self) -> BodyId | None:
+        """The latest stage whose outputs have room, of the oldest epoch that has one."""
         for epoch in self._epochs.values():
-            if not epoch.is_ready:
-                continue
-            for stage in sorted((s for s, waiting in epoch.inputs.items() if waiting), reverse=True):
-                if self._has_room(epoch, stage + 1):
-                    self._computing = epoch.inputs[stage].popleft()
-                    return [Compute(body=self._computing)]
-        return []
+            best = -1
+            for stage, waiting in epoch.inputs.items():
+                if waiting and stage > best and epoch.is_ready and self._has_room(epoch, stage + 1):
+                    best = stage
+            if best >= 0:
+                return epoch.inputs[best].popleft()
+        return None
 
     def _has_room(self, epoch: _Epoch, edge: int) -> bool:
         limit = self.settings.queue_limit
@@ -461,18 +474,20 @@ class Worker:
             return len(epoch.unsent.get(edge, ())) < limit
         return edge == len(epoch.plan.stages) or len(epoch.inputs.get(edge, ())) < limit
 
-    def _next_coding(self) -> list[Item]:
+    def _next_coding(self) -> Encode | Decode | None:
+        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch."""
         for epoch in self._epochs.values():
-            edges = {e for e, waiting in (*epoch.to_encode.items(), *epoch.arrived.items()) if waiting}
-            for edge in sorted(edges, reverse=True):
-                codec = epoch.plan.transfers[edge].codec
-                if epoch.to_encode.get(edge):
-                    self._coding = epoch.to_encode[edge].popleft()
-                    return [Encode(body=self._coding, codec=codec)]
-                if self._has_room(epoch, edge):
-                    self._coding = epoch.arrived[edge].popleft()
-                    return [Decode(body=self._coding, codec=codec)]
-        return []
+            best, queues = -1, epoch.to_encode
+            for edge, waiting in epoch.to_encode.items():
+                if waiting and edge > best:
+                    best = edge
+            for edge, waiting in epoch.arrived.items():
+                if waiting and edge > best and self._has_room(epoch, edge):
+                    best, queues = edge, epoch.arrived
+            if best >= 0:
+                body, codec = queues[best].popleft(), epoch.plan.transfers[best].codec
+                return Encode(body=body, codec=codec) if queues is epoch.to_encode else Decode(body=body, codec=codec)
+        return None
 
 
 @lru_cache(maxsize=256)
