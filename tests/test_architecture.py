@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planner": PLANNER,
     "protocol": PROTOCOL,
     "simulator": PROTOCOL | {"protocol"},
+    "policies": PROTOCOL | {"protocol", "simulator"},
     "codec": {"units", "schema", "plan"},
     "model": {"units", "schema", "graph"},
     "executors": {"units", "schema", "graph", "model"},
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"*"},
     "__main__": {"*"},
 }
-PURE = DATA | {"trace", "cost", "planner", "protocol", "simulator"}
+PURE = DATA | {"trace", "cost", "planner", "protocol", "simulator", "policies"}
 NO_TORCH = PURE | {"web"}
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {

@@ -74,6 +74,7 @@ class Program:
     preferred: list[tuple[float, fx.Preferred]] = field(default_factory=list)
     deployed: list[tuple[float, fx.DeployEnded]] = field(default_factory=list)
     on_effect: Callable[[fx.Effect, float], None] | None = None
+    before_submit: Callable[[], None] | None = None
     is_closed: bool = False
     is_over: bool = False  # the rest of the script does not happen
     _due: list[int] = field(default_factory=list)  # to be asked for once there is a plan in force
@@ -147,6 +148,8 @@ class Program:
             self._due.append(number)
 
     def _submit(self, number: int) -> None:
+        if self.before_submit is not None:
+            self.before_submit()
         now_s, deadline_s = self.world.now_s, self.asks[number].deadline_s
         first_s = self.submitted_s.setdefault(number, now_s)
         left_s = None if deadline_s is None else max(0.0, first_s + deadline_s - now_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -179,12 +179,14 @@ def simulate(
     variants: Sequence[tuple[Graph, Profile]] = (),
     until_s: float = 1e6,
     trace: bool = True,
+    attend: Callable[[Program, Times], None] | None = None,
 ) -> Report:
     """Run `requests` through a plan or a set of plans on the virtual clock (arrivals: one at a time by default).
 
     `script`: faults at stated times; links whose cluster entry names a trace follow it. `variants`: further graphs that
     plans may be of. `coordinator` gives patience and bounds that are not named here. `until_s`: stop there; what has not
-    ended by then is counted. Raises EcotoneError where the plan cannot be deployed or the script makes no sense.
+    ended by then is counted. `attend` is told once the plans are in force. Raises EcotoneError where the plan cannot
+    be deployed or the script makes no sense.
     """
     arrivals = arrivals or ClosedLoop()
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
@@ -207,19 +209,26 @@ def simulate(
     )
     machines = {name: Machine(make(name, 1, settings.session)) for name in names}
     world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
-    world.connect_all()
-    program.deploy(plans)
-    world.run(lambda: program.is_deployed, until_s)
-    if program.error or not program.is_deployed:
-        raise EcotoneError(f"plan cannot be deployed: {program.error or 'nodes do not answer'}")
+    _bring_into_force(program, until_s)
     world.num_events = 0
     for channel in world.channels.values():
         channel.num_bytes, channel.busy_s = 0, 0.0
     program.begin()
     for fault in (*_traces(cluster, names), *script):
         world.at(world.origin_s + fault.at_s, program.inflict, fault)
+    if attend is not None:
+        attend(program, times)
     world.run(lambda: program.is_done, world.origin_s + until_s)
     return _report(world, program, seed)
+
+
+def _bring_into_force(program: Program, until_s: float) -> None:
+    world = program.world
+    world.connect_all()
+    program.deploy(program.plans)
+    world.run(lambda: program.is_deployed, until_s)
+    if program.error or not program.is_deployed:
+        raise EcotoneError(f"plan cannot be deployed: {program.error or 'nodes do not answer'}")
 
 
 def _numbered(plans: PlanSet, script: tuple[Fault, ...]) -> tuple[PlanSet, tuple[Fault, ...]]:

@@ -1,0 +1,66 @@
+"""The policy that knows the trace: what a perfect predictor of the links could get from the same resident plans.
+
+Before each request it plays every plan on the trace from now on (profiled seconds, transfers at the rates that will hold)
+and takes the one that ends first. Greedy, so with requests that queue up it is not a bound in theory; ending each request as
+early as possible is all that a plan chooser can do for the next one. Its clock must be that of the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ecotone.cluster import Cluster, DeviceId
+from ecotone.cost import CostModel, PlanCost
+from ecotone.graph import Graph
+from ecotone.linktrace import LinkTrace
+from ecotone.profile import Profile
+from ecotone.protocol.controller import Decision, Keep, Planned, Seen, Switch, Tick
+from ecotone.simulator.channel import sent_at
+
+__all__ = ["Oracle", "played_s"]
+
+Traces = Mapping[tuple[DeviceId, DeviceId], LinkTrace]
+
+
+def played_s(cost: PlanCost, traces: Traces, start_s: float) -> float:
+    """When a request that begins at `start_s` of the traces ends; links without a trace are as `cost` has them."""
+    now_s = start_s
+    for i, transfer in enumerate(cost.transfers):
+        trace = traces.get((transfer.source, transfer.target))
+        now_s += transfer.encode_s
+        if trace is None or transfer.source == transfer.target:
+            now_s += transfer.send_s + transfer.latency_s
+        else:
+            now_s = sent_at(trace, transfer.size_bytes, now_s)
+            now_s += trace.at(now_s).latency_s
+        now_s += transfer.decode_s
+        if i < len(cost.stages):
+            now_s += cost.stages[i].compute_s
+    return now_s
+
+
+class Oracle:
+    """Chooses by `traces` of directed links; `now_s` of handle must be the traces' time."""
+
+    name = "oracle"
+
+    def __init__(self, graph: Graph, cluster: Cluster, profile: Profile, traces: Traces) -> None:
+        self._model, self._traces = CostModel(graph, cluster, profile), dict(traces)
+        self._costs: dict[int, PlanCost] = {}
+        self.asked = 0
+
+    def handle(self, event: Seen, now_s: float) -> tuple[Decision, ...]:
+        """A decision at each tick."""
+        if isinstance(event, Planned):
+            self._costs = {plan.epoch: self._model.predict(plan) for plan in event.plans.plans}
+            self.asked = event.plans.primary.epoch
+        if not isinstance(event, Tick) or not self._costs:
+            return ()
+        best = min(self._costs, key=lambda epoch: (played_s(self._costs[epoch], self._traces, now_s), epoch))
+        if best == self.asked:
+            return (Keep(reason="it ends first"),)
+        self.asked = best
+        return (Switch(epoch=best, reason="it ends first on the trace"),)
+
+    def explanation(self) -> tuple[str, ...]:
+        return (f"plan {self.asked}: ends first on the trace",)
