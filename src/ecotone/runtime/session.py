@@ -44,7 +44,7 @@ from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.models import Models
 from ecotone.runtime.node import LEAVING, link_settings
 from ecotone.runtime.recorder import Ended, Recorder, RequestTrace, Span, machine_clock, trace_of
-from ecotone.runtime.residency import Residency
+from ecotone.runtime.residency import Answer, Residency
 from ecotone.runtime.shell import Shell, Told
 from ecotone.runtime.stages import Stages
 from ecotone.runtime.switching import Switchover, switchover
@@ -275,13 +275,20 @@ class Session:
         for plan in plans.plans:
             if plan is not plans.primary and self._missing(plan):
                 continue
-            try:
-                error = answers[plan.epoch].result(max(0.0, end - time.monotonic()))
-            except concurrent.futures.TimeoutError:
-                error = f"no answer within {timeout_s:g} s"
+            error = self._wait(answers[plan.epoch], plan, end)
             if error and plan is plans.primary:
                 return plans, error
         return plans, ""
+
+    def _wait(self, answer: Answer, plan: Plan, end_s: float) -> str:
+        """The answer to a deployment; a node of another version never gives one."""
+        while True:
+            try:
+                return answer.result(max(0.0, min(0.5, end_s - time.monotonic())))
+            except concurrent.futures.TimeoutError:
+                foreign = self.nodes.port.foreign(NodeId(name) for name in (*plan.devices, plan.sink))
+                if foreign or time.monotonic() >= end_s:
+                    return foreign or f"no answer within {self._settings.deploy_timeout_s:g} s"
 
     def _reachable_first(self, plans: PlanSet) -> PlanSet:
         """The set as it is where its first plan's nodes answer, else with the first standby whose nodes do in front."""
@@ -309,6 +316,10 @@ class Session:
         if found is None:
             raise DeployError(f"plan {plan} is not resident; deploy it with the set, or replan")
         self._shell.post(events.Prefer(epoch=found.epoch))
+
+    def probe(self, peer: str, size_bytes: int) -> None:
+        """Time the idle link to `peer` with so many bytes of padding; the next Observed of this node has the sample."""
+        self._shell.post(events.ProbeLink(peer=NodeId(peer), size_bytes=size_bytes))
 
     def listen(self, callback: Listener) -> None:
         """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged and DeployEnded, in the loop thread."""
