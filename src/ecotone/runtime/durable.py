@@ -177,5 +177,10 @@ def _pack(tensors: Tensors) -> bytes:
 
 
 def _unpack(data: bytes) -> tuple[torch.Tensor, ...]:
-    found = safetensors.torch.load(data)
+    try:
+        found = safetensors.torch.load(data)
+    except Exception as error:  # safetensors has its own exception type
+        raise form.JournalDamaged(
+            f"the journal's tensors cannot be read: {str(error)[:120]}; is it another one's?"
+        ) from None
     return tuple(found[name] for name in sorted(found))

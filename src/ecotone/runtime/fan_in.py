@@ -26,7 +26,9 @@ from typing import Any, Self
 
 import torch
 
+from ecotone.cluster import DeviceId
 from ecotone.protocol import fusion
+from ecotone.protocol.effects import LinkChanged
 from ecotone.protocol.fusion import Fusion, FusionSettings
 from ecotone.runtime.errors import Busy, NodeLost, RequestError, SessionClosed
 from ecotone.runtime.session import Session
@@ -59,6 +61,11 @@ class _Answered:
     branch: int
     frame: int
     answer: concurrent.futures.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    branch: int
 
 
 class _Stop:
@@ -95,6 +102,8 @@ class FanIn:
         self._tokens: dict[tuple[int, int], Any] = {}
         self._lane = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fusing")
         self._thread = threading.Thread(target=self._run, name="fan-in", daemon=True)
+        for branch, session in enumerate(self.branches):
+            session.listen(partial(self._told, branch))
         self._thread.start()
 
     def submit(self, inputs: Sequence[Any]) -> concurrent.futures.Future[Fused]:
@@ -164,6 +173,8 @@ class FanIn:
                     self._carry_out(machine.open(item.frame, time.monotonic()))
                 case _Answered():
                     self._carry_out(self._answer(item))
+                case _Lost(branch=branch):
+                    self._carry_out(machine.branch_down(branch))
                 case _Stop():
                     is_stopping = True
 
@@ -201,6 +212,13 @@ class FanIn:
             future = concurrent.futures.Future()
             future.set_exception(error if isinstance(error, RequestError) else RequestError(str(error)))
         future.add_done_callback(partial(self._tell, branch, frame))
+
+    def _told(self, branch: int, effect: object) -> None:
+        """A node went that every plan of the branch needs: the branch is dead. That it lives again its tokens will say."""
+        if isinstance(effect, LinkChanged) and effect.state in ("down", "silent") and not self._is_closed:
+            plans = self.branches[branch].plans
+            if all(DeviceId(effect.peer) in (*plan.devices, plan.sink) for plan in plans):
+                self._inbox.put(_Lost(branch))
 
     def _tell(self, branch: int, frame: int, answer: concurrent.futures.Future[Any]) -> None:
         self._inbox.put(_Answered(branch, frame, answer))

@@ -197,8 +197,15 @@ class JournalFile:
         size = os.fstat(self._file).st_size
         if size == 0:
             return JournalState()
-        with mmap.mmap(self._file, size, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-            return form.replay(view)
+        with mmap.mmap(self._file, size, access=mmap.ACCESS_READ) as data:
+            view = memoryview(data)
+            try:
+                return form.replay(view)
+            except JournalDamaged as error:
+                problem = str(error)
+            finally:
+                view.release()
+        raise JournalDamaged(problem)
 
     def _begin(self) -> None:
         """Cut a torn tail off; give an empty file its head."""

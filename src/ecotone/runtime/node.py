@@ -147,9 +147,10 @@ def link_settings(links: tuple[Link, ...], *, emulate: bool) -> dict[NodeId, Lin
 
 def _settings_of(bandwidth_bytes_per_s: float, emulate: bool) -> LinkSettings:
     if not emulate:
-        return LinkSettings(chunk_bytes=chunk_bytes_for(bandwidth_bytes_per_s))
+        chunk_bytes = chunk_bytes_for(bandwidth_bytes_per_s)
+        return LinkSettings(chunk_bytes=chunk_bytes, bytes_per_s=bandwidth_bytes_per_s)
     chunk_bytes = min(max(chunk_bytes_for(bandwidth_bytes_per_s, 0.02), 32 << 10), 256 << 10)
-    return LinkSettings(chunk_bytes=chunk_bytes, lease_s=5.0)
+    return LinkSettings(chunk_bytes=chunk_bytes, lease_s=5.0, bytes_per_s=bandwidth_bytes_per_s)
 
 
 def open_wire(settings: NodeSettings) -> tuple[ZenohWire, ShapedWire | None]:

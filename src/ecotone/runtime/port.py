@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ecotone.codec.frame import MAGIC, VERSION
 from ecotone.protocol.message import NodeId, Priority
 from ecotone.runtime.errors import NodeUnreachable
 from ecotone.units import EcotoneError
 from ecotone.wire.wire import Frame, PeerDown, PeerUp, Received, Wire, WireError, WireEvent
 
-__all__ = ["QUESTION", "Port"]
+__all__ = ["GUEST", "QUESTION", "Port"]
 
 QUESTION = b"ecotone.question"
+GUEST = "guest."
+"""Peers whose names begin so only ask questions: no machine is told of them."""
 _LINK_ID = slice(16, 32)  # of the frame header: see ecotone.codec.frame
+_VERSION_AT = len(MAGIC)
 
 
 class Listener(Protocol):
@@ -35,6 +39,7 @@ class Port:
         self.on_question: Callable[[NodeId, Frame], None] | None = None
         self._listener: Listener | None = None
         self._peers: set[NodeId] = set()
+        self._foreign: dict[NodeId, int] = {}
         self._changed = threading.Condition()
 
     def start(self) -> None:
@@ -49,7 +54,8 @@ class Port:
             self._listener = listener
             peers = sorted(self._peers)
         for peer in peers:
-            listener.on_wire(PeerUp(peer))
+            if not peer.startswith(GUEST):
+                listener.on_wire(PeerUp(peer))
 
     def detach(self, listener: Listener) -> None:
         with self._changed:
@@ -68,6 +74,11 @@ class Port:
         """Peers that can be reached now."""
         with self._changed:
             return frozenset(self._peers)
+
+    def foreign(self, peers: Iterable[NodeId]) -> str:
+        """Which of `peers` speak another version of the wire, for a person; "" where none is known to."""
+        found = [f"node {p} speaks version {self._foreign[p]} of the wire" for p in sorted(peers) if p in self._foreign]
+        return f"{', '.join(found)}, this program {VERSION}; install the same version of ecotone on both" if found else ""
 
     def wait_for(self, peers: frozenset[NodeId], deadline_s: float) -> None:
         """Return when all `peers` can be reached; raises NodeUnreachable naming the missing ones after `deadline_s`."""
@@ -88,6 +99,9 @@ class Port:
     def _handle(self, event: WireEvent) -> None:
         if isinstance(event, Received):
             frame = event.frame
+            if len(frame) > _VERSION_AT and frame[_VERSION_AT] != VERSION and frame[:_VERSION_AT] == MAGIC:
+                self._foreign[event.peer] = frame[_VERSION_AT]
+                return
             if frame[_LINK_ID] == QUESTION:
                 if self.on_question is not None:
                     self.on_question(event.peer, frame)
@@ -96,9 +110,10 @@ class Port:
             with self._changed:
                 if isinstance(event, PeerUp):
                     self._peers.add(event.peer)
+                    self._foreign.pop(event.peer, None)
                 elif isinstance(event, PeerDown):
                     self._peers.discard(event.peer)
                 self._changed.notify_all()
         listener = self._listener
-        if listener is not None:
+        if listener is not None and not event.peer.startswith(GUEST):
             listener.on_wire(event)

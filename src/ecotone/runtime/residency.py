@@ -20,7 +20,7 @@ from ecotone.protocol import effects
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.switching import Switchover
 
-__all__ = ["Residency"]
+__all__ = ["Answer", "Residency"]
 
 _REMEMBERED_PLANS, _NOTES = 512, 40
 
