@@ -20,7 +20,7 @@ from ecotone.lab.state import LabState
 
 __all__ = ["end_supervisor", "leftovers", "sweep"]
 
-GRACE_S, KILL_S = 20.0, 10.0
+GRACE_S, KILL_S, SWEEP_S = 20.0, 10.0, 10.0
 
 
 def end_supervisor(state: LabState) -> None:
@@ -37,37 +37,40 @@ def end_supervisor(state: LabState) -> None:
 
 def sweep(state: LabState) -> None:
     """Remove all that `state` names; raises LabError naming what could not be removed."""
-    _kill_all(state)
-    for name in _namespaces(state):
-        try_run(["ip", "netns", "del", name])
-    for name in root_interfaces(state):
-        try_run(["ip", "link", "del", name])
-    for folder in _groups(state):
-        _remove_group(folder)
-    for path in (Path(state.cache), Path(state.folder)):
-        shutil.rmtree(path, ignore_errors=True)
-    left = leftovers(state)
-    if left:
+    end = time.monotonic() + SWEEP_S
+    while True:  # again and again: a command may be on its way in, and a killed process leaves its group a moment later
+        for pid in _processes(state):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for name in _namespaces(state):
+            try_run(["ip", "netns", "del", name])
+        for name in root_interfaces(state):
+            try_run(["ip", "link", "del", name])
+        for folder in _groups(state):
+            groups.remove(folder)
+        shutil.rmtree(state.cache, ignore_errors=True)
+        left = _outside(state)
+        if not left or time.monotonic() > end:
+            break
+        time.sleep(0.02)
+    if left:  # the state file stays, so that the next try knows what to remove
         raise LabError(f'laboratory "{state.name}": could not remove {", ".join(left)}; remove it by hand')
+    shutil.rmtree(state.folder, ignore_errors=True)
 
 
 def leftovers(state: LabState) -> tuple[str, ...]:
     """What of the laboratory still exists, in words; empty after a good sweep."""
+    return (*_outside(state), *([f"folder {state.folder}"] if Path(state.folder).exists() else []))
+
+
+def _outside(state: LabState) -> tuple[str, ...]:
+    """The same but for the folder with the state file, which goes last."""
     found = [f"process {pid}" for pid in _processes(state)]
     found += [f"namespace {name}" for name in _namespaces(state)]
     found += [f"interface {name}" for name in root_interfaces(state)]
     found += [f"group {folder}" for folder in _groups(state) if folder.exists()]
-    found += [f"folder {path}" for path in (state.folder, state.cache) if Path(path).exists()]
+    found += [f"folder {state.cache}"] if Path(state.cache).exists() else []
     return tuple(found)
-
-
-def _kill_all(state: LabState) -> None:
-    end = time.monotonic() + KILL_S
-    while (pids := _processes(state)) and time.monotonic() < end:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
 
 
 def _processes(state: LabState) -> set[int]:
@@ -91,9 +94,3 @@ def _groups(state: LabState) -> tuple[Path, ...]:
     """Groups of the machines, then the folders that hold them."""
     inner = [Path(folder) for machine in state.machines for folder in machine.groups]
     return tuple(folder for folder in (*inner, *map(Path, state.groups)) if folder.exists())
-
-
-def _remove_group(folder: Path) -> None:
-    end = time.monotonic() + 2.0  # a killed process leaves its group a moment later
-    while not groups.remove(folder) and time.monotonic() < end:
-        time.sleep(0.02)
