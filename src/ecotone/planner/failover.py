@@ -37,6 +37,7 @@ __all__ = ["KINDS", "Considered", "FailoverSolution", "FailureEffect", "Memory",
 SCHEMA, VERSION = "ecotone.failover", 1
 KINDS = ("none", "local", "passive", "active", "variant")
 TIE = 1e-4
+MISSING = "no such plan was measured, or it is the plan that is there already"
 MAX_SURVIVE = 3
 NEAR = 1.05  # topologies that combine kinds are told of where they are nearly as good
 NUM_NEAR = 8  # plans near the best that may be primary
@@ -54,8 +55,8 @@ class FailureEffect:
     mttr_s: float
     served_by: str
     degraded_s: float
-    recover_s: float | None
     added_s: float
+    recover_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +223,7 @@ class _Choice:
     def _sets(self) -> Iterator[_Set]:
         candidates = self.sums.candidates
         for first, primary in enumerate(candidates):
-            if primary.variant or not primary.keeps_limits:
+            if primary.variant or not primary.keeps_limits or not primary.may_lead:
                 continue
             others = [i for i, c in enumerate(candidates) if i != first and self._may_follow(primary, c)]
             others.sort(key=lambda i: (candidates[i].value_s, i))
@@ -246,8 +247,9 @@ class _Choice:
 
     @staticmethod
     def _may_follow(primary: Candidate, other: Candidate) -> bool:
-        """A plan that is better than the primary and keeps the limits would be primary itself."""
-        return bool(other.variant) or not other.keeps_limits or other.value_s >= primary.value_s
+        """A plan that is better than the primary, and may lead, would be primary itself."""
+        may_lead = not other.variant and other.keeps_limits and other.may_lead
+        return other.value_s >= primary.value_s or not may_lead
 
     def _allowed(self, candidate: _Set) -> bool:
         if not candidate.kinds:
@@ -257,7 +259,7 @@ class _Choice:
     def _reason(self, candidate: _Set) -> str:
         """Why this set cannot be; empty where it can."""
         plans = [self.sums.candidates[i].plan for i in candidate.order]
-        if candidate.kinds:
+        if candidate.order != (0,):  # the plain plan is what solve answers: it fits
             for device, need in resident_bytes(self.graphs, plans).items():
                 if need > self.limits[device]:
                     amounts = (format_quantity(v, "bytes") for v in (self.limits[device], need))
@@ -302,19 +304,14 @@ class _Choice:
         return len(plans), candidate.twin is not None, held, stages, candidate.expected_s
 
     def _refusal(self, reasons: Mapping[str, str]) -> str:
-        asked = [k for k in KINDS if k in self.topologies and k != "none"]
-        for name in asked:
-            if name in reasons:
-                return f"{name}: {reasons[name]}"
-        if "none" in reasons:
-            return reasons["none"]
-        return f"{', '.join(asked)}: no other plan of that kind was measured or can be reached"
+        asked = [k for k in KINDS if k in self.topologies and (k != "none" or k in reasons)]
+        return "; ".join(f"{name}: {reasons.get(name, MISSING)}" for name in asked)
 
     def _considered(self, feasible: Mapping[str, _Set], reasons: Mapping[str, str]) -> Iterator[Considered]:
         for name in dict.fromkeys((*sorted(feasible, key=lambda n: feasible[n].expected_s), *reasons, *KINDS[:4])):
             found = feasible.get(name)
             if found is None:
-                reason = reasons.get(name, "no such plan was measured, or it is the plan that is there already")
+                reason = reasons.get(name, MISSING)
                 yield Considered(topology=name, reason=reason)
                 continue
             plain = self.sums.candidates[0].value_s

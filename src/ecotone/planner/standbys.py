@@ -10,6 +10,7 @@ answer is better than none.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,11 @@ class Candidate:
     loss_points: float = 0.0
     variant: str = ""
     keeps_limits: bool = True
+
+    @property
+    def may_lead(self) -> bool:
+        """Not cut on one device without need, as only a fallback is that shares a head."""
+        return all(a.device != b.device for a, b in itertools.pairwise(self.plan.stages))
 
     @property
     def is_local(self) -> bool:
