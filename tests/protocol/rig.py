@@ -57,9 +57,11 @@ class Rig:
         )
         self.size_bytes = 20_000
         self.seconds: dict[tuple[str, int], float] = {}  # (node, stage): compute
-        self.raising: set[tuple[int, int]] = set()  # (epoch, edge): that work fails
+        self.raising: set[tuple[int, int]] = set()  # (epoch, stage): computing it fails
         self.world = World(machines, links, self._seconds, lambda body: self.size_bytes, self._took)
-        self.world.fault_of = lambda body, work: "told to" if (body.epoch, body.edge) in self.raising else ""
+        self.world.fault_of = lambda body, work: (
+            "told to" if work == "compute" and (body.epoch, body.edge) in self.raising else ""
+        )
         self.log: list[fx.Effect] = []
         self.computed: list[BodyId] = []
         self.ends: dict[int, list[str]] = {}

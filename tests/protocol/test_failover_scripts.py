@@ -19,10 +19,10 @@ pytestmark = pytest.mark.pure
 SETS = [("bc", "aa"), ("ab", "aa"), ("bb", "cc", "aa"), ("ab", "ac", "aa"), ("bc", "cd", "db", "aa"), ("aa", "bb")]
 ALONE = [("bc",), ("bb",), ("bc", "bd"), ("ab", "cb"), ("db",)]
 ACTIVE = ["", "cc", "ac", "aa"]
-KINDS = (
-    "submit submit submit submit wait wait wait kill restart cut heal one_way stall resume replan replan prefer cancel hurry "
-    "pause burst slow"
-).split()
+KINDS = [
+    *["submit"] * 4, *["wait"] * 3, "burst", "hurry", "cancel", "kill", "restart", "cut", "heal", "one_way", "stall",
+    "resume", "slow", "replan", "replan", "prefer", "pause",
+]  # fmt: skip
 scripts = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 11)), max_size=40)
 
 

@@ -108,6 +108,11 @@ class Worker:
         return {session: epoch.asker for (session, _), epoch in self._epochs.items()}
 
     @property
+    def epochs(self) -> tuple[EpochKey, ...]:
+        """(session, epoch) of the plans that this node takes part in."""
+        return tuple(self._epochs)
+
+    @property
     def num_sessions(self) -> int:
         return len({session for session, _ in self._epochs})
 
