@@ -22,15 +22,14 @@ def rig() -> Rig:
 
 def test_a_request_is_accepted_when_it_is_recorded(rig: Rig) -> None:
     rig.submit(1)
-    assert [type(e) for e in rig.log if isinstance(e, fx.Record | fx.Accepted)] == [fx.Record]
     rig.submit(1)
     rig.let_pass(0.04)
     assert rig.said(fx.Accepted) == []
     rig.let_pass(0.02)
-    assert rig.said(fx.Accepted) == [fx.Accepted(request=1)]
+    assert [type(e) for e in rig.log if isinstance(e, fx.Record | fx.Accepted)] == [fx.Record, fx.Accepted]
     rig.let_pass(0.5)
     assert rig.ends == {1: ["result"]}
-    assert len(rig.said(fx.Record)) == 1
+    assert len(rig.said(fx.Record)) == 1, "asked for once"
 
 
 def test_a_journal_that_cannot_write_refuses_by_name(rig: Rig) -> None:

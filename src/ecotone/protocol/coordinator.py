@@ -479,12 +479,12 @@ class Coordinator:
 
     def _deliver_in_turn(self) -> list[Item]:
         items: list[Item] = []
-        while self._requests:
-            number, request = next(iter(self._requests.items()))
-            if request.result is None:
-                break
+        while True:
+            accepted = ((n, r) for n, r in self._requests.items() if not r.is_recording)
+            number, request = next(accepted, (0, None))
+            if request is None or request.result is None:
+                return items
             items += self._deliver(number, request)
-        return items
 
     def _deliver(self, number: int, request: Request) -> list[Item]:
         assert request.result is not None
