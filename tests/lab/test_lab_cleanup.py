@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from worlds import cluster, needs_machines, wait_until
 
-from ecotone.cluster import Cluster
 from ecotone.lab import Laboratory
 from ecotone.lab.laboratory import remove_lab
 from ecotone.lab.state import LabState, load_state
@@ -78,7 +77,6 @@ def test_two_at_once_and_one_supervisor_killed(labs: Path) -> None:
 
 HOLDER = """
 import sys, time
-from ecotone.cluster import Cluster
 from ecotone.lab import Laboratory
 laboratory = Laboratory(Cluster.from_json(open(sys.argv[1]).read()), name="held").up()
 print("up", flush=True)
@@ -112,9 +110,7 @@ def test_sweeping_what_was_never_made_removes_nothing(labs: Path) -> None:
 
 
 def test_a_laboratory_that_cannot_be_built_leaves_nothing(labs: Path) -> None:
-    broken = Cluster(
-        name="two words", devices=PAIR.devices, links=PAIR.links, source=PAIR.source, sink=PAIR.sink, emulate=True
-    )
-    with pytest.raises(EcotoneError, match='name "two words": use 1 to 64 letters'):
-        Laboratory(broken, name="broken").up()
+    many = cluster(*(("hub", f"leaf{number}", 1e7, 0.0) for number in range(200)), name="crowd")
+    with pytest.raises(EcotoneError, match="201 devices; a laboratory has at most 200"):
+        Laboratory(many, name="crowd").up()
     assert [path.name for path in labs.iterdir()] == [".lock"]

@@ -38,6 +38,7 @@ from ecotone.units import EcotoneError
 
 __all__ = ["Laboratory"]
 
+FABRICS = ("auto", "relay", "bridge", "user")
 BUILD_S, VERB_S, FOLLOW_S = 120.0, 120.0, 0.05
 
 
@@ -56,7 +57,10 @@ class Laboratory:
     ):  # fmt: skip
         self.cluster = cluster
         self.name = name or f"{cluster.name}-{os.getpid()}"
-        check_lab_name(self.name)
+        for one in (self.name, cluster.name, *(device.name for device in cluster.devices)):
+            check_lab_name(one)
+        if fabric not in FABRICS:
+            raise LabError(f"fabric {fabric!r} is not known; {', '.join(FABRICS)} are")
         given = dict(traces or {})
         wanted = {link.trace: given.get(link.trace) or load_trace(link.trace) for link in cluster.links if link.trace}
         self._request = Request(

@@ -209,8 +209,6 @@ def plan_machines(
     cluster: Cluster, *, fabric: Fabric, here: bool, identity: str, groups: tuple[Path, ...], subnet: str
 ) -> tuple[Machine, ...]:
     """Every machine with the names that it will have; raises LabError for a cluster that cannot be built."""
-    for name in (cluster.name, *(device.name for device in cluster.devices)):
-        check_lab_name(name)
     if len(cluster.devices) > MAX_MACHINES:
         raise LabError(f"cluster {cluster.name}: {len(cluster.devices)} devices; a laboratory has at most {MAX_MACHINES}")
     if fabric == "user":
