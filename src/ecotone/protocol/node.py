@@ -130,6 +130,7 @@ class Node:
         | ev.CancelRequest
         | ev.DeployRequested
         | ev.Prefer
+        | ev.Expect
         | ev.Recorded
         | ev.RecordFailed
         | ev.CloseRequested,
@@ -147,6 +148,9 @@ class Node:
                 return self.coordinator.deploy(event, now_s)
             case ev.Prefer(epoch=epoch):
                 return self.coordinator.prefer(epoch, now_s)
+            case ev.Expect(epoch=epoch, expected_s=expected_s):
+                self.coordinator.sets.expect(epoch, expected_s)
+                return []
             case ev.Recorded(request=request):
                 return self.coordinator.recorded(request, now_s)
             case ev.RecordFailed(request=request, reason=reason):
@@ -191,6 +195,8 @@ class Node:
                 return items + peer.receiver.letter(message, now_s)
             case msg.LinkOpen(incarnation=incarnation):
                 items += self._meet(peer, name, incarnation, now_s)
+                if known and not peer.sender.is_open and peer.sender.peer_incarnation == 0:
+                    items += peer.sender.connected(now_s)  # our first LinkOpen went unheard: it had no machine yet
                 return items + peer.receiver.opened_by(message)
             case msg.LinkOpened(incarnation=incarnation):
                 items += peer.sender.opened(message, now_s)
