@@ -182,7 +182,7 @@ class _ByRate:
             self.asked = event.epoch
 
     def choose(self, now_s: float) -> tuple[Decision, ...]:
-        best, probes = self.prices.best(self.rates.now()), self.rates.probes(now_s)
+        best, probes = self.prices.best(self.rates.now()), self.rates.probes(now_s, self.prices.uses(self.asked))
         if best is None or best == self.asked:
             return (Keep(reason="the best at the measured rate"), *probes)
         self.asked = best

@@ -53,9 +53,10 @@ class Rates:
             found[pair] = (1.0 / rate, self._latency[pair])
         return found
 
-    def probes(self, now_s: float) -> tuple[ProbeLink, ...]:
-        """Links from the asker that nothing timed for a while."""
-        late = [p for p in self._stated if p[0] == self._source and now_s - self._timed_s.get(p, -math.inf) >= self._probe_s]
+    def probes(self, now_s: float, used: frozenset[Pair]) -> tuple[ProbeLink, ...]:
+        """Links from the asker, but those in use, that nothing timed for a while."""
+        idle = [pair for pair in self._stated if pair[0] == self._source and pair not in used]
+        late = [pair for pair in idle if now_s - self._timed_s.get(pair, -math.inf) >= self._probe_s]
         for pair in late:
             self._timed_s[pair] = now_s
         return tuple(ProbeLink(peer=pair[1], size_bytes=self._probe_bytes) for pair in late)
@@ -76,6 +77,10 @@ class Prices:
         cost = self._model.predict(plan)
         on_links = sum(t.latency_s + t.send_s for t in cost.transfers)
         return cost.latency_s - on_links, link_terms(plan, self._model)
+
+    def uses(self, epoch: int) -> frozenset[Pair]:
+        """The links that a plan sends over."""
+        return frozenset(pair for pair, _, _ in self._parts[epoch][1]) if epoch in self._parts else frozenset()
 
     def best(self, links: Mapping[Pair, tuple[float, float]]) -> int | None:
         """The epoch of least latency."""

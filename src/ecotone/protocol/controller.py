@@ -44,8 +44,8 @@ from ecotone.protocol.effects import DeployEnded, LinkChanged, Observed, Preferr
 from ecotone.protocol.message import LinkSample, NodeReport, WorkSample
 
 __all__ = [
-    "Controller", "ControllerSettings", "Decision", "Keep", "LinkState", "Planned", "PlanningFailed", "Policy", "ProbeLink",
-    "Replan", "Seen", "Switch", "Tick", "link_terms",
+    "Controller", "ControllerSettings", "Decision", "Expect", "Keep", "LinkState", "Planned", "PlanningFailed", "Policy",
+    "ProbeLink", "Replan", "Seen", "Switch", "Tick", "link_terms",
 ]  # fmt: skip
 
 Pair = tuple[DeviceId, DeviceId]
@@ -111,7 +111,15 @@ class ProbeLink:
     size_bytes: int
 
 
-Decision = Keep | Switch | Replan | ProbeLink
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """As things are now a request under `epoch` should take `expected_s`: the coordinator doubts runs by that."""
+
+    epoch: int
+    expected_s: float
+
+
+Decision = Keep | Switch | Replan | ProbeLink | Expect
 
 
 class Policy(Protocol):
@@ -146,6 +154,7 @@ class ControllerSettings:
     probe_busy_s: float = 0.02  # what a probe should occupy of the link
     probe_bytes: tuple[int, int] = (4096, 32768)
     hope: float = 4.0  # a link is probed where it would matter if it were so many times as fast as stated
+    expect_change: float = 0.15  # the coordinator is told when the plan's predicted latency changed by so much
     drift: float = 0.25  # a device's factor moved by so much since planning: plan again
     replan_every_s: float = 10.0
 
@@ -263,6 +272,7 @@ class Controller:
         self._doubted: set[DeviceId] = set()
         self._streak = _Streak()
         self._probed_s: dict[DeviceId, float] = {}
+        self._told: dict[int, float] = {}  # what the coordinator expects of a plan
         self._replan_asked_s, self._is_planning = -math.inf, False
         self._history: deque[str] = deque(maxlen=_REMEMBERED)
         self.num_switches = 0
@@ -277,7 +287,7 @@ class Controller:
             case Observed(peer=peer, report=report):
                 if not self._learn(DeviceId(peer), report, now_s):
                     return ()
-                return (*self._decide(now_s), *self._probes(now_s))
+                return (*self._decide(now_s), *self._probes(now_s), *self._expect(now_s))
             case LinkChanged(peer=peer, state=state):
                 (self._lost.add if state == "down" else self._lost.discard)(DeviceId(peer))
                 return self._decide(now_s)
@@ -332,7 +342,7 @@ class Controller:
         device = self._devices.get(peer)
         if device is None:
             return False
-        device.queue += 0.5 * (report.num_queued - device.queue)
+        device.queue += 0.5 * (max(0, report.num_queued - 1) - device.queue)  # one is being served
         for work in report.work:
             self._learn_work(peer, device, work)
         for link in report.links:
@@ -444,28 +454,38 @@ class Controller:
         return (Replan(now=self.corrected_cluster(now_s), profile=self.corrected_profile(), reason=why),)
 
     def _probes(self, now_s: float) -> tuple[Decision, ...]:
-        """Time links from the asker that no traffic times, where some resident plan over them might win."""
-        source = next(iter(self._priced.values())).plan.source if self._priced else None
-        present = self.value_s(self.asked, now_s) if self.asked in self._priced else math.inf
+        """Time links from the asker that the plan in force leaves idle, where some resident plan over them might win."""
+        present = self._priced.get(self.in_force)
+        if present is None:
+            return ()
+        present_s = self._value(present, {pair: self._link(pair, now_s) for pair, _, _ in present.links})
+        idle = {pair for pair in self.links if pair[0] == present.plan.source} - {pair for pair, _, _ in present.links}
+        wanted = {pair for p in self._priced.values() if self._could_win(p, present_s) for pair, _, _ in p.links}
         found: list[Decision] = []
-        for (one, other), state in self.links.items():
-            newest_s = max(state.timed_s, self._probed_s.get(other, -math.inf))
-            if one != source or now_s - newest_s < self.settings.probe_s:
+        for pair in sorted(idle & wanted):
+            state, (low, high) = self.links[pair], self.settings.probe_bytes
+            if now_s - max(state.timed_s, self._probed_s.get(pair[1], -math.inf)) < self.settings.probe_s:
                 continue
-            if any(
-                (one, other) in {pair for pair, _, _ in p.links} and self._could_win(p, present)
-                for p in self._priced.values()
-            ):
-                low, high = self.settings.probe_bytes
-                size = int(min(max(self.settings.probe_busy_s / state.s_per_byte, low), high))
-                self._probed_s[other] = now_s
-                found.append(ProbeLink(peer=other, size_bytes=size))
+            self._probed_s[pair[1]] = now_s
+            size = int(min(max(self.settings.probe_busy_s / state.s_per_byte, low), high))
+            found.append(ProbeLink(peer=pair[1], size_bytes=size))
         return tuple(found)
 
     def _could_win(self, priced: _Priced, present_s: float) -> bool:
         """Whether the plan would be better than the present one on links as good as one may hope."""
         hoped = {p: (self.links[p].stated_s_per_byte / self.settings.hope, 0.0) for p, _, _ in priced.links}
         return self._value(priced, hoped) < present_s
+
+    def _expect(self, now_s: float) -> tuple[Decision, ...]:
+        """Tell the coordinator what the plan asked for should take, where that changed."""
+        if self.objective.name != "latency" or self.asked not in self._priced:
+            return ()
+        seconds = self.value_s(self.asked, now_s)
+        told = self._told.get(self.asked)
+        if told is not None and abs(math.log(seconds / told)) < math.log1p(self.settings.expect_change):
+            return ()
+        self._told[self.asked] = seconds
+        return (Expect(epoch=self.asked, expected_s=seconds),)
 
     # ---- what it can tell -------------------------------------------------------------------------------------------
 

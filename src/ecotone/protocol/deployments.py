@@ -43,6 +43,7 @@ class Deployment:
     not_ready: set[NodeId]
     is_active: bool = False
     expected_s: float = 0.0
+    told_s: float = 0.0  # what a controller expects as things are now
     boundary_bytes: int = 0
     down: set[NodeId] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
@@ -333,6 +334,11 @@ class Deployments:
             self.order.insert(0, epoch)
         elif epoch in self.pending:
             self._wish = epoch
+
+    def expect(self, epoch: int, expected_s: float) -> None:
+        """What a run should take as things are now, from who knows better than the runs of late."""
+        if epoch in self._all and expected_s > 0:
+            self._all[epoch].told_s = expected_s
 
     def set_down(self, peer: NodeId, is_down: bool, now_s: float) -> list[Item]:
         """`peer` does not answer, or does again."""

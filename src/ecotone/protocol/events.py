@@ -14,8 +14,8 @@ from ecotone.protocol.message import BlobRange, BodyId, LinkMessage, NodeId, Sta
 
 __all__ = [
     "BlobsMissing", "CancelRequest", "CloseRequested", "Computed", "Decoded", "DeployRequested", "Encoded", "ErrorKind",
-    "Event", "MessageReceived", "PeerDown", "PeerUp", "Prefer", "PrepareFailed", "Prepared", "ProbeLink", "RecordFailed",
-    "Recorded", "Resident", "Submit", "TimerFired", "TimerId", "WorkFailed",
+    "Event", "Expect", "MessageReceived", "PeerDown", "PeerUp", "Prefer", "PrepareFailed", "Prepared", "ProbeLink",
+    "RecordFailed", "Recorded", "Resident", "Submit", "TimerFired", "TimerId", "WorkFailed",
 ]  # fmt: skip
 
 TimerId = tuple[str, ...] | tuple[str | int, ...]
@@ -166,6 +166,14 @@ class Prefer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """As things are now a run under `epoch` should take `expected_s`: patience goes by that, no longer by runs of late."""
+
+    epoch: int
+    expected_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
     """The asker wants request `request` (its own number below 2**40, never reused) answered within `deadline_s` from now.
 
@@ -218,5 +226,6 @@ class CloseRequested:
 
 Event = (
     MessageReceived | PeerUp | PeerDown | TimerFired | Computed | Encoded | Decoded | WorkFailed | Prepared | PrepareFailed
-    | BlobsMissing | ProbeLink | DeployRequested | Prefer | Submit | Recorded | RecordFailed | CancelRequest | CloseRequested
+    | BlobsMissing | ProbeLink | DeployRequested | Prefer | Expect | Submit | Recorded | RecordFailed | CancelRequest
+    | CloseRequested
 )  # fmt: skip

@@ -52,8 +52,8 @@ class Suspicion:
         return known_s * _MARGIN + self.settings.suspect_after_s if known_s else self.settings.node_timeout_s
 
     def known_s(self, deployment: Deployment) -> float:
-        """The slowest of late, or the prediction; 0: nothing is known."""
-        return max(deployment.latencies_s, default=deployment.expected_s)
+        """What a controller said, else the slowest of late, or the prediction; 0: nothing is known."""
+        return deployment.told_s or max(deployment.latencies_s, default=deployment.expected_s)
 
     def took(self, deployment: Deployment, seconds: float) -> None:
         """A run ended with a result. One that was stopped for long must not make us patient for as long."""

@@ -22,6 +22,7 @@ from ecotone.planset import PlanSet, Standby
 from ecotone.protocol import effects
 from ecotone.protocol.controller import (
     Decision,
+    Expect,
     Keep,
     Planned,
     PlanningFailed,
@@ -156,6 +157,8 @@ class Adaptive:
                 if plan is not None:  # else it was replaced meanwhile: Planned follows
                     self.session.prefer(plan)
                     self.num_switches += 1
+            case Expect(epoch=epoch, expected_s=expected_s):
+                self.session.expect(epoch, expected_s)
             case ProbeLink(peer=peer, size_bytes=size_bytes):
                 self.session.probe(peer, size_bytes)
             case Replan():

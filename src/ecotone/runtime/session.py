@@ -317,6 +317,10 @@ class Session:
             raise DeployError(f"plan {plan} is not resident; deploy it with the set, or replan")
         self._shell.post(events.Prefer(epoch=found.epoch))
 
+    def expect(self, epoch: int, expected_s: float) -> None:
+        """As things are now a run under resident plan `epoch` should take so long: one that takes much longer is doubted."""
+        self._shell.post(events.Expect(epoch=epoch, expected_s=expected_s))
+
     def probe(self, peer: str, size_bytes: int) -> None:
         """Time the idle link to `peer` with so many bytes of padding; the next Observed of this node has the sample."""
         self._shell.post(events.ProbeLink(peer=NodeId(peer), size_bytes=size_bytes))

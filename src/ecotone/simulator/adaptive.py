@@ -19,6 +19,7 @@ from ecotone.protocol import effects as fx
 from ecotone.protocol import events as ev
 from ecotone.protocol.controller import (
     Decision,
+    Expect,
     Keep,
     Planned,
     PlanningFailed,
@@ -105,6 +106,8 @@ class _Shell:
         match decision:
             case Switch(epoch=epoch):
                 world.event(name, ev.Prefer(epoch=epoch))
+            case Expect(epoch=epoch, expected_s=expected_s):
+                world.event(name, ev.Expect(epoch=epoch, expected_s=expected_s))
             case ProbeLink(peer=peer, size_bytes=size_bytes):
                 world.event(name, ev.ProbeLink(peer=NodeId(peer), size_bytes=size_bytes))
             case Replan():
