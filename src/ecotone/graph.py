@@ -90,6 +90,7 @@ class Graph:
     parameters: tuple[Parameter, ...] = ()
     weights_hash: str = ""  # content hash of all weights, so that a profile knows its model
     _last_use: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
+    _hash: str = field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
         schema.check(f"graph {self.name}", self._violations())
@@ -153,10 +154,13 @@ class Graph:
         return sum(block.flop for block in self.blocks[start:stop])
 
     def content_hash(self) -> str:
-        """Hex sha256 of structure and weights hash; names are not part of it."""
-        document = schema.write(self)
-        del document["name"]
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        """Hex sha256 of structure and weights hash; names are not part of it. Worked out once."""
+        if not self._hash:
+            document = schema.write(self)
+            del document["name"]
+            digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+            object.__setattr__(self, "_hash", digest)
+        return self._hash
 
     def to_json(self) -> str:
         return schema.dump_json(self, SCHEMA, VERSION)

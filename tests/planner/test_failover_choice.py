@@ -81,7 +81,7 @@ def test_no_set_of_any_plans_is_better(survive: int, standbys: int) -> None:
         ratios.append(found.expected_s / expected)
     assert min(ratios) >= 1 - 1e-9
     assert max(ratios) <= 1.01
-    assert sum(r <= 1 + 1.01 * TIE for r in ratios) >= 0.9 * len(ratios)
+    assert sum(r <= 1 + 1.01 * TIE for r in ratios) >= 0.8 * len(ratios)
 
 
 def test_where_memory_is_short_the_bound_still_holds_and_the_choice_is_near() -> None:

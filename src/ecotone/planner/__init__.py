@@ -8,11 +8,12 @@ from ecotone.planner.explain import Breakpoint, Explanation, explain
 from ecotone.planner.failover import FailoverSolution, choose
 from ecotone.planner.failures import assume
 from ecotone.planner.objective import Latency, Objective, PlannerError, Requirement, Throughput
+from ecotone.planner.options import OptionWeights, Outlook, score_options
 from ecotone.planner.solve import TIE, RunnerUp, Solution, solve
 from ecotone.planner.standbys import Variant
 
 __all__ = [
-    "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Latency", "Objective", "PlannerError",
-    "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "assume", "baselines", "choose",
-    "explain", "solve",
+    "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Latency", "Objective", "OptionWeights", "Outlook",
+    "PlannerError", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "assume", "baselines",
+    "choose", "explain", "score_options", "solve",
 ]  # fmt: skip

@@ -102,9 +102,12 @@ class Chain:
 
     def without(self, devices: Iterable[int], pairs: Iterable[tuple[int, int]]) -> Chain:
         """The same where these devices compute nothing and these directed links carry nothing."""
-        stage, transfer = self.stage.copy(), self.transfer.copy()
+        stage, cut = self.stage.copy(), list(pairs)
         stage[list(devices)] = math.inf
-        for source, target in pairs:
+        if not cut:
+            return replace(self, stage=stage)
+        transfer = self.transfer.copy()
+        for source, target in cut:
             transfer[:, :, source, target] = math.inf
         best, choice = _fastest(transfer)
         return replace(self, stage=stage, transfer=transfer, best=best, choice=choice)
