@@ -198,14 +198,14 @@ class Coordinator:
         self._now_s = now_s
         match content:
             case RequestFinished(epoch=epoch, request=run):
-                return self._finished(epoch, run) + self._settle()
+                return self._finished(peer, epoch, run) + self._settle()
             case RequestFailed():
                 return self._run_failed(peer, content) + self._settle()
-            case Ready(epoch=epoch) if self.sets.get(epoch) is not None:
+            case Ready(epoch=epoch) if self.sets.has(epoch, peer):
                 return self.sets.ready(peer, epoch) + self._settle(f"plan {epoch} is ready")
-            case DeployFailed(epoch=epoch, reason=reason):
-                return self.sets.failed(peer, epoch, reason) + self._settle(reason)
-            case Want(epoch=epoch) if self.sets.get(epoch) is not None:
+            case DeployFailed(epoch=epoch, reason=reason) if self.sets.has(epoch, peer):
+                return self._deploy_failed(peer, epoch, reason) + self._settle(reason)
+            case Want(epoch=epoch) if self.sets.has(epoch, peer):
                 return self.sets.send_blobs(peer, content) + self._settle()
         return []
 
@@ -320,15 +320,16 @@ class Coordinator:
         request.is_in_flight = True
         self._num_in_flight += 1
         first = run_of(number, request.num_runs)
-        items = self._start(number, request, target)
-        for epoch in self.sets.twins_of(target):
+        twins = self.sets.twins_of(target)
+        items = self._start(number, request, target, is_awaited=bool(twins))
+        for epoch in twins:
             items += self.runs.start(number, request, epoch, self._now_s, beside=first)
         return items
 
-    def _start(self, number: int, request: Request, epoch: int, why: str = "") -> list[Item]:
+    def _start(self, number: int, request: Request, epoch: int, why: str = "", is_awaited: bool = False) -> list[Item]:
         """Another run, with patience of its own."""
         self.suspicion.forget(number)
-        items = self.runs.start(number, request, epoch, self._now_s, why=why)
+        items = self.runs.start(number, request, epoch, self._now_s, why=why, is_awaited=is_awaited)
         request.wait_s = max(self.suspicion.patience_s(self.sets[epoch]), request.wait_s)
         return items + self._watch(number, request)
 
@@ -356,10 +357,18 @@ class Coordinator:
 
     # ---- inside: runs -----------------------------------------------------------------------------------------------
 
-    def _finished(self, epoch: int, run: int) -> list[Item]:
+    def _deploy_failed(self, peer: NodeId, epoch: int, reason: str) -> list[Item]:
+        if peer in self.sets[epoch].not_ready:
+            return self.sets.failed(peer, epoch, reason)
+        items = self.sets.lapsed(peer, epoch)
+        for run in sorted(self.sets[epoch].running):
+            items += self._lose(run, reason)
+        return items
+
+    def _finished(self, peer: NodeId, epoch: int, run: int) -> list[Item]:
         number = request_of(run)
         request, deployment = self._requests.get(number), self.sets.get(epoch)
-        if deployment is None:
+        if deployment is None or peer != NodeId(deployment.plan.sink):
             return []
         body = BodyId(self.settings.session, epoch, len(deployment.plan.stages), run)
         if request is None or request.runs.get(run) != epoch or request.result is not None:
@@ -393,7 +402,9 @@ class Coordinator:
         reason = f"{content.reason} (told by {peer})"
         request.num_failed += 1
         request.reasons.append(reason)
-        if kind is not ErrorKind.NODE_LOST:
+        if kind is ErrorKind.NODE_LOST:
+            request.stuck_under.add(content.epoch)
+        else:
             request.tried.add(content.epoch)
             request.avoid.add(peer)
         items = self._lose(run, reason)
@@ -456,7 +467,8 @@ class Coordinator:
         nodes = {n for epoch in request.runs.values() if self.sets.usable(epoch) for n in self.sets[epoch].nodes}
         nodes.discard(self.name)
         items = self.suspicion.ask(sorted(nodes), number, self._now_s)
-        if is_last or not nodes:
+        is_told = any(self.sets[epoch].told_s > 0 for epoch in request.runs.values() if self.sets.usable(epoch))
+        if is_last or is_told or not nodes:  # what a controller expects is fresh: no need to hear the nodes first
             reason = "its time is nearly over" if is_last else "it takes long"
             items += self._hedge(number, reason)
         request.wait_s *= 2

@@ -31,16 +31,29 @@ class Runs:
         return any(self.sets.usable(epoch) for epoch in request.runs.values())
 
     def next_plan(self, request: Request, now_s: float) -> int | None:
-        """The epoch for another run of the request: not tried, not running, away from nodes that failed if possible."""
-        taken = {epoch for epoch in request.runs.values() if self.sets.usable(epoch)} | request.tried
-        can = [epoch for epoch in self.sets.usable_epochs(now_s) if epoch not in taken]
-        clean = (epoch for epoch in can if request.avoid.isdisjoint(self.sets[epoch].nodes))
-        return next(clean, can[0] if can else None)
+        """The epoch for another run: not tried, not running; away from nodes that failed, then from those it waits for."""
+        live = {epoch for epoch in request.runs.values() if self.sets.usable(epoch)}
+        can = [epoch for epoch in self.sets.usable_epochs(now_s) if epoch not in live | request.tried]
+        busy = {node for epoch in live for node in self.sets[epoch].nodes}
+
+        def shared(epoch: int) -> tuple[bool, bool, int]:
+            nodes = self.sets[epoch].nodes
+            return epoch in request.stuck_under, not request.avoid.isdisjoint(nodes), len(busy.intersection(nodes))
+
+        return min(can, key=shared, default=None)  # the first of equals: the order of preference
 
     def start(
-        self, number: int, request: Request, epoch: int, now_s: float, *, why: str = "", beside: int | None = None
+        self,
+        number: int,
+        request: Request,
+        epoch: int,
+        now_s: float,
+        *,
+        why: str = "",
+        beside: int | None = None,
+        is_awaited: bool = False,
     ) -> list[Item]:
-        """Another run; `beside`: the run that computes the stages which both share."""
+        """Another run; `beside`: the run that computes the stages which both share, and which `is_awaited` then."""
         run = run_of(number, request.num_runs)
         request.num_runs += 1
         request.runs[run] = epoch
@@ -54,7 +67,7 @@ class Runs:
             if edge in self.sets.edges_to_keep(other.epoch):
                 request.twins[run] = (beside, edge)
                 return items
-        return items + self._begin(number, request, run, deployment)
+        return items + self._begin(number, request, run, deployment, is_awaited)
 
     def reached(self, number: int, request: Request, body: BodyId) -> list[Item]:
         """The tensors of an edge from which another plan could go on are here."""
@@ -99,17 +112,19 @@ class Runs:
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, number: int, request: Request, run: int, deployment: Deployment) -> list[Item]:
+    def _begin(
+        self, number: int, request: Request, run: int, deployment: Deployment, is_awaited: bool = False
+    ) -> list[Item]:
         epoch = deployment.plan.epoch
         kept = self._kept_for(request, deployment.plan)
         if kept is None:
             body = BodyId(self.settings.session, epoch, 0, run)
-            return [Bind(request=number, body=body), self._told(body, request)]
+            return [Bind(request=number, body=body), self._told(body, request, is_awaited)]
         body = BodyId(self.settings.session, epoch, kept.body.edge, run)
         return [Alias(source=kept.body, target=body), self._told(body, request)]
 
-    def _told(self, body: BodyId, request: Request) -> Begin:
-        return Begin(body, request.deadline_s, self.sets.edges_to_keep(body.epoch))
+    def _told(self, body: BodyId, request: Request, is_awaited: bool = False) -> Begin:
+        return Begin(body, request.deadline_s, self.sets.edges_to_keep(body.epoch), is_awaited)
 
     def _kept_for(self, request: Request, plan: Plan) -> Kept | None:
         """The last kept boundary from which `plan` can go on."""
