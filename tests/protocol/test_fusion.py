@@ -119,6 +119,18 @@ def test_too_many_frames_are_refused_and_too_few_branches_are_no_result() -> Non
     assert isinstance(again, Refuse)
 
 
+def test_with_too_few_branches_a_frame_waits_on_for_a_late_one_and_gives_up_in_the_end() -> None:
+    fusion = made(2, first_wait_s=1.0, longest_wait_s=2.0, give_up_s=5.0)
+    fusion.open(0, 0.0)
+    fusion.open(1, 0.0)
+    assert fusion.passed(1.0) == []
+    assert fusion.due_s == 5.0
+    assert fires(fusion.arrived(1, 0, 1.5)) == [(0, (1,))]
+    assert fusion.passed(4.9) == []
+    assert fusion.passed(5.0) == [Unfused(frame=1, present=(), missing=(0, 1))]
+    assert fusion.due_s is None
+
+
 def test_settings_name_what_is_wrong() -> None:
     with pytest.raises(EcotoneError, match="num_branches is 0"):
         FusionSettings(num_branches=0)

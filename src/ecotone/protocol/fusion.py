@@ -3,7 +3,8 @@
 Theory of operation. N branches each give one token per frame; the fusing actor fires once per frame, on the tokens that are
 there. A failure is a change of rate: per frame a branch has rate 1 (it is waited for) or 0 (it is not).
 
-    open -> waits for every branch of rate 1 -> fires when all of these have come, failed, or passed their time
+    open -> waits for every branch of rate 1 -> fires when all of these have come, failed, or passed their time,
+            and at least `least_present` have come: for these it waits up to `give_up_s`
 
 The time of a branch is the 99th percentile of its lateness (token after opening) over its last frames plus a margin.
 `dead_after` frames in a row that a branch lets pass, or being told, set its rate to 0; hearing anything of it, also a late
@@ -33,14 +34,15 @@ _PERCENTILE = 0.99
 class FusionSettings:
     """Patience and bounds, in seconds and frames. `first_wait_s` holds until a branch was heard `min_heard` times.
 
-    `least_present`: with fewer branches a frame is not fused but ends with an error. `ordered`: frames end in the order of
-    their opening.
+    `least_present`: with fewer branches a frame is not fused; it ends with an error once all have failed or `give_up_s` have
+    passed. `ordered`: frames end in the order of their opening.
     """
 
     num_branches: int
     first_wait_s: float = 1.0
     margin_s: float = 0.05
     longest_wait_s: float = 2.0
+    give_up_s: float = 10.0
     min_heard: int = 8
     window: int = 128
     dead_after: int = 3
@@ -63,6 +65,8 @@ class FusionSettings:
             yield f"least_present is {self.least_present}, there are {self.num_branches} branches"
         if not 0 <= self.margin_s <= self.longest_wait_s or not 0 < self.first_wait_s <= self.longest_wait_s:
             yield "margin_s and first_wait_s must lie between 0 and longest_wait_s"
+        if self.give_up_s < self.longest_wait_s:
+            yield f"give_up_s is {self.give_up_s}, less than longest_wait_s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,7 @@ class _Frame:
     due_s: dict[int, float]  # branches that it waits for, and until when
     asked: set[int]
     present: set[int] = field(default_factory=set)
+    is_given_up: bool = False
 
 
 @dataclass(slots=True)
@@ -154,7 +159,9 @@ class Fusion:
     @property
     def due_s(self) -> float | None:
         """When `passed` is to be called, if nothing happens before."""
-        return min((due for f in self._open.values() for due in f.due_s.values()), default=None)
+        waits = [due for frame in self._open.values() for due in frame.due_s.values()]
+        waits += [f.opened_s + self.settings.give_up_s for f in self._open.values() if not f.due_s and not self._may_end(f)]
+        return min(waits, default=None)
 
     def wait_s(self, branch: int) -> float:
         """The receive timeout of a branch: how long after its opening a frame waits for it."""
@@ -217,12 +224,14 @@ class Fusion:
             for branch in sorted(i for i, due in frame.due_s.items() if due <= now_s):
                 if frame.due_s.pop(branch, None) is not None:
                     self._let_pass(branch)
+            frame.is_given_up |= frame.opened_s + self.settings.give_up_s <= now_s
         return self._fire()
 
     def close(self) -> list[Effect]:
         """End every open frame now, with the tokens that are there."""
         for frame in self._open.values():
             frame.due_s.clear()
+            frame.is_given_up = True
         return self._fire()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -245,11 +254,15 @@ class Fusion:
         for frame in self._open.values():
             frame.due_s.pop(branch, None)
 
+    def _may_end(self, frame: _Frame) -> bool:
+        has_enough = len(frame.present) >= self.settings.least_present
+        return not frame.due_s and (has_enough or not frame.asked or frame.is_given_up)
+
     def _fire(self) -> list[Effect]:
         effects: list[Effect] = []
         for number in list(self._open):
             frame = self._open[number]
-            if frame.due_s:
+            if not self._may_end(frame):
                 if self.settings.ordered:
                     break
                 continue
