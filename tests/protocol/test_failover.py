@@ -131,6 +131,41 @@ class TestLostNodes:
         assert [e.request for e in rig.said(fx.Deliver)] == list(range(8))
         finish(rig)
 
+    def test_a_node_that_dropped_the_session_meanwhile_gets_it_again(self) -> None:
+        """Cut off for longer than session_timeout_s (30 s) a node frees all of an asker; then the cut heals."""
+        rig = Rig()
+        rig.deploy(0, "bb", "bc")
+        rig.submit(1)
+        rig.let_pass(0.01)
+        rig.submit(2, deadline_s=100.0)
+        rig.world.partition([A], 0.1)
+        rig.let_pass(40.0)
+        assert rig.world.machines[B].node.worker.epochs == ()
+        rig.world.heal_all()
+        rig.let_pass(5.0)
+        assert rig.ends == {1: ["node-lost"], 2: ["result"]}, "without a deadline it ended after node_timeout_s"
+        rig.submit(3)
+        rig.let_pass(1.0)
+        assert rig.epochs[3] == 0
+        finish(rig)
+
+    def test_a_node_that_loses_the_next_one_tells_and_the_run_ends_by_name_if_nothing_helps(self) -> None:
+        rig = Rig()
+        rig.deploy(0, "bc")
+        rig.world.cut(B, C, 0.01)
+        rig.submit(1, 2)
+        rig.let_pass(8.0)
+        assert rig.ends == {}, "told after 5 s, tried again"
+        rig.world.heal(B, C)
+        rig.let_pass(2.0)
+        assert rig.epochs == {1: 0, 2: 0}
+        rig.world.cut(B, C, 0.01)
+        rig.submit(3)
+        rig.let_pass(200.0)
+        assert rig.ends[3] == ["node-lost"]
+        assert "c cannot be reached from b (told by b)" in rig.said(fx.RequestError)[0].reason
+        finish(rig)
+
 
 class TestNothingCanRun:
     def test_a_request_without_a_deadline_ends_by_name_after_node_timeout(self) -> None:
@@ -304,6 +339,20 @@ class TestTwins:
         rig.submit(1)
         rig.let_pass(1.0)
         assert rig.epochs == {1: 1}
+        finish(rig)
+
+    def test_a_twin_does_not_wait_for_the_link_of_the_other_run(self) -> None:
+        """The link to b is so slow that b's outputs pile up at the source; the shared stage is computed all the same."""
+        rig = Rig(max_in_flight=8)
+        rig.deploy(0, "ab", "ac", active="ac")
+        rig.world.set_link(A, B, 1e-4, 2e4)  # 1 s for a body
+        begun_s = rig.world.now_s
+        rig.submit(*range(8))
+        rig.let_pass(1.0)
+        assert set(rig.epochs.values()) == {1}
+        assert rig.ended_s[7] - begun_s < 8 * 2 * COMPUTE_S + 0.05
+        assert len(computed(rig, 0)) == 8, "once each"
+        rig.let_pass(20.0)
         finish(rig)
 
     def test_requests_in_flight_are_counted_not_runs(self) -> None:

@@ -82,6 +82,10 @@ class Deployments:
     def get(self, epoch: int) -> Deployment | None:
         return self._all.get(epoch)
 
+    def has(self, epoch: int, node: NodeId) -> bool:
+        """Whether the node takes part in this epoch."""
+        return epoch in self._all and node in self._all[epoch].nodes
+
     def usable(self, epoch: int) -> bool:
         """Whether a request could run under this epoch now."""
         deployment = self._all.get(epoch)
@@ -369,6 +373,12 @@ class Deployments:
                 if epoch not in self._draining:
                     items.append(self._deploy_to(peer, deployment))
         return items
+
+    def lapsed(self, peer: NodeId, epoch: int) -> list[Item]:
+        """`peer` was ready for this epoch and has dropped it, since it did not hear of us for long: it gets it again."""
+        deployment = self._all[epoch]
+        deployment.not_ready.add(peer)
+        return [] if epoch in self._draining else [self._deploy_to(peer, deployment)]
 
     def retire_drained(self, even_running: bool = False) -> list[Item]:
         """Epochs that left the set and have no runs go."""

@@ -101,7 +101,7 @@ class Node:
             case ev.Computed(body=body, seconds=seconds):
                 return self.observer.worked(body, "compute", seconds, now_s) + self.worker.computed(body)
             case ev.Encoded(body=body, size_bytes=size_bytes, seconds=seconds):
-                return self.observer.worked(body, "encode", seconds, now_s) + self.worker.encoded(body, size_bytes)
+                return self.observer.worked(body, "encode", seconds, now_s) + self.worker.encoded(body, size_bytes, now_s)
             case ev.Decoded(body=body, seconds=seconds):
                 return self.observer.worked(body, "decode", seconds, now_s) + self.worker.decoded(body)
             case ev.ProbeLink(peer=peer, size_bytes=size_bytes):
@@ -195,8 +195,6 @@ class Node:
                 return items + peer.receiver.letter(message, now_s)
             case msg.LinkOpen(incarnation=incarnation):
                 items += self._meet(peer, name, incarnation, now_s)
-                if known and not peer.sender.is_open and peer.sender.peer_incarnation == 0:
-                    items += peer.sender.connected(now_s)  # our first LinkOpen went unheard: it had no machine yet
                 return items + peer.receiver.opened_by(message)
             case msg.LinkOpened(incarnation=incarnation):
                 items += peer.sender.opened(message, now_s)
@@ -249,8 +247,8 @@ class Node:
                 return self._peer(peer).sender.post(content, now_s)
             case nt.LetterArrived(peer=peer, content=content):
                 return self._letter(peer, content, now_s)
-            case nt.Begin(body=body, deadline_s=deadline_s, tell=tell):
-                return self.worker.begin(body, deadline_s, tell)
+            case nt.Begin():
+                return self.worker.begin(notice)
             case nt.Reached(body=body):
                 return self.coordinator.reached(body, now_s) if self.coordinator else []
             case nt.GiveUp(peer=peer, body=body):

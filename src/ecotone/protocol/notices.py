@@ -128,12 +128,14 @@ class PeerRestarted:
 class Begin:
     """Coordinator to worker: the tensors of `body` are here (the inputs, or those of a boundary of an earlier run).
 
-    `tell`: edges whose tensors, once computed here, are told with Reached.
+    `tell`: edges whose tensors, once computed here, are told with Reached, ascending. `is_awaited`: another run waits for
+    them, so that they are made even where this run's link is busy.
     """
 
     body: BodyId
     deadline_s: float | None
     tell: tuple[int, ...] = ()
+    is_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

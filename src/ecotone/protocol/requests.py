@@ -40,6 +40,7 @@ class Request:
     result: BodyId | None = None  # held for order
     runs: dict[int, int] = field(default_factory=dict)  # run -> epoch: those that may still give the result
     tried: set[int] = field(default_factory=set)  # epochs under which it failed
+    stuck_under: set[int] = field(default_factory=set)  # epochs of which a node told that it lost another
     avoid: set[NodeId] = field(default_factory=set)  # nodes that told of a failure
     reasons: list[str] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)

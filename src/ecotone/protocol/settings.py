@@ -23,7 +23,8 @@ class LinkSettings:
     max_body_bytes: int = 1 << 30
     ack_every_chunks: int = 4
     ack_delay_s: float = 0.005
-    lease_s: float = 1.0  # no ack for 1.5 leases with bytes outstanding: down
+    lease_s: float = 1.0  # nothing heard for 1.5 leases, and the time that a frame needs, with bytes outstanding: down
+    bytes_per_s: float = 0.0  # believed rate until one is measured, for patience on thin links; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class WorkerSettings:
 
     queue_limit: int = 2
     park_limit_bytes: int = 64 * MIB
-    session_timeout_s: float = 30.0  # the asker silent for so long: its session is dropped
+    session_timeout_s: float = 30.0  # the asker silent for so long: its session is dropped, and deployed again if it returns
+    reach_timeout_s: float = 5.0  # the next node lost for so long: the asker is told that the run cannot go on
     report_s: float = 0.25  # at most so often a node tells the asker what it measured; 0: never
 
 

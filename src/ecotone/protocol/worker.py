@@ -8,12 +8,13 @@ Theory of operation. A request has one live frontier at a time; it moves along e
 One Compute at a time (one processor), and one Encode or Decode at a time beside it, so that transfer overlaps compute; the
 latest stage and edge go first, which drains the pipeline. Queues are bounded: a body is decoded only while fewer than
 `queue_limit` inputs of its stage wait, and its bytes (the link's credit) are freed by that; a stage starts only while fewer
-than `queue_limit` of its outputs are not yet given to the wire. Every edge has its own credit and the sink always takes, so
-by induction from the sink each stage moves on: no deadlock, also where a device holds several stages.
+than `queue_limit` of its outputs are not yet given to the wire. (Boundaries that a twin waits for are made even so: one for
+each request in flight at most.) Every edge has its own credit and the sink always takes, so by induction from the sink each
+stage moves on: no deadlock, also where a device holds several stages.
 
 Plans are kept by (session, epoch). Bodies of an unknown, newer epoch are parked within a byte limit until their plan comes;
-those of a retired one are dropped. A request whose budget ends, that is cancelled or that fails here, is dropped here and
-remembered for a while, since its body may still arrive.
+those of a retired one are dropped. A run whose budget ends, that is cancelled or that fails here, is dropped here and
+remembered for a while, since its body may still arrive. All is keyed by runs, several of which may be of one request.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from ecotone.protocol.message import (
     Want,
     request_of,
 )
-from ecotone.protocol.notices import BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Reached, Transmit
+from ecotone.protocol.notices import Begin, BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Reached, Transmit
 from ecotone.protocol.settings import WorkerSettings
 from ecotone.schema import SchemaError
 
@@ -77,6 +78,7 @@ class _Active:
     deadline_s: float | None
     bodies: set[BodyId] = field(default_factory=set)
     tell: tuple[int, ...] = ()  # edges that the coordinator, in this node, wants to know of
+    is_awaited: bool = False  # another run waits for these
 
 
 class Worker:
@@ -88,12 +90,14 @@ class Worker:
         self._epochs: dict[EpochKey, _Epoch] = {}
         self._newest: dict[int, int] = {}  # session -> newest epoch that was deployed here
         self._gone: dict[EpochKey, None] = {}  # retired, or could not be prepared
+        self._lapsed: dict[int, NodeId] = {}  # sessions that were dropped because their asker was silent
         self._handed_out: dict[tuple[int, int], None] = {}  # requests whose outputs this sink has
         self._closed: dict[int, None] = {}
         self._active: dict[RequestKey, _Active] = {}
         self._dropped: dict[RequestKey, None] = {}
         self._parked: dict[BodyId, int] = {}
         self._parked_arrivals: dict[EpochKey, list[BodyArrived]] = {}
+        self._unreachable: dict[NodeId, bool] = {}  # lost peers; whether the timer is set
         self._computing: BodyId | None = None
         self._coding: BodyId | None = None
 
@@ -165,23 +169,58 @@ class Worker:
     def asker_restarted(self, peer: NodeId) -> list[Item]:
         """The peer lost its memory: its sessions are nobody's now."""
         sessions = {session for (session, _), epoch in self._epochs.items() if epoch.asker == peer}
+        sessions.update(session for session, asker in self._lapsed.items() if asker == peer)
         return [item for session in sorted(sessions) for item in self._close(session)]
 
     def peer_lost(self, peer: NodeId, now_s: float) -> list[Item]:
-        """Give the sessions of a silent asker some time."""
+        """Give the sessions of a silent asker some time, and the runs that are on their way to a silent peer."""
         sessions = {session for (session, _), epoch in self._epochs.items() if epoch.asker == peer}
         at_s = now_s + self.settings.session_timeout_s
-        return [SetTimer(timer=("session", session), at_s=at_s) for session in sorted(sessions)]
+        items: list[Item] = [SetTimer(timer=("session", session), at_s=at_s) for session in sorted(sessions)]
+        self._unreachable[peer] = False
+        return items + self._watch_reach(peer, now_s)
 
     def peer_returned(self, peer: NodeId) -> list[Item]:
+        """The peer answers again."""
         sessions = {session for (session, _), epoch in self._epochs.items() if epoch.asker == peer}
-        return [CancelTimer(timer=("session", session)) for session in sorted(sessions)]
+        items: list[Item] = [CancelTimer(timer=("session", session)) for session in sorted(sessions)]
+        if self._unreachable.pop(peer, False):
+            items.append(CancelTimer(timer=("reach", peer)))
+        return items
+
+    def _watch_reach(self, peer: NodeId, now_s: float) -> list[Item]:
+        if self._unreachable.get(peer, True) or not self._on_the_way(peer):
+            return []
+        self._unreachable[peer] = True
+        return [SetTimer(timer=("reach", peer), at_s=now_s + self.settings.reach_timeout_s)]
+
+    def _on_the_way(self, peer: NodeId) -> list[RequestKey]:
+        """Runs with a body for `peer`. Not those of an asker in this node: it sees the loss, and lets them wait."""
+        found = []
+        for key, active in self._active.items():
+            epoch = self._epochs[key[:2]]
+            ends = (epoch.plan.transfers[body.edge] for body in active.bodies)
+            if epoch.asker != self.name and any(t.source == self._device != t.target == DeviceId(peer) for t in ends):
+                found.append(key)
+        return found
+
+    def _cannot_reach(self, peer: NodeId, now_s: float) -> list[Item]:
+        """`peer` was lost for `reach_timeout_s`: tell the askers of the runs that wait for it."""
+        if peer not in self._unreachable:
+            return []
+        self._unreachable[peer] = False
+        items: list[Item] = []
+        for key in self._on_the_way(peer):
+            items += self._fail(key, ErrorKind.NODE_LOST, f"{peer} cannot be reached from {self.name}")
+        return items
 
     def timer_fired(self, timer: TimerId, now_s: float) -> list[Item]:
-        """A request's deadline ("deadline", session, epoch, request), or the end of patience ("session", session)."""
+        """A run's deadline ("deadline", session, epoch, run), or the end of patience ("session", number; "reach", peer)."""
         match timer:
             case ("session", int(session)):
-                return self._close(session)
+                return self._lapse(session)
+            case ("reach", str(peer)):
+                return self._cannot_reach(NodeId(peer), now_s)
             case ("deadline", int(session), int(epoch), int(request)):
                 return self._fail((session, epoch, request), ErrorKind.DEADLINE, "its time was over")
         return []
@@ -235,13 +274,15 @@ class Worker:
         epoch.arrived.setdefault(edge, deque()).append(body)
         return items + self._advance()
 
-    def begin(self, body: BodyId, deadline_s: float | None, tell: tuple[int, ...] = ()) -> list[Item]:
+    def begin(self, start: Begin) -> list[Item]:
         """The inputs of a run, at the source, or the tensors of an edge at which an earlier run had arrived."""
+        body = start.body
         epoch = self._epochs.get((body.session, body.epoch))
         if epoch is None:
             return [Release(body=body, held=Held.TENSORS)]
-        items = self._enter(body, deadline_s)
-        self._active[_key(body)].tell = tell
+        items = self._enter(body, start.deadline_s)
+        active = self._active[_key(body)]
+        active.tell, active.is_awaited = start.tell, start.is_awaited
         return items + self._route(epoch, body) + self._advance()
 
     def computed(self, body: BodyId) -> list[Item]:
@@ -258,7 +299,7 @@ class Worker:
             items.append(Reached(made))
         return items + self._route(epoch, made) + self._advance()
 
-    def encoded(self, body: BodyId, size_bytes: int) -> list[Item]:
+    def encoded(self, body: BodyId, size_bytes: int, now_s: float) -> list[Item]:
         """The bytes of an outgoing body are here."""
         self._coding = None
         items: list[Item] = [Release(body=body, held=Held.TENSORS)]
@@ -266,7 +307,8 @@ class Worker:
         if epoch is None or active is None or body not in active.bodies:
             return [*items, Release(body=body, held=Held.BYTES), *self._advance()]
         peer = NodeId(epoch.plan.transfers[body.edge].target)
-        return [*items, Transmit(peer, body, size_bytes, active.deadline_s), *self._advance()]
+        items.append(Transmit(peer, body, size_bytes, active.deadline_s))
+        return items + self._watch_reach(peer, now_s) + self._advance()
 
     def decoded(self, body: BodyId) -> list[Item]:
         """The tensors of an incoming body are here; its bytes, and so the link's credit, are freed."""
@@ -385,6 +427,8 @@ class Worker:
     # ---- inside: epochs ---------------------------------------------------------------------------------------------
 
     def _is_asker(self, peer: NodeId, session: int) -> bool:
+        if self._lapsed.get(session) == peer:
+            return True
         return any(epoch.asker == peer for (own, _), epoch in self._epochs.items() if own == session)
 
     def _deploy(self, peer: NodeId, deploy: Deploy, now_s: float) -> list[Item]:
@@ -426,16 +470,35 @@ class Worker:
         return "", plan
 
     def _retire(self, session: int, number: int) -> list[Item]:
-        items: list[Item] = []
-        for key in [k for k in self._active if k[:2] == (session, number)]:
-            items += self._drop(key)
-        if self._epochs.pop((session, number), None) is not None:
+        if (session, number) in self._epochs:
             _remember(self._gone, (session, number))
-            items.append(Unload(session=session, epoch=number))
-        return [*items, Forget(session, number), *self._advance()]
+        return [*self._unload((session, number)), Forget(session, number), *self._advance()]
+
+    def _unload(self, key: EpochKey) -> list[Item]:
+        items: list[Item] = []
+        for run in [k for k in self._active if k[:2] == key]:
+            items += self._drop(run)
+        if self._epochs.pop(key, None) is not None:
+            items.append(Unload(session=key[0], epoch=key[1]))
+        return items
+
+    def _lapse(self, session: int) -> list[Item]:
+        """The asker was silent for long: free all of its session, and tell it; it may come back and deploy again.
+
+        The accounts of the links stay, since the asker counts on.
+        """
+        items: list[Item] = []
+        for key in sorted(k for k in self._epochs if k[0] == session):
+            asker = self._epochs[key].asker
+            reason = f"{self.name}: {asker} was silent for {self.settings.session_timeout_s:g} s"
+            items += self._unload(key)
+            items.append(Post(asker, DeployFailed(session=session, epoch=key[1], reason=reason)))
+            self._lapsed[session] = asker
+        return items + self._advance()
 
     def _close(self, session: int) -> list[Item]:
         _remember(self._closed, session)
+        self._lapsed.pop(session, None)
         items: list[Item] = [CancelTimer(timer=("session", session))]
         for _, number in sorted(k for k in self._epochs if k[0] == session):
             items += self._retire(session, number)
@@ -467,11 +530,18 @@ class Worker:
         for epoch in self._epochs.values():
             best = -1
             for stage, waiting in epoch.inputs.items():
-                if waiting and stage > best and epoch.is_ready and self._has_room(epoch, stage + 1):
+                if not waiting or stage <= best or not epoch.is_ready:
+                    continue
+                if self._has_room(epoch, stage + 1) or self._is_awaited(waiting[0]):
                     best = stage
             if best >= 0:
                 return epoch.inputs[best].popleft()
         return None
+
+    def _is_awaited(self, body: BodyId) -> bool:
+        """A twin waits for what this stage makes: it must not depend on the link of the other run."""
+        active = self._active[_key(body)]
+        return active.is_awaited and bool(active.tell) and body.edge < active.tell[-1]
 
     def _has_room(self, epoch: _Epoch, edge: int) -> bool:
         limit = self.settings.queue_limit
