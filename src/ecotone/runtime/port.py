@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from ecotone.codec.frame import MAGIC, VERSION
+from ecotone.codec.frame import MAGIC, VERSION, Kind
 from ecotone.protocol.message import NodeId, Priority
 from ecotone.runtime.errors import NodeUnreachable
 from ecotone.units import EcotoneError
@@ -24,7 +24,7 @@ QUESTION = b"ecotone.question"
 GUEST = "guest."
 """Peers whose names begin so only ask questions: no machine is told of them."""
 _LINK_ID = slice(16, 32)  # of the frame header: see ecotone.codec.frame
-_VERSION_AT = len(MAGIC)
+_VERSION_AT, _KIND_AT = len(MAGIC), len(MAGIC) + 1
 
 
 class Listener(Protocol):
@@ -40,6 +40,7 @@ class Port:
         self._listener: Listener | None = None
         self._peers: set[NodeId] = set()
         self._foreign: dict[NodeId, int] = {}
+        self._unheard: dict[NodeId, Received] = {}  # the last LinkOpen that came while no shell was attached
         self._changed = threading.Condition()
 
     def start(self) -> None:
@@ -52,10 +53,13 @@ class Port:
             if self._listener is not None:
                 raise EcotoneError(f"node {self.name}: a session is open already; close it first")
             self._listener = listener
-            peers = sorted(self._peers)
+            peers, unheard = sorted(self._peers), dict(self._unheard)
+            self._unheard.clear()
         for peer in peers:
             if not peer.startswith(GUEST):
                 listener.on_wire(PeerUp(peer))
+                if peer in unheard:  # or the peer would say it again only after half a lease
+                    listener.on_wire(unheard[peer])
 
     def detach(self, listener: Listener) -> None:
         with self._changed:
@@ -113,7 +117,12 @@ class Port:
                     self._foreign.pop(event.peer, None)
                 elif isinstance(event, PeerDown):
                     self._peers.discard(event.peer)
+                    self._unheard.pop(event.peer, None)
                 self._changed.notify_all()
         listener = self._listener
-        if listener is not None and not event.peer.startswith(GUEST):
+        if event.peer.startswith(GUEST):
+            return
+        if listener is not None:
             listener.on_wire(event)
+        elif isinstance(event, Received) and len(event.frame) > _KIND_AT and event.frame[_KIND_AT] == Kind.OPEN:
+            self._unheard[event.peer] = event
