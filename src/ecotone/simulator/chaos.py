@@ -21,7 +21,7 @@ from ecotone.simulator.program import Program
 from ecotone.simulator.scene import Scene, build, script_of
 from ecotone.simulator.world import World
 
-__all__ = ["Verdict", "judge", "run_scene", "run_seed"]
+__all__ = ["Verdict", "judge", "leftovers", "run_scene", "run_seed", "run_to_the_end"]
 
 _MOST_EVENTS = 400_000
 _SETTLE_S, _CLOSE_S = 3.0, 40.0
@@ -79,11 +79,11 @@ def run_scene(scene: Scene, world_class: type[World] = World, after: Callable[[P
         world.at(world.origin_s + fault.at_s, program.inflict, fault)
     if after is not None:
         after(program)
-    _run_to_the_end(program, oracle)
-    return judge(scene, program, oracle, _leftovers(program))
+    run_to_the_end(program, oracle)
+    return judge(scene, program, oracle, leftovers(program))
 
 
-def _run_to_the_end(program: Program, oracle: Oracle) -> None:
+def run_to_the_end(program: Program, oracle: Oracle) -> None:
     """Until all requests have ended, or those that were made should have."""
     world = program.world
     most, origin_s = world.num_events + _MOST_EVENTS, world.origin_s
@@ -136,7 +136,7 @@ def judge(scene: Scene, program: Program, oracle: Oracle, left: tuple[str, ...] 
     )
 
 
-def _leftovers(program: Program) -> tuple[str, ...]:
+def leftovers(program: Program) -> tuple[str, ...]:
     """Heal everything, close the session, and see what stays at the machines that live."""
     world = program.world
     if not program.is_done or not world.machines[program.name].is_alive:

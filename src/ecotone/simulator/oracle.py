@@ -5,10 +5,11 @@ and between neighbours) carries whole frames both ways, and nothing makes its wo
 could have been told and have loaded its part. A request submitted at s must be answered by
 
     min over the plans of the set of  (start of the first healthy stretch of at least NEED after s) + NEED
-    NEED = RECOVERY + 2 N S     N requests that may be under way, S seconds of the slowest plan alone, slow devices included
+    NEED = RECOVERY + N S       N requests that may be under way, S seconds of the slowest plan alone, slow devices included;
+                                without RECOVERY where no plan of the set was in trouble lately
 
-and in an ordered session not before those ahead of it have ended. RECOVERY is what the protocol's own patience adds up to:
-one and a half leases of silence, one lease until lost frames are sent again, ping and doubt. While several sets of plans may
+and in an ordered session not before those ahead of it have ended. RECOVERY is what a reader may expect of doubt, ping and
+reconnection; it is an assumption of this oracle, not read from the protocol. While several sets of plans may
 be in force (a deployment under way), each must have a healthy plan. The bound errs on the late side: some requests that
 could be answered are not counted as possible, none that could not are.
 """
@@ -28,7 +29,7 @@ from ecotone.simulator.world import FRAME_BYTES
 
 __all__ = ["RECOVERY_S", "Oracle"]
 
-RECOVERY_S = 3.0
+RECOVERY_S = 1.0
 _LETTER_BYTES = 640
 _FRAMES = 6  # control frames beside each body: acknowledgements, probes, a report
 Interval = tuple[float, float]
@@ -80,6 +81,9 @@ class Oracle:
         self.num_at_once = len(scene.asks) if open_loop else min(scene.in_flight, len(scene.asks))
         self.need_s = RECOVERY_S + 2 * self.num_at_once * self.slowest_s
         self._bad = {plan.epoch: self._merged(plan) for plan in every}
+        spoiled = [interval for intervals in self.spoiled.values() for interval in intervals]
+        self._trouble = [i for intervals in self._bad.values() for i in intervals] + spoiled
+        self._trouble += [(d.at_s, d.at_s) for d in scene.deployments[1:]]
 
     # ---- the script -------------------------------------------------------------------------------------------------
 
@@ -173,47 +177,68 @@ class Oracle:
                 merged.append((start_s, stop_s))
         return merged
 
-    def _first_stretch_s(self, plan: Plan, from_s: float) -> float:
-        """When a healthy stretch of NEED that begins at or after `from_s` is over; infinite where there is none."""
+    def _first_stretch_s(self, plan: Plan, from_s: float, need_s: float) -> float:
+        """When a healthy stretch of `need_s` that begins at or after `from_s` is over; infinite where there is none."""
         for start_s, stop_s in self._bad[plan.epoch]:
-            if start_s >= from_s + self.need_s:
+            if start_s >= from_s + need_s:
                 break
             if stop_s > from_s:
                 from_s = stop_s
-        by_s = from_s + self.need_s
+        by_s = from_s + need_s
         for device in dict.fromkeys((plan.source, *plan.devices)):
             if any(start_s < by_s for start_s, _ in self.spoiled[device]):
                 return math.inf
         return by_s
 
-    def _set_by_s(self, group: PlanSet, from_s: float) -> float:
-        return min(self._first_stretch_s(plan, from_s) for plan in group.plans)
+    def _set_by_s(self, group: PlanSet, from_s: float, num: int) -> float:
+        need_s = num * self.slowest_s
+        quiet_s = from_s + need_s
+        if any(start_s < quiet_s and stop_s + RECOVERY_S > from_s for start_s, stop_s in self._trouble):
+            need_s += RECOVERY_S
+        return min(self._first_stretch_s(plan, from_s, need_s) for plan in group.plans)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
 
     def answered_by(self, submitted_s: Mapping[int, float]) -> dict[int, float]:
         """By when each submitted request must have its result; infinite where nothing is promised."""
         by: dict[int, float] = {}
-        ahead_s = 0.0
-        for number in sorted(submitted_s, key=lambda n: (submitted_s[n], n)):
+        over: list[float] = []  # by when those ahead have ended
+        order = sorted(submitted_s, key=lambda n: (submitted_s[n], n))
+        for number in order:
             at_s, limit_s = submitted_s[number], self.scene.asks[number][1]
-            by_s = self._by_s(at_s)
+            num_ahead = sum(end_s > at_s for end_s in over) + 1
+            by_s = self._by_s(at_s, num_ahead)
+            num = num_ahead + sum(at_s <= submitted_s[n] < by_s for n in order) - 1
+            by_s = self._by_s(at_s, max(num, num_ahead))
             if self.scene.ordered:
-                by_s = max(by_s, ahead_s + self.slowest_s)
-            patience_s = limit_s if limit_s >= 0 else self.scene.patience_s
-            if by_s > at_s + patience_s:
-                by[number] = math.inf
-                ahead_s = max(ahead_s, at_s + limit_s if limit_s >= 0 else math.inf)
-            else:
-                by[number] = by_s
-                ahead_s = max(ahead_s, by_s)
+                by_s = max(by_s, max(over, default=0.0) + self.slowest_s)
+            is_possible = by_s <= at_s + limit_s if limit_s >= 0 else self._is_patient(at_s, by_s)
+            by[number] = by_s if is_possible else math.inf
+            over.append(by_s if is_possible else at_s + limit_s if limit_s >= 0 else math.inf)
         return by
 
-    def _by_s(self, at_s: float) -> float:
-        by_s = self._set_by_s(self.sets[0], at_s)
+    def _is_patient(self, at_s: float, by_s: float) -> bool:
+        """Whether patience for requests without a deadline lasts: some plan of each set is healthy, or soon again."""
+        if by_s == math.inf:
+            return False
+        patience_s = self.scene.patience_s - RECOVERY_S
+        for group in self.sets:
+            now_s = at_s
+            while now_s < by_s:
+                next_s = min(self._healthy_from_s(plan, now_s) for plan in group.plans)
+                if next_s > now_s + patience_s:
+                    return False
+                now_s = next_s + 0.1
+        return True
+
+    def _healthy_from_s(self, plan: Plan, now_s: float) -> float:
+        return next((stop_s for start_s, stop_s in self._bad[plan.epoch] if start_s <= now_s < stop_s), now_s)
+
+    def _by_s(self, at_s: float, num: int) -> float:
+        by_s = self._set_by_s(self.sets[0], at_s, num)
         for deployment, group in zip(self.scene.deployments[1:], self.sets[1:], strict=True):
             if deployment.at_s <= by_s:
-                by_s = max(by_s, self._set_by_s(group, max(at_s, deployment.at_s)))
+                by_s = max(by_s, self._set_by_s(group, max(at_s, deployment.at_s), num))
         if any(start_s < by_s and stop_s > at_s for start_s, stop_s in self.disk_full):
             return math.inf
         return by_s
