@@ -13,6 +13,9 @@ and as a probe while nothing is heard. A higher incarnation of the receiver mean
 ends with BodyFailed, letters are sent anew. A higher one of the sender makes the receiver drop half-received bodies.
 Incarnations must grow from one process to the next. A window grows to the largest body seen (capped), or nothing would move.
 
+Patience: nothing is sent again before the time that the outstanding bytes need at the rate measured (or believed) is over:
+otherwise a link too thin for a body in a lease would carry nothing but repeats.
+
 Giving up a body turns its unacknowledged seqs, and one fresh one, into voids: the range closes and the credit returns.
 Invariants: bytes held of a channel <= max(window, largest body); each body is reported once by a receiver's incarnation;
 a body ends by Release of its bytes at the sender (acknowledged, given up or failed). O(1) per chunk,
@@ -57,6 +60,7 @@ __all__ = ["Sender"]
 
 Channel = tuple[int, int, int]
 _RESEND_CHUNKS = 4
+_FRAME_LEASES, _QUEUE_LEASES = 4, 64  # patience at most with a frame, and with all that is outstanding, on a thin link
 
 
 @dataclass(slots=True)
@@ -107,6 +111,7 @@ class Sender:
         self._letters: dict[int, LetterBody] = {}
         self._next_seq = self._next_letter = self._order = 0
         self._heard_s = self._progress_s = 0.0
+        self._outstanding_bytes = 0
         self._resend_wait_s = settings.lease_s
         self._timer_on = False
         self.timing = LinkTiming(peer)
@@ -215,10 +220,12 @@ class Sender:
         self.peer_incarnation, self._window = message.incarnation, message.window_bytes
         items += self._acknowledged(message.next_seq, message.next_letter, message.grants, 0.0, now_s)
         if self._silent or not self.is_open:
+            may_be_lost = not self.is_open or now_s - self._progress_s >= self._carried_s(self._outstanding_bytes)
             self.is_open, self._silent = True, False
             self._resend_wait_s = self.settings.lease_s
             items += [LinkChanged(peer=self.peer, state="up"), PeerReturned(self.peer)]
-            items += self._resend(None, now_s)
+            if may_be_lost:
+                items += self._resend(None, now_s)
         return items + self._pump(now_s)
 
     def acked(self, message: Ack, now_s: float) -> list[Item]:
@@ -252,11 +259,16 @@ class Sender:
         self._timer_on = False
         if not self.is_up or not self._waiting():
             return []
-        items: list[Item] = [self._open(now_s)]
-        if not self._silent and now_s - self._heard_s >= 1.5 * self.settings.lease_s:
+        lease_s, rtt_s = self.settings.lease_s, 3 * self.timing.rtt_s
+        frame_s = 2 * self._carried_s(min(self.settings.chunk_bytes, self._outstanding_bytes))  # both ways, ahead of ours
+        items: list[Item] = []
+        if self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s + frame_s):
+            items.append(self._open(now_s))
+        if not self._silent and now_s - self._heard_s >= max(1.5 * lease_s, rtt_s) + min(frame_s, _FRAME_LEASES * lease_s):
             self._silent = True
             items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
-        if self.is_open and now_s - self._progress_s >= self._resend_wait_s:
+        patience_s = self._resend_wait_s + min(self._carried_s(self._outstanding_bytes), _QUEUE_LEASES * lease_s)
+        if self.is_open and now_s - self._progress_s >= patience_s:
             self._progress_s = now_s
             self._resend_wait_s = min(2 * self._resend_wait_s, 32 * self.settings.lease_s)
             items += self._resend(_RESEND_CHUNKS, now_s)
@@ -269,6 +281,11 @@ class Sender:
         if account is None:
             account = self._accounts[channel] = _Account(self._limits.get(channel, self._window))
         return account
+
+    def _carried_s(self, size_bytes: int) -> float:
+        """Seconds in which the link surely carries so much, by what is known of its rate."""
+        rate = self.timing.bytes_per_s or self.settings.bytes_per_s
+        return 1.5 * size_bytes / rate if rate else 0.0
 
     def _waiting(self) -> bool:
         return not self.is_open or bool(self._unacked) or bool(self._letters) or bool(self._bodies)
@@ -286,6 +303,7 @@ class Sender:
             items.append(BodyFailed(body, ErrorKind.NODE_LOST, f"{self.peer} restarted and lost what it held"))
         letters = list(self._letters.values())
         self._bodies, self._unacked, self._accounts, self._limits = {}, {}, {}, {}
+        self._outstanding_bytes = 0
         self._letters = dict(enumerate(letters))
         self._next_seq, self._next_letter = 0, len(letters)
         self.is_open = False
@@ -298,6 +316,7 @@ class Sender:
         num_closed = len(self._unacked)
         while self._unacked and (first := next(iter(self._unacked))) < seq:
             sent = self._unacked.pop(first)
+            self._outstanding_bytes -= sent.length
             out = sent.out
             if sent.sent_s is not None:
                 timed.append((sent.sent_s, sent.length))
@@ -319,7 +338,8 @@ class Sender:
                 self._accounts[channel].limit_bytes = max(limit, self._accounts[channel].limit_bytes)
         if len(self._unacked) + len(self._letters) < before:
             self._progress_s = now_s
-            self._resend_wait_s = self.settings.lease_s
+            if timed or not self._unacked:  # else what was sent twice came: the wait was too short (Karn)
+                self._resend_wait_s = self.settings.lease_s
         return items
 
     def _resend(self, most: int | None, now_s: float) -> list[Item]:
@@ -339,6 +359,7 @@ class Sender:
             if not self._unacked:
                 self._progress_s = now_s
             self._unacked[self._next_seq] = sent
+            self._outstanding_bytes += length
             items.append(self._chunk(self._next_seq, sent, now_s))
             self._next_seq += 1
             out.offset += length

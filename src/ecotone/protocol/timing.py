@@ -36,7 +36,8 @@ class LinkTiming:
         self._clean_s = -math.inf  # what was handed over before is not timed
         self._nonce = _FIRST_NONCE
         self._pings: dict[int, tuple[float, int]] = {}  # nonce: when, size
-        self._pinged_s, self._bytes_per_s = -math.inf, math.inf
+        self._pinged_s = -math.inf
+        self.bytes_per_s = 0.0  # the last measurement; 0: none
         self._wanted_bytes = 0  # the padded Ping to send once the small one is answered
         self._opens: list[float] = []
 
@@ -53,6 +54,10 @@ class LinkTiming:
         self._clean_s = now_s
 
     # ---- round trips ------------------------------------------------------------------------------------------------
+
+    def open_age_s(self, now_s: float) -> float:
+        """How long the last LinkOpen has been without an answer; infinite where none is."""
+        return now_s - self._opens[-1] if self._opens else math.inf
 
     def open_sent(self, now_s: float) -> None:
         self._opens.append(now_s)
@@ -74,7 +79,7 @@ class LinkTiming:
 
     def may_ping(self, now_s: float) -> bool:
         """Whether a Ping more would still be little traffic."""
-        return not self._pings and (now_s - self._pinged_s) * self._bytes_per_s * _PING_SHARE >= _PING_BYTES
+        return not self._pings and (now_s - self._pinged_s) * self.bytes_per_s * _PING_SHARE >= _PING_BYTES
 
     def probe(self, size_bytes: int, now_s: float) -> Ping:
         """Begin to time an idle link with `size_bytes` of padding (capped)."""
@@ -134,7 +139,6 @@ class LinkTiming:
             return None
         rtt_s = self.rtt_s
         sample = LinkSample(peer=self.peer, size_bytes=self._size_bytes, seconds=self._busy_s + rtt_s, rtt_s=rtt_s)
-        self._bytes_per_s = self._size_bytes / self._busy_s
         self._size_bytes, self._busy_s = 0, 0.0
         return sample
 
@@ -148,4 +152,5 @@ class LinkTiming:
         if busy_s > 0 and size_bytes:
             self._size_bytes += size_bytes
             self._busy_s += busy_s
+            self.bytes_per_s = size_bytes / busy_s
             self.is_new = True

@@ -217,7 +217,10 @@ class _Work:
 def build(scene: Scene, world_class: type[World] = World) -> Program:
     """The world of a scene with its program, connected, nothing deployed yet."""
     asker = NodeId(scene.asker)
-    chunks = {(k.source, k.target): LinkSettings(chunk_bytes=chunk_bytes_for(k.rate_bytes_per_s)) for k in scene.links}
+    chunks = {
+        (k.source, k.target): LinkSettings(chunk_bytes=chunk_bytes_for(k.rate_bytes_per_s), bytes_per_s=k.rate_bytes_per_s)
+        for k in scene.links
+    }
     settings = CoordinatorSettings(
         session=1, queue_limit=max(64, len(scene.asks)), max_in_flight=scene.max_in_flight, ordered=scene.ordered,
         node_timeout_s=scene.patience_s, record=scene.record,

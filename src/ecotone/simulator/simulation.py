@@ -281,7 +281,7 @@ def _node(
 ) -> Node:
     """A node whose chunks fit the rates of its links."""
     own = {NodeId(k.target): k.bandwidth_bytes_per_s for k in links if k.source == DeviceId(name)}
-    settings = {peer: LinkSettings(chunk_bytes=chunk_bytes_for(rate)) for peer, rate in own.items()}
+    settings = {peer: LinkSettings(chunk_bytes=chunk_bytes_for(rate), bytes_per_s=rate) for peer, rate in own.items()}
     mind = dataclasses.replace(coordinator, session=session) if name == asker else None
     return Node(name, incarnation, links=settings, worker=worker, coordinator=mind)
 
