@@ -47,4 +47,5 @@ Mtbf = Annotated[
     str, option("--mtbf", text="Mean time between failures where the cluster file states none. Default: 8h, an assumption.")
 ]
 Recover = Annotated[str, option("--recover", text="With --survive: limit on how late a failure makes an answer: 200ms.")]
+Bounds = Annotated[bool, typer.Option("--bounds", help="Prove that every queue is bounded, and show how large it can get.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]

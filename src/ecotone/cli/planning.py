@@ -27,6 +27,7 @@ from ecotone.cli.workflow import (
 from ecotone.cost import predict
 from ecotone.planner import PlannerError, Solution, baselines, explain
 from ecotone.profile import Profile
+from ecotone.protocol.actors import require_sound, sizes_of
 
 __all__ = ["plan", "profile"]
 
@@ -74,6 +75,7 @@ def plan(
     survive: options.Survive = "",
     mtbf: options.Mtbf = "",
     recover: options.Recover = "",
+    bounds: options.Bounds = False,
     json_output: options.Json = False,
 ) -> None:
     """Find the best plan: which device runs which part, and in which codec each tensor crosses each link.
@@ -105,6 +107,10 @@ def plan(
         out.print(_proof(solution))
     for line in failover.lines() if failover else ():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if bounds:
+        plans = failover.planset if failover else solution.plan
+        report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
+        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
     if compare:
         out.print(_baselines(work, made, solution, require or ()))
     if explain_it:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -11,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -24,9 +24,20 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, check_asked, load_work, make_plan, make_profile, open_nodes, read_file, read_plan
-from ecotone.plan import Plan
-from ecotone.runtime import Nodes, Session, deploy
+from ecotone.cli.workflow import (
+    Survival,
+    Work,
+    check_asked,
+    load_work,
+    make_failover,
+    make_plan,
+    make_profile,
+    open_nodes,
+    read_file,
+    read_plan_set,
+)
+from ecotone.planset import PlanSet
+from ecotone.runtime import Future, Nodes, Session, deploy
 from ecotone.serving.http import Service, application
 from ecotone.serving.live import Live
 from ecotone.serving.results import Answer, json_line, save, summary
@@ -42,7 +53,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @dataclass(slots=True)
 class _Pending:
     item: Item
-    future: Future[Any]
+    future: Future
     start_s: float
 
 
@@ -55,6 +66,7 @@ def run(
     plan_file: options.PlanFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
+    survive: options.Survive = "",
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
@@ -72,13 +84,14 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
+    survival = _survival(survive, plan_file)
     items = open_source(source, _policy(policy))
     work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
-        plan = _plan(work, nodes, plan_file, objective, require or ())
-        with deploy(plan, work.captured, nodes, image=work.preparation.image) as session:
-            if not json_output:
+        plans = _plans(work, nodes, plan_file, objective, require or (), survival)
+        with deploy(plans, work.captured, nodes, image=work.preparation.image) as session:
+            for plan in () if json_output else plans.plans:
                 err.print(f"[dim]{escape(str(plan))}", soft_wrap=True)
             answers = _answers(work, session, items, in_flight, limit)
             kept = _show(work, answers, items, limit, json_output, keep=out_file is not None)
@@ -93,11 +106,22 @@ def _policy(text: str) -> Policy:
     raise EcotoneError(f"--policy {text!r} is not known; auto, newest and all are")
 
 
-def _plan(work: Work, nodes: Nodes, plan_file: Path | None, objective: str, require: Sequence[str]) -> Plan:
-    """The plan of the file, or the best one on a profile that is made where it is missing."""
+def _survival(survive: str, plan_file: Path | None) -> Survival | None:
+    if survive and plan_file:
+        raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
+    return Survival.parse(survive)
+
+
+def _plans(
+    work: Work, nodes: Nodes, plan_file: Path | None, objective: str, require: Sequence[str], survival: Survival | None
+) -> PlanSet:
+    """The plan or set of the file, or the best on a profile that is made where it is missing, with standbys if asked."""
     if plan_file:
-        return read_plan(plan_file, work)
-    return make_plan(work, make_profile(work, nodes), objective, require).plan
+        return read_plan_set(plan_file, work)
+    profile = make_profile(work, nodes)
+    if survival:
+        return make_failover(work, profile, objective, require, survival).planset
+    return PlanSet(primary=make_plan(work, profile, objective, require).plan)
 
 
 def _answers(work: Work, session: Session, items: Source, in_flight: int, limit: int) -> Iterator[Answer]:
@@ -170,6 +194,7 @@ def serve(
     plan_file: options.PlanFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
+    survive: options.Survive = "",
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -191,14 +216,15 @@ def serve(
 
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
+    survival = _survival(survive, plan_file)
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
     work = load_work(model, cluster, input_shape=input_shape)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
-        plan = _plan(work, nodes, plan_file, objective, require or ())
-        with deploy(plan, work.captured, nodes, image=work.preparation.image, queue_limit=queue) as session:
+        plans = _plans(work, nodes, plan_file, objective, require or (), survival)
+        with deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue) as session:
             live = Live(work.preparation, session, stream) if stream else None
             service = _service(work, session, name or _short_name(model), token)
             _serve(service, live, host, port)
@@ -209,9 +235,13 @@ def _service(work: Work, session: Session, name: str, token: str) -> Service:
     """The model as the HTTP application sees it."""
 
     def status() -> dict[str, object]:
-        return {"plan": str(session.plan), "epoch": session.plan.epoch, "cluster": work.cluster.name}
+        first, *rest = session.plans or (None,)
+        return {
+            "plan": str(first), "epoch": first.epoch if first else None, "standbys": [str(plan) for plan in rest],
+            "cluster": work.cluster.name,
+        }  # fmt: skip
 
-    def cancel(future: Future[Any]) -> None:
+    def cancel(future: concurrent.futures.Future[Any]) -> None:
         session.cancel(future.session_future)  # type: ignore[attr-defined]
 
     return Service(

@@ -13,7 +13,8 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import check_asked, load_work, make_plan, make_profile, open_nodes, read_plan, write_file
+from ecotone.cli.workflow import check_asked, load_work, make_plan, make_profile, open_nodes, read_plan_set, write_file
+from ecotone.planset import PlanSet
 from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, Report
 from ecotone.simulator import simulate as run_simulation
 from ecotone.units import EcotoneError, format_quantity
@@ -46,7 +47,10 @@ def simulate(
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
-    chosen = read_plan(plan_file, work) if plan_file else make_plan(work, profile, objective, require or ()).plan
+    if plan_file:
+        chosen = read_plan_set(plan_file, work)
+    else:
+        chosen = PlanSet(primary=make_plan(work, profile, objective, require or ()).plan)
     machines = dataclasses.replace(work.cluster.scaled_links(links), emulate=True)
     report = run_simulation(
         chosen,
@@ -63,7 +67,8 @@ def simulate(
     if json_output:
         print_json(_document(report))
         return
-    err.print(f"[dim]{escape(str(chosen))}", soft_wrap=True)
+    for plan in chosen.plans:
+        err.print(f"[dim]{escape(str(plan))}", soft_wrap=True)
     _print(report)
 
 

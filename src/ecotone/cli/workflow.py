@@ -44,7 +44,7 @@ from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = [
     "Survival", "Work", "check_asked", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes",
-    "read_plan", "read_plan_set", "write_file",
+    "read_plan_set", "write_file",
 ]  # fmt: skip
 
 MAX_SAMPLES = 16
@@ -199,11 +199,6 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
         if wrong:
             raise EcotoneError(f"{where}: {plan}: " + "; ".join(wrong))
     return found
-
-
-def read_plan(path: Path, work: Work) -> Plan:
-    """The preferred plan of a file, see read_plan_set."""
-    return read_plan_set(path, work).primary
 
 
 def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:
