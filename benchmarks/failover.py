@@ -62,7 +62,7 @@ class Trial:
 
     @property
     def lost(self) -> int:
-        return sum(not (o.is_equal and o.ended_s and not o.error) for o in self.outcomes)
+        return sum(not outcome.is_success for outcome in self.outcomes)
 
     @property
     def recover_s(self) -> float:
@@ -146,7 +146,9 @@ def session_trial(world: World, name: str, fault: str, nodes: Nodes, session: Se
     inflict(world, trial, nodes, load)
     trial.outcomes, trial.duplicated = load.stop(), counted.duplicated - before
     repair(trial, nodes)
-    fault_world.wait_until(lambda: session.plans == resident)
+    for plan in reversed(resident):  # each is usable again, and the first is preferred as before
+        session.prefer(plan)
+        fault_world.wait_until(lambda wanted=plan: session.plans[0] == wanted)
     return say(trial)
 
 

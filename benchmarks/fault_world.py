@@ -99,6 +99,11 @@ class Outcome:
     is_equal: bool = False
     missing: tuple[int, ...] = ()  # branches, where it was fused
 
+    @property
+    def is_success(self) -> bool:
+        """It ended, with a result, and the result is the whole model's to the bit."""
+        return bool(self.is_equal and self.ended_s and not self.error)
+
 
 @dataclass(slots=True)
 class Counted:
@@ -122,7 +127,10 @@ class Counted:
 
 
 class Load:
-    """Keeps `in_flight` requests under way, or hands in `rate_per_s`; `submit(i)` begins number i and returns its future."""
+    """Keeps `in_flight` requests under way; with `rate_per_s` hands in so many, and never has more than that under way.
+
+    `submit(i)` begins number i and returns its future. With `keep_all` False only outcomes that are no success are kept.
+    """
 
     def __init__(
         self,
@@ -131,11 +139,11 @@ class Load:
         *,
         in_flight: int,
         rate_per_s: float | None = None,
+        keep_all: bool = True,
     ):
-        self._submit, self._is_equal, self._rate = submit, is_equal, rate_per_s
+        self._submit, self._is_equal, self._rate, self._keep_all = submit, is_equal, rate_per_s, keep_all
         self.outcomes: list[Outcome] = []
-        self.refused = 0
-        self.num_ended = 0
+        self.num_begun = self.num_ended = 0
         self._room = threading.Semaphore(in_flight)
         self._changed = threading.Condition()
         self._stopping = threading.Event()
@@ -154,7 +162,9 @@ class Load:
             if self._stopping.is_set():
                 return
             outcome = Outcome(time.perf_counter())
-            self.outcomes.append(outcome)
+            with self._changed:
+                self.outcomes.append(outcome)
+                self.num_begun += 1
             try:
                 future = self._submit(number)
             except EcotoneError as error:
@@ -177,6 +187,8 @@ class Load:
         with self._changed:
             outcome.ended_s = ended_s or time.perf_counter()
             self.num_ended += 1
+            if not self._keep_all and outcome.is_success:
+                self.outcomes.remove(outcome)
             self._changed.notify_all()
         self._room.release()
 
@@ -191,7 +203,7 @@ class Load:
         self._stopping.set()
         self._thread.join(timeout_s)
         with self._changed:
-            self._changed.wait_for(lambda: self.num_ended >= len(self.outcomes), timeout_s)
+            self._changed.wait_for(lambda: self.num_ended >= self.num_begun, timeout_s)
         return self.outcomes
 
 
@@ -231,13 +243,14 @@ def continue_process(nodes: Nodes, name: str) -> None:
 
 def cut(nodes: Nodes, name: str) -> None:
     """Both directions between the asker and `name` carry one byte a second; the processes and their sockets stay."""
-    _set_rate(nodes, name, CUT_OFF_BYTES_PER_S)
+    set_rate(nodes, name, CUT_OFF_BYTES_PER_S)
 
 
 def heal(nodes: Nodes, name: str) -> None:
-    _set_rate(nodes, name, RATE_MBIT * 1e6 / 8)
+    set_rate(nodes, name, RATE_MBIT * 1e6 / 8)
 
 
-def _set_rate(nodes: Nodes, name: str, bytes_per_s: float) -> None:
+def set_rate(nodes: Nodes, name: str, bytes_per_s: float) -> None:
+    """Both directions between the asker and `name`."""
     links = [k for k in nodes.cluster.links if {k.source, k.target} == {nodes.cluster.source, DeviceId(name)}]
     nodes.set_links(tuple(replace(link, bandwidth_bytes_per_s=bytes_per_s) for link in links))
