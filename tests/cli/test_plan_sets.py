@@ -1,4 +1,4 @@
-"""`ecotone plan --survive`: the set that it writes and what it says, that run and simulate take it; bad options in a line."""
+"""`ecotone plan --survive`: the set that it writes and what it says; run and simulate take it; bad options in one line."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from enumeration import World
 
-CRASH_S, SILENCE_S, REROUTE_S = 0.05, 0.15, 0.005
+CRASH_S, SILENCE_S, MARGIN, REROUTE_S = 0.05, 0.15, 1.5, 0.005
 STEPS = 4000
 
 
@@ -146,10 +146,10 @@ class Oracle:
         if key not in self._delay:
             head, even = self.head(p, q), (np.arange(STEPS) + 0.5) / STEPS
             since = even * p.latency_s  # begun so long before the failure
-            noticed = (p.latency_s + SILENCE_S if is_link else since + CRASH_S) + 0.0 * since
+            noticed = (MARGIN * p.latency_s + SILENCE_S if is_link else since + CRASH_S) + 0.0 * since
             ends = np.maximum(noticed + REROUTE_S, head) + q.latency_s - head
             under_way = p.latency_s * max(0.0, float(ends.mean()) - p.latency_s)
-            window = SILENCE_S + p.latency_s / 2 if is_link else CRASH_S
+            window = SILENCE_S + (MARGIN - 0.5) * p.latency_s if is_link else CRASH_S
             left = even * window
             ends = np.maximum(left + REROUTE_S, head) - head
             self._delay[key] = under_way + window * float(ends.mean())

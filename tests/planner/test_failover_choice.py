@@ -203,6 +203,7 @@ def test_the_expected_cost_by_hand() -> None:
     Passive on edge2 shares the head of 20 ms. Unavailable: edge1 60 / 28860, its link 5 / 3605 (all others up), likewise
     for edge2. Steps: edge1 dies, 27 ms under way, noticed after 50 ms, 5 ms to reroute: mean of max(y + 55, 20) over
     [0, 27] is 68.5; + 27.4 - 20 - 27 = 48.9 ms late; until noticed max(y + 5, 20) - 20 over [0, 50]: 35 ^ 2 / 2 / 50.
+    The link dies: noticed 1.5 * 27 + 150 ms after a run began, so 13.5 + 155 + 7.4 ms late; until then 150 + 27 ms.
     """
     world = three()
     found = choose(world.graph, world.cluster, world.profile, topologies=frozenset({"passive"}), max_standbys=1)
@@ -214,15 +215,15 @@ def test_the_expected_cost_by_hand() -> None:
     total = 1 + 2 * odds["device"] + 2 * odds["link"]
     degraded = 27e-3 * (1 + odds["device"] + odds["link"]) + 27.4e-3 * (odds["device"] + odds["link"])
     device = 27e-3 * 48.9e-3 + 50e-3 * (35e-3**2 / 2 / 50e-3)
-    window = 150e-3 + 13.5e-3
-    link = 27e-3 * (155e-3 + 27.4e-3 - 20e-3) + window * ((window - 15e-3) ** 2 / 2 / window)
+    window = 150e-3 + 27e-3
+    link = 27e-3 * (13.5e-3 + 155e-3 + 27.4e-3 - 20e-3) + window * ((window - 15e-3) ** 2 / 2 / window)
     assert all_up > 0
     expected = (degraded + device / 28800 + link / 3600) / total
     assert found.expected_s == pytest.approx(expected, rel=1e-9)
     assert found.overhead_fraction == pytest.approx(0.0)
     effects = {e.element: e for e in found.effects}
     assert effects["edge1"].recover_s == pytest.approx(55e-3 + 7.4e-3)
-    assert effects["camera - edge1"].recover_s == pytest.approx(27e-3 + 155e-3 + 7.4e-3)
+    assert effects["camera - edge1"].recover_s == pytest.approx(1.5 * 27e-3 + 155e-3 + 7.4e-3)
     assert effects["edge1"].served_by == "standby on edge2"
 
 

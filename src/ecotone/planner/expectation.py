@@ -10,7 +10,8 @@ the price of a request that nobody answers; r_i, P(s) as in failures.py; D_i tim
  (3) V         = M(D_i, R, h) - h    M(x, a, f) = mean of max(y + a, f), y even on [0, x] (the head may still run)
  (4) W         = F + L(q) - h - L(p) + (price of q's accuracy - of p's), at least 0
                 F = M(L(p), D_i + R, h) for a device: its liveliness token goes when its process dies, D_i = crash
-                F = L(p) + silence + R  for a link: nothing is heard, the run's deadline speaks;  D_i = silence + L(p) / 2
+                F = m L(p) + silence + R for a link: nobody is told, a run's patience ends after m L;
+                D_i = silence + (m - 1/2) L(p)
  (5) twins p, q: both begin; p goes first, q's own head and encoding follow (lag), then both bodies share the source's uplink
                 fairly:  d = min(send q, max(0, send p - lag));  L'(p) = L(p) + d;  L'(q) = L(q) + head and encode of p + d
                 c = min(L') ; a failure of one costs  L max(0, L'(other) - L'(first));  with separate uplinks d = 0
@@ -47,12 +48,13 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """Seconds until a dead process is noticed (its liveliness token goes with its sockets), until a silent one is (doubt
-    after its deadline, then an unanswered ping: the coordinator's suspect_after_s + pong_timeout_s), and to reroute.
+    """Seconds until a dead process is noticed (its liveliness token goes with its sockets), until a silent one is (a run
+    takes `margin` times its usual time, then the coordinator's suspect_after_s + pong_timeout_s), and to reroute.
     """
 
     crash_s: float = 0.05
     silence_s: float = 0.15
+    margin: float = 1.5
     reroute_s: float = 0.005
 
 
@@ -138,15 +140,15 @@ class Expectation:
         head, detection = self.head[before, after], self.detection
         noticed = detection.crash_s
         if self.elements[element].is_link:
-            noticed = detection.silence_s + self.latency[before]
+            noticed = detection.silence_s + detection.margin * self.latency[before]
         return float(max(noticed + detection.reroute_s, head) + self.latency[after] - head)
 
     def _step(self, p: int, q: int, is_link: bool) -> float:
         """Equations 2 to 4."""
         detection, latency, head = self.detection, float(self.latency[p]), float(self.head[p, q])
-        notice = detection.silence_s + latency / 2 if is_link else detection.crash_s
+        notice = detection.silence_s + (detection.margin - 0.5) * latency if is_link else detection.crash_s
         if is_link:
-            seen = max(latency + detection.silence_s + detection.reroute_s, head)
+            seen = max(detection.margin * latency + detection.silence_s + detection.reroute_s, head)
         else:
             seen = mean_max(latency, detection.crash_s + detection.reroute_s, head)
         price = (self.candidates[q].loss_points - self.candidates[p].loss_points) * self.weights.point_s
