@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worlds import cluster, needs_machines, wait_until
+from lab_worlds import cluster, needs_machines, wait_until
 
 from ecotone.lab import Laboratory
 from ecotone.lab.laboratory import remove_lab

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worlds import cluster, needs_machines, needs_relay, wait_until
+from lab_worlds import cluster, needs_machines, needs_relay, wait_until
 
 from ecotone.lab import LabError, Laboratory
 from ecotone.linktrace import LinkPoint, LinkTrace

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import cluster
+from lab_worlds import cluster
 
 from ecotone.cluster import Cluster
 from ecotone.lab import LabError, groups

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from worlds import cluster, wait_until
+from lab_worlds import cluster, wait_until
 
 from ecotone.lab import LabError, Laboratory
 from ecotone.linktrace import LinkPoint, LinkTrace
@@ -75,7 +75,7 @@ def test_kill_and_restart_stop_and_cont(laboratory: Laboratory, asker: Nodes) ->
     assert not reaches(asker, "cloud")
     laboratory.cont("cloud")
     wait_until(lambda: reaches(asker, "cloud"))
-    with pytest.raises(LabError, match="its speed is that of the file"):
+    with pytest.raises(LabError, match="set slowdown in the file"):
         laboratory.slow("cloud", 3)
 
 
