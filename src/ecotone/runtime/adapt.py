@@ -74,7 +74,7 @@ class Adaptive:
         self._lock = threading.Lock()
         self._explained = session.explain
         self.decisions: collections.deque[tuple[float, Decision]] = collections.deque(maxlen=_REMEMBERED)
-        self.num_switches = self.num_kept = 0
+        self.num_switches = self.num_probes = self.num_kept = 0
         self.fault = ""  # why the policy was stopped, if it failed
 
     def start(self) -> Self:
@@ -161,6 +161,7 @@ class Adaptive:
                 self.session.expect(epoch, expected_s)
             case ProbeLink(peer=peer, size_bytes=size_bytes):
                 self.session.probe(peer, size_bytes)
+                self.num_probes += 1
             case Replan():
                 self._planner = threading.Thread(target=self._replan, args=(decision,), name="planning", daemon=True)
                 self._planner.start()
