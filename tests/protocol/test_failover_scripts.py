@@ -7,7 +7,7 @@ asker alone no request ends with an error; no shell is asked for what it does no
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rig import NAMES, A, Rig, asked
 
@@ -115,6 +115,7 @@ def check(story: Script) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(scripts, st.sampled_from(ACTIVE), st.booleans())
+@example([("submit", 0), ("restart", 1), ("cut", 1), ("replan", 1)], "", False)  # a body parked where its plan never comes
 def test_with_a_local_fallback_no_request_is_ever_lost(script: list[tuple[str, int]], active: str, ordered: bool) -> None:
     story = run(script, SETS, active, ordered=ordered)
     story.rig.let_pass(60.0)

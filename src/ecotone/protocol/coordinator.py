@@ -410,7 +410,8 @@ class Coordinator:
         items = self._lose(run, reason)
         if number not in self._stuck or (kind is ErrorKind.DEADLINE and request.deadline_s is not None):
             return items  # another run lives; or a clock runs fast there: ours decides when the time is over
-        if request.num_failed < _MAX_FAILED and not request.tried.issuperset(self.sets.order):
+        is_untried = not self.sets.order or not request.tried.issuperset(self.sets.order)
+        if request.num_failed < _MAX_FAILED and is_untried:
             return items
         kind = kind if kind in (ErrorKind.NODE_LOST, ErrorKind.TOO_LARGE) else ErrorKind.FAILED
         return items + self._fail(number, kind, request.told)

@@ -47,6 +47,7 @@ from ecotone.protocol.message import (
     request_of,
 )
 from ecotone.protocol.notices import Begin, BodyArrived, Forget, FreeBody, GiveUp, Item, Post, Reached, Transmit
+from ecotone.protocol.parking import Parking
 from ecotone.protocol.settings import WorkerSettings
 from ecotone.schema import SchemaError
 
@@ -95,8 +96,7 @@ class Worker:
         self._closed: dict[int, None] = {}
         self._active: dict[RequestKey, _Active] = {}
         self._dropped: dict[RequestKey, None] = {}
-        self._parked: dict[BodyId, int] = {}
-        self._parked_arrivals: dict[EpochKey, list[BodyArrived]] = {}
+        self._parking = Parking(settings.park_limit_bytes)
         self._unreachable: dict[NodeId, bool] = {}  # lost peers; whether the timer is set
         self._computing: BodyId | None = None
         self._coding: BodyId | None = None
@@ -131,6 +131,10 @@ class Worker:
                 return self._retire(session, epoch)
             case CloseSession(session=session) if self._is_asker(peer, session):
                 return self._close(session)
+            case Retire(session=session, epoch=epoch) if not self._has_session(session):
+                return [*self._parking.drop(session, epoch), Forget(session, epoch)]  # nobody's, as after a restart
+            case CloseSession(session=session) if not self._has_session(session):
+                return [*self._parking.drop(session, None), Forget(session, None)]
             case Cancel(session=session, epoch=epoch, request=request) if self._is_asker(peer, session):
                 return self._drop((session, epoch, request)) + self._advance()
             case RequestFailed(session=session, epoch=epoch) if (session, epoch) in self._epochs:
@@ -237,13 +241,8 @@ class Worker:
             transfers = epoch.plan.transfers
             ours = 0 <= edge < len(transfers) and transfers[edge].target == self._device
             return ours and transfers[edge].source == DeviceId(peer) and (session, number, request) not in self._dropped
-        if body in self._parked:
-            return True
         known_old = session in self._closed or number <= self._newest.get(session, -1) or edge == BLOB_EDGE
-        if known_old or sum(self._parked.values()) + size_bytes > self.settings.park_limit_bytes:
-            return False
-        self._parked[body] = size_bytes
-        return True
+        return not known_old and self._parking.admits(body, size_bytes)
 
     def refused(self, peer: NodeId, body: BodyId) -> list[Item]:
         """Tell the node before us that this body was dropped for want of room or plan (it tells the asker)."""
@@ -260,7 +259,7 @@ class Worker:
         session, number, edge, request = body
         epoch = self._epochs.get((session, number))
         if epoch is None:
-            self._parked_arrivals.setdefault((session, number), []).append(arrival)
+            self._parking.arrived(arrival)
             return []
         if edge == BLOB_EDGE:
             epoch.wanted.discard(request & BLOB_NUMBER_MASK)
@@ -426,6 +425,9 @@ class Worker:
 
     # ---- inside: epochs ---------------------------------------------------------------------------------------------
 
+    def _has_session(self, session: int) -> bool:
+        return session in self._lapsed or any(own == session for own, _ in self._epochs)
+
     def _is_asker(self, peer: NodeId, session: int) -> bool:
         if self._lapsed.get(session) == peer:
             return True
@@ -443,9 +445,7 @@ class Worker:
         self._newest[deploy.session] = max(deploy.epoch, self._newest.get(deploy.session, -1))
         self._epochs[key] = _Epoch(plan=plan, asker=peer, parts=deploy.parts)
         items: list[Item] = [Prepare(session=deploy.session, epoch=deploy.epoch, plan=plan, parts=deploy.parts)]
-        for body in [b for b in self._parked if b[:2] == key]:
-            del self._parked[body]
-        for arrival in self._parked_arrivals.pop(key, []):
+        for arrival in self._parking.take(key):
             if self.wants(arrival.peer, arrival.body, arrival.size_bytes):
                 items += self.arrived(arrival, now_s)
             else:
@@ -472,7 +472,8 @@ class Worker:
     def _retire(self, session: int, number: int) -> list[Item]:
         if (session, number) in self._epochs:
             _remember(self._gone, (session, number))
-        return [*self._unload((session, number)), Forget(session, number), *self._advance()]
+        items = self._unload((session, number)) + self._parking.drop(session, number)
+        return [*items, Forget(session, number), *self._advance()]
 
     def _unload(self, key: EpochKey) -> list[Item]:
         items: list[Item] = []
@@ -503,12 +504,7 @@ class Worker:
         for _, number in sorted(k for k in self._epochs if k[0] == session):
             items += self._retire(session, number)
         self._newest.pop(session, None)
-        for body in [b for b in self._parked if b.session == session]:
-            del self._parked[body]
-        for parked in [k for k in self._parked_arrivals if k[0] == session]:
-            for arrival in self._parked_arrivals.pop(parked):
-                items += [Release(body=arrival.body, held=Held.BYTES), FreeBody(arrival.peer, arrival.body)]
-        return [*items, Forget(session, None)]
+        return [*items, *self._parking.drop(session, None), Forget(session, None)]
 
     # ---- inside: scheduling -----------------------------------------------------------------------------------------
 
