@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,14 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.simulated_faults import drawn_faults, fault_document, fault_tables, read_faults_file
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import check_asked, load_work, make_plan, make_profile, open_nodes, read_plan_set, write_file
+from ecotone.cli.workflow import Work, check_asked, load_work, make_plan, make_profile, open_nodes, read_plan_set, write_file
 from ecotone.planset import PlanSet
+from ecotone.protocol.settings import CoordinatorSettings
 from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, Report
 from ecotone.simulator import simulate as run_simulation
-from ecotone.units import EcotoneError, format_quantity
+from ecotone.units import EcotoneError, format_quantity, parse_quantity
 
 __all__ = ["simulate"]
 
@@ -33,18 +36,29 @@ def simulate(
     arrivals: Annotated[str, typer.Option(help="closed:4 (so many at once), periodic:20/s, or poisson:20/s.")] = "closed:1",
     links: Annotated[float, typer.Option(help="Multiply every link's rate by this: 0.125 is eight times slower.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of random arrivals.")] = 0,
+    faults: Annotated[
+        str, typer.Option(help="A script of faults (TOML), or random:7 for one drawn from seed 7.", show_default=False)
+    ] = "",
+    deadline: Annotated[str, typer.Option(help="Time that each request has: 2s. Default: all it takes.")] = "",
+    journal: Annotated[
+        bool, typer.Option("--journal", help="Requests are recorded: the asker itself may be killed.")
+    ] = False,
     trace_file: Annotated[Path | None, options.option("--trace", text="Write what happened, event by event (JSON).")] = None,
     json_output: options.Json = False,
 ) -> None:
     """Try a plan on a virtual clock: latency, throughput and load under arrivals and link rates of your choice.
 
     ecotone simulate net.py:model --cluster home.toml --arrivals poisson:15/s --links 0.125
+    ecotone simulate net.py:model --cluster home.toml --plan set.json --faults script.toml
     """
     if not links > 0:
         raise EcotoneError(f"--links is {links}, must be above zero")
     pattern = parse_arrivals(arrivals)
+    deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
     work = load_work(model, cluster, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
+    known = tuple(device.name for device in work.cluster.devices)
+    script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
     if plan_file:
@@ -52,24 +66,29 @@ def simulate(
     else:
         chosen = PlanSet(primary=make_plan(work, profile, objective, require or ()).plan)
     machines = dataclasses.replace(work.cluster.scaled_links(links), emulate=True)
-    report = run_simulation(
-        chosen,
-        work.captured.graph,
-        machines,
-        profile,
-        requests=requests,
-        arrivals=pattern,
-        seed=seed,
-        trace=trace_file is not None,
-    )
+    run = partial(
+        run_simulation, chosen, work.captured.graph, machines, profile, requests=requests, arrivals=pattern, seed=seed,
+        deadline_s=deadline_s, coordinator=CoordinatorSettings(session=1, record=journal), trace=trace_file is not None,
+    )  # fmt: skip
+    report = calm = run()
+    if faults:
+        script = script or drawn_faults(faults, chosen.devices, journal, calm.makespan_s)
+        report = run(script=script)
     if trace_file:
         write_file(trace_file, report.trace.to_json())
     if json_output:
-        print_json(_document(report))
+        print_json(_document(report) | ({"faults": fault_document(report, script, calm)} if faults else {}))
         return
     for plan in chosen.plans:
         err.print(f"[dim]{escape(str(plan))}", soft_wrap=True)
     _print(report)
+    for part in fault_tables(report, script, calm, chosen) if faults else ():
+        out.print(part, soft_wrap=True)
+
+
+def _beside(folder: Path, work: Work, name: str) -> PlanSet:
+    """A plan file that a script names, relative to the script."""
+    return read_plan_set(folder / name, work)
 
 
 def parse_arrivals(text: str) -> Arrivals:

@@ -114,7 +114,8 @@ def judge(scene: Scene, program: Program, oracle: Oracle, left: tuple[str, ...] 
             told = f"{first.error} after {first.at_s - origin_s:.3f} s: {first.reason}" if first else "no outcome"
             reasons.append(f"request {number} of {submitted[number]:.3f} s, possible by {by[number]:.3f} s: {told}")
         over_s = (math.inf if first is None else first.at_s - origin_s) - limits[number]
-        if limits[number] < math.inf and over_s > 0:
+        is_made = number in program.accepted_s or program.is_serving  # else the program itself waits for a plan in force
+        if limits[number] < math.inf and over_s > 0 and is_made:
             stuck.append(number)
             reasons.append(f"request {number} of {submitted[number]:.3f} s: {over_s:.3f} s late")
     possible = [n for n in submitted if by[n] < math.inf]

@@ -1,8 +1,8 @@
 """Every process ended, restarted or stopped at every event of a small run: no moment is left to chance.
 
 A run of n events under k ways to hurt each of d machines is n k d runs, each deterministic, judged like any other scene.
-The attack may fall into the deployment as well as into the requests. Ways: "kill" (for good), "restart" (killed, back 0.2 s
-later), "stall" (stopped, goes on 0.6 s later). The asker is not killed for good, and killed only where requests are recorded.
+The attack may fall into the deployment as well as into the requests. Ways: "kill" (for good), "restart" (killed, back 0.2
+s later), "stall" (stopped, goes on 0.6 s later). The asker is not killed for good, and only where requests are recorded.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ecotone.profile import Profile
 from ecotone.protocol.message import BodyId, NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings, chunk_bytes_for
-from ecotone.simulator.faults import Fault, FollowTrace, KillNode, Replan, check
+from ecotone.simulator.faults import Fault, FollowTrace, KillNode, Replan, check, devices_of
 from ecotone.simulator.program import Ask, Program, as_set, with_epochs_from
 from ecotone.simulator.world import Machine, World
 from ecotone.trace import Trace
@@ -199,7 +199,9 @@ def simulate(
         coordinator or CoordinatorSettings(session=1),
         queue_limit=max(queue_limit, in_flight), max_in_flight=in_flight, ordered=ordered,
     )  # fmt: skip
-    names = dict.fromkeys(NodeId(d) for one in every for d in (one.source, *one.devices, one.sink))
+    planned = [d for one in every for d in (one.source, *one.devices, one.sink)]
+    named = [d for fault in script for d in devices_of(fault) if any(d == k.name for k in cluster.devices)]
+    names = dict.fromkeys(map(NodeId, (*planned, *named)))
     _check(script, tuple(names), plans, settings)
     links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
     make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
@@ -210,9 +212,7 @@ def simulate(
     machines = {name: Machine(make(name, 1, settings.session)) for name in names}
     world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
     _bring_into_force(program, until_s)
-    world.num_events = 0
-    for channel in world.channels.values():
-        channel.num_bytes, channel.busy_s = 0, 0.0
+    world.count_anew()
     program.begin()
     for fault in (*_traces(cluster, names), *script):
         world.at(world.origin_s + fault.at_s, program.inflict, fault)

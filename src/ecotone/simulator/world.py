@@ -137,6 +137,12 @@ class World:
             self.num_events += 1
             action(*args)
 
+    def count_anew(self) -> None:
+        """Begin counting events, bytes and busy links."""
+        self.num_events = 0
+        for channel in self.channels.values():
+            channel.num_bytes, channel.busy_s = 0, 0.0
+
     def connect_all(self) -> None:
         """Every node sees every other."""
         for source, target in self.channels:
