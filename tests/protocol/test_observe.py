@@ -38,10 +38,11 @@ class Watched:
         in_flight: int = 1,
         report_s: float = 0.25,
         chunk_bytes: int = 0,
+        believed: float = 0.0,
     ) -> None:
         self.up, self.down = up, down
         mind = CoordinatorSettings(session=SESSION, queue_limit=1000, max_in_flight=in_flight)
-        link = LinkSettings(chunk_bytes=chunk_bytes or chunk_bytes_for(rate))
+        link = LinkSettings(chunk_bytes=chunk_bytes or chunk_bytes_for(rate), bytes_per_s=believed)
         worker = WorkerSettings(report_s=report_s)
         machines = {
             n: Machine(Node(n, 1, links={A: link, B: link}, worker=worker, coordinator=mind if n == A else None))
@@ -63,7 +64,7 @@ class Watched:
         self.num_ended = 0
         self.world.connect_all()
         self.world.event(A, ev.DeployRequested(plan=plan))
-        self.let_pass(1.0)
+        self.let_pass(1.0 + 10_000 / rate)
         self.reports.clear()
 
     def seconds(self, body: BodyId, work: str) -> float:
@@ -205,6 +206,18 @@ def test_what_was_sent_twice_is_not_timed() -> None:
     one.let_pass(5.0)
     assert one.num_ended == 20
     assert rate_of(one.samples(A)) == pytest.approx(5e6, rel=0.04)
+
+
+@pytest.mark.parametrize(("rate", "is_believed"), [(125.0, True), (2200.0, True), (2200.0, False)])
+def test_a_thin_link_carries_bodies_and_not_repeats(rate: float, is_believed: bool) -> None:
+    # 125 B/s is 1 kbit/s: the header of a frame alone takes a second.
+    one = Watched(rate=rate, up=5000, in_flight=2, believed=rate if is_believed else 0.0)
+    before = one.world.channels[A, B].num_bytes
+    one.ask(10)
+    one.let_pass(30 * 5000 / rate)
+    assert one.num_ended == 10
+    carried = one.world.channels[A, B].num_bytes - before
+    assert carried < (1.5 if is_believed else 2.5) * 10 * 5000  # until the first body is there, nothing is known
 
 
 def test_two_opens_under_way_time_no_round_trip() -> None:

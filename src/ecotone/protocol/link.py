@@ -60,7 +60,8 @@ __all__ = ["Sender"]
 
 Channel = tuple[int, int, int]
 _RESEND_CHUNKS = 4
-_FRAME_LEASES, _QUEUE_LEASES = 4, 64  # patience at most with a frame, and with all that is outstanding, on a thin link
+_FRAME_LEASES, _QUEUE_LEASES = 32, 64  # patience at most with a frame, and with all that is outstanding, on a thin link
+_LETTER_BYTES, _PROBE_BYTES = 1024, 512  # a letter, and what a LinkOpen and its answer may take, about
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class _Sent:
     offset: int
     length: int
     out: _Outgoing | None
+    first_s: float
     sent_s: float | None  # None: sent more than once, or void
 
 
@@ -110,7 +112,7 @@ class Sender:
         self._unacked: dict[int, _Sent] = {}
         self._letters: dict[int, LetterBody] = {}
         self._next_seq = self._next_letter = self._order = 0
-        self._heard_s = self._progress_s = 0.0
+        self._heard_s = self._progress_s = self._waits_s = 0.0
         self._outstanding_bytes = 0
         self._resend_wait_s = settings.lease_s
         self._timer_on = False
@@ -167,7 +169,7 @@ class Sender:
         lengths = [self._unacked[seq].length for seq in seqs]
         fresh = self._next_seq
         self._next_seq += 1
-        self._unacked[fresh] = _Sent(body, 0, 0, None, None)
+        self._unacked[fresh] = _Sent(body, 0, 0, None, now_s, None)
         if self.is_open:
             items.append(self._void(body, (*seqs, fresh), (*lengths, 0)))
         return items + self._pump(now_s)
@@ -220,11 +222,12 @@ class Sender:
         self.peer_incarnation, self._window = message.incarnation, message.window_bytes
         items += self._acknowledged(message.next_seq, message.next_letter, message.grants, 0.0, now_s)
         if self._silent or not self.is_open:
-            may_be_lost = not self.is_open or now_s - self._progress_s >= self._carried_s(self._outstanding_bytes)
+            patience_s = self._outstanding_s() or self._resend_wait_s
+            may_be_lost = not self.is_open or now_s - self._progress_s >= patience_s
             self.is_open, self._silent = True, False
-            self._resend_wait_s = self.settings.lease_s
             items += [LinkChanged(peer=self.peer, state="up"), PeerReturned(self.peer)]
             if may_be_lost:
+                self._resend_wait_s = self.settings.lease_s
                 items += self._resend(None, now_s)
         return items + self._pump(now_s)
 
@@ -261,18 +264,20 @@ class Sender:
             return []
         lease_s, rtt_s = self.settings.lease_s, 3 * self.timing.rtt_s
         frame_s = 2 * self._carried_s(min(self.settings.chunk_bytes, self._outstanding_bytes))  # both ways, ahead of ours
+        answer_s = frame_s + (self._carried_s(_PROBE_BYTES) or self.timing.num_opens * lease_s / 4)
         items: list[Item] = []
-        if self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s + frame_s):
+        if self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s, min(answer_s, _FRAME_LEASES * lease_s)):
             items.append(self._open(now_s))
-        if not self._silent and now_s - self._heard_s >= max(1.5 * lease_s, rtt_s) + min(frame_s, _FRAME_LEASES * lease_s):
+        silent_s = now_s - max(self._heard_s, self._waits_s)
+        if not self._silent and silent_s >= max(1.5 * lease_s, rtt_s, min(answer_s, _FRAME_LEASES * lease_s)):
             self._silent = True
             items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
-        patience_s = self._resend_wait_s + min(self._carried_s(self._outstanding_bytes), _QUEUE_LEASES * lease_s)
+        patience_s = self._resend_wait_s + min(self._outstanding_s(), _QUEUE_LEASES * lease_s)
         if self.is_open and now_s - self._progress_s >= patience_s:
             self._progress_s = now_s
             self._resend_wait_s = min(2 * self._resend_wait_s, 32 * self.settings.lease_s)
             items += self._resend(_RESEND_CHUNKS, now_s)
-        return items + self._watch(now_s)
+        return items + self._watch(now_s, is_again=True)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -287,12 +292,17 @@ class Sender:
         rate = self.timing.bytes_per_s or self.settings.bytes_per_s
         return 1.5 * size_bytes / rate if rate else 0.0
 
+    def _outstanding_s(self) -> float:
+        return self._carried_s(self._outstanding_bytes + _LETTER_BYTES * len(self._letters))
+
     def _waiting(self) -> bool:
         return not self.is_open or bool(self._unacked) or bool(self._letters) or bool(self._bodies)
 
-    def _watch(self, now_s: float) -> list[Item]:
+    def _watch(self, now_s: float, *, is_again: bool = False) -> list[Item]:
         if self.is_up and not self._timer_on and self._waiting():
             self._timer_on = True
+            if not is_again:
+                self._waits_s = now_s
             return [SetTimer(timer=self.timer, at_s=now_s + self.settings.lease_s / 2)]
         return []
 
@@ -313,10 +323,11 @@ class Sender:
         items: list[Item] = []
         before = len(self._unacked) + len(self._letters)
         timed: list[tuple[float, int]] = []
-        num_closed = len(self._unacked)
+        num_closed, size_bytes, first_s = len(self._unacked), self._outstanding_bytes, now_s
         while self._unacked and (first := next(iter(self._unacked))) < seq:
             sent = self._unacked.pop(first)
             self._outstanding_bytes -= sent.length
+            first_s = min(first_s, sent.first_s)
             out = sent.out
             if sent.sent_s is not None:
                 timed.append((sent.sent_s, sent.length))
@@ -327,7 +338,10 @@ class Sender:
                     items += [Release(body=out.body, held=Held.BYTES), BodyAcked(out.body)]
         num_closed -= len(self._unacked)
         if num_closed:
-            self.timing.acknowledged(timed if len(timed) == num_closed else (), delay_s, now_s)
+            is_clean = len(timed) == num_closed
+            self.timing.acknowledged(timed if is_clean else (), delay_s, now_s)
+            if not is_clean and size_bytes > self._outstanding_bytes and now_s > first_s:
+                self.timing.bytes_per_s = (size_bytes - self._outstanding_bytes) / (now_s - first_s)  # at least
         while self._letters and (first := next(iter(self._letters))) < letter:
             del self._letters[first]
         for grant in grants:
@@ -355,7 +369,7 @@ class Sender:
             out = account.queue[0]
             credit = account.limit_bytes - account.sent_bytes
             length = min(self.settings.chunk_bytes, out.size_bytes - out.offset, credit)
-            sent = _Sent(out.body, out.offset, length, out, now_s)
+            sent = _Sent(out.body, out.offset, length, out, now_s, now_s)
             if not self._unacked:
                 self._progress_s = now_s
             self._unacked[self._next_seq] = sent

@@ -10,8 +10,9 @@ MIB = 1 << 20
 
 
 def chunk_bytes_for(bandwidth_bytes_per_s: float, hold_s: float = 0.05) -> int:
-    """Chunk that occupies the link at most `hold_s`: from 8 KiB to 1 MiB."""
-    return int(min(max(bandwidth_bytes_per_s * hold_s, 8192), MIB))
+    """Chunk that occupies the link at most `hold_s`: to 1 MiB, and not below 8 KiB, or 1 KiB where that takes a second."""
+    least = min(max(bandwidth_bytes_per_s, 1024), 8192)
+    return int(min(max(bandwidth_bytes_per_s * hold_s, least), MIB))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

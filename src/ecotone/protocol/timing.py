@@ -55,6 +55,11 @@ class LinkTiming:
 
     # ---- round trips ------------------------------------------------------------------------------------------------
 
+    @property
+    def num_opens(self) -> int:
+        """LinkOpens under way without an answer."""
+        return len(self._opens)
+
     def open_age_s(self, now_s: float) -> float:
         """How long the last LinkOpen has been without an answer; infinite where none is."""
         return now_s - self._opens[-1] if self._opens else math.inf
