@@ -68,7 +68,7 @@ def test_requests_go_on_under_the_standby_when_a_node_dies(
         assert all(torch.equal(future.result(PATIENCE_S), expected(captured, x)) for future in waiting)
         assert {future.epoch for future in waiting} == {2}
         assert session.plan.epoch == 2
-        assert any("runs again under plan 2" in line for line in session.explain())
+        assert any("runs again under plan 2" in line for line in session.explanation())
         again = session.submit((x,))
         assert torch.equal(again.result(PATIENCE_S), expected(captured, x))
         traces = {trace.request: trace for trace in session.report()}
@@ -198,7 +198,7 @@ def test_a_set_whose_first_plan_is_out_of_reach_begins_with_a_standby(exact: tup
         with deploy(set_of(captured, ("a", "b"), ("a",)), captured, nodes, timeout_s=0.5) as session:
             assert torch.equal(session(x), expected(captured, x))
             assert session.plan.devices == ("a",)
-            assert any("the preferred plan joins later" in line for line in session.explain())
+            assert any("the preferred plan joins later" in line for line in session.explanation())
 
 
 def test_a_standby_that_cannot_be_made_is_left_out(nodes: Nodes, exact: tuple[Captured, torch.Tensor]) -> None:
@@ -208,7 +208,7 @@ def test_a_standby_that_cannot_be_made_is_left_out(nodes: Nodes, exact: tuple[Ca
     with deploy(plans, captured, nodes) as session:
         assert [p.epoch for p in session.plans] == [1]
         assert torch.equal(session(x), expected(captured, x))
-        assert any("plan 2 is left out" in line for line in session.explain())
+        assert any("plan 2 is left out" in line for line in session.explanation())
 
 
 def tight(captured: Captured, share: float) -> Nodes:
@@ -240,7 +240,7 @@ def test_where_memory_holds_one_set_only_a_pause_is_announced_and_taken(exact: t
                 assert torch.equal(future.result(PATIENCE_S), expected(captured, x))
             assert after.epoch == moved.epoch
             assert stages.held_bytes <= cap
-        assert any("switching with a pause" in line for line in session.explain())
+        assert any("switching with a pause" in line for line in session.explanation())
 
 
 def test_a_pause_that_fails_brings_the_old_plans_back(exact: tuple[Captured, torch.Tensor]) -> None:
@@ -278,7 +278,7 @@ def test_a_node_that_leaves_in_order_is_failed_over_not_waited_for(
         worker.join(PATIENCE_S)
         assert not errors
         assert [p.devices for p in session.plans] == [("a", "c")]
-        assert any("node b is shutting down: going on with 1 plan" in line for line in session.explain())
+        assert any("node b is shutting down: going on with 1 plan" in line for line in session.explanation())
 
 
 def test_one_id_runs_once_while_it_runs(exact: tuple[Captured, torch.Tensor], nodes: Nodes) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import psutil
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ecotone.cli import options
@@ -18,7 +19,9 @@ from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors.cache import cache_root
 from ecotone.protocol.message import NodeId
 from ecotone.runtime import NodeUnreachable, attach
-from ecotone.runtime.node import NodeSettings, run_node
+from ecotone.runtime.node import EXPLAIN, NodeSettings, run_node
+from ecotone.runtime.port import GUEST
+from ecotone.runtime.questions import QuestionError
 from ecotone.trust.identity import Authority, Identity, TrustError
 from ecotone.trust.join import Enrolment, join
 from ecotone.units import EcotoneError, parse_quantity
@@ -173,11 +176,14 @@ def _free_port(host: str, wanted: int) -> int:
 def status(
     cluster: options.ClusterFile = None,
     deadline_s: Annotated[float, typer.Option("--deadline", help="Seconds to wait for each node.")] = 3.0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also the plan in force, what it was chosen for, what happened lately.")
+    ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Say which nodes of a cluster answer, and how fast.
+    """Say which nodes of a cluster answer, how fast, and with --explain what runs on them and why.
 
-    ecotone status --cluster home.toml
+    ecotone status --cluster home.toml --explain
     """
     if cluster is None:
         raise EcotoneError("which cluster? give its file: ecotone status --cluster home.toml")
@@ -185,8 +191,9 @@ def status(
     if machines.emulate and not any(device.address for device in machines.devices):
         raise EcotoneError(f"{cluster}: an emulated cluster has nodes only while a command runs it")
     rows = [_ask(machines, device, deadline_s) for device in machines.devices]
+    told = _explanations(machines, deadline_s) if explain else {}
     if json_output:
-        print_json(rows)
+        print_json({"nodes": rows, "explanation": told} if explain else rows)
     else:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("device", "state", "round trip", "threads", "accelerator", "address"):
@@ -196,8 +203,29 @@ def status(
             trip = f"{float(str(row['round_trip_s'])) * 1e3:.2f} ms" if row.get("round_trip_s") is not None else "-"
             table.add_row(str(row["device"]), mark, trip, str(row["threads"]), str(row["accelerator"]), str(row["address"]))
         out.print(table)
+        for name, lines in told.items():
+            out.print(f"\n[bold]{name}[/]", highlight=False)
+            for line in lines:
+                out.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     if any(row["state"] == "down" for row in rows):
         raise typer.Exit(1)
+
+
+def _explanations(machines: Cluster, deadline_s: float) -> dict[str, list[str]]:
+    """What the asker says of its plans; where no asker is at work, what each node holds."""
+    source = NodeId(machines.source)
+    with attach(machines, deadline_s=deadline_s, guest=True, needed=()) as nodes:
+        with contextlib.suppress(NodeUnreachable):
+            nodes.port.wait_for(frozenset([source]), deadline_s)
+            with contextlib.suppress(QuestionError):
+                return {source: nodes.questions.ask(source, EXPLAIN, deadline_s=deadline_s)["lines"]}
+        found: dict[str, list[str]] = {source: ["no asker is at work (ecotone run, ecotone serve)"]}
+        for name in sorted(nodes.port.peers() - {source}):
+            if not name.startswith(GUEST):
+                with contextlib.suppress(NodeUnreachable, QuestionError):
+                    lines = nodes.questions.ask(name, EXPLAIN, deadline_s=deadline_s)["lines"]
+                    found[name] = lines or ["holds no plan"]
+    return found
 
 
 def _ask(machines: Cluster, device: Device, deadline_s: float) -> dict[str, object]:
@@ -214,7 +242,7 @@ def _ask(machines: Cluster, device: Device, deadline_s: float) -> dict[str, obje
         sink=machines.source,
     )
     try:
-        with attach(pair, deadline_s=deadline_s) as nodes:
+        with attach(pair, deadline_s=deadline_s, guest=True) as nodes:
             told = nodes.questions.ask(NodeId(device.name), "device", deadline_s=deadline_s)
             _, trip = nodes.questions.ask_timed(NodeId(device.name), "echo", deadline_s=deadline_s)
     except (NodeUnreachable, WireError) as error:

@@ -43,6 +43,9 @@ Survive = Annotated[
     str,
     option("--survive", text="Keep standbys for failures: auto (least expected cost), local, standby, active or none."),
 ]
+Adapt = Annotated[
+    bool, typer.Option("--adapt", help="Keep plans for other link rates resident and move among them as links change.")
+]
 Mtbf = Annotated[
     str, option("--mtbf", text="Mean time between failures where the cluster file states none. Default: 8h, an assumption.")
 ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import torch
 import typer
 import uvicorn
 from rich.markup import escape
@@ -23,30 +24,20 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
+from ecotone.cli.resident import Asked, adapting, resident_plans
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import (
-    Survival,
-    Work,
-    check_asked,
-    load_work,
-    make_failover,
-    make_plan,
-    make_profile,
-    open_nodes,
-    read_file,
-    read_plan_set,
-)
-from ecotone.planset import PlanSet
-from ecotone.runtime import Future, Nodes, Session, deploy
+from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
+from ecotone.runtime import Future, Session, deploy
 from ecotone.serving.http import Service, application
 from ecotone.serving.live import Live
 from ecotone.serving.results import Answer, json_line, save, summary
 from ecotone.serving.sources import Item, Policy, Source, open_source
-from ecotone.units import EcotoneError
+from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = ["run", "serve"]
 
 TABLE_ROWS = 40
+KEPT_RESULTS = 10_000
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -67,6 +58,7 @@ def run(
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
+    adapt: options.Adapt = False,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
@@ -84,13 +76,16 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
-    survival = _survival(survive, plan_file)
+    asked = Asked.of(objective, require, plan_file, survive, adapt)
     items = open_source(source, _policy(policy))
     work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
-    with open_nodes(work) as nodes:
-        plans = _plans(work, nodes, plan_file, objective, require or (), survival)
-        with deploy(plans, work.captured, nodes, image=work.preparation.image) as session:
+    with open_nodes(work, () if plan_file else None) as nodes:
+        plans, profile = resident_plans(work, nodes, asked)
+        with (
+            deploy(plans, work.captured, nodes, image=work.preparation.image) as session,
+            adapting(work, session, profile, asked),
+        ):
             for plan in () if json_output else plans.plans:
                 err.print(f"[dim]{escape(str(plan))}", soft_wrap=True)
             answers = _answers(work, session, items, in_flight, limit)
@@ -104,24 +99,6 @@ def _policy(text: str) -> Policy:
     if text in ("auto", "newest", "all"):
         return cast(Policy, text)
     raise EcotoneError(f"--policy {text!r} is not known; auto, newest and all are")
-
-
-def _survival(survive: str, plan_file: Path | None) -> Survival | None:
-    if survive and plan_file:
-        raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
-    return Survival.parse(survive)
-
-
-def _plans(
-    work: Work, nodes: Nodes, plan_file: Path | None, objective: str, require: Sequence[str], survival: Survival | None
-) -> PlanSet:
-    """The plan or set of the file, or the best on a profile that is made where it is missing, with standbys if asked."""
-    if plan_file:
-        return read_plan_set(plan_file, work)
-    profile = make_profile(work, nodes)
-    if survival:
-        return make_failover(work, profile, objective, require, survival).planset
-    return PlanSet(primary=make_plan(work, profile, objective, require).plan)
 
 
 def _answers(work: Work, session: Session, items: Source, in_flight: int, limit: int) -> Iterator[Answer]:
@@ -195,6 +172,7 @@ def serve(
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
+    adapt: options.Adapt = False,
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -207,6 +185,10 @@ def serve(
         str, options.option("--source", text="Also answer a camera:0, rtsp://..., video or - at /results.")
     ] = "",
     policy: Annotated[str, typer.Option(help="For --source: newest, all or auto.")] = "auto",
+    journal: Annotated[
+        Path | None, options.option("--journal", text="File that accepted requests with an id survive in; see below.")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="With --journal: how long a result can be asked for again.")] = "1h",
     input_shape: options.InputShape = "",
 ) -> None:
     """Serve a model over HTTP by the Open Inference Protocol v2, computed over the cluster.
@@ -214,32 +196,43 @@ def serve(
     Health at /v2/health/ready, inference at POST /v2/models/NAME/infer, counters at /metrics, the plan at /status.
     Off loopback a token is required: --token-file, or the variable ECOTONE_TOKEN.
 
+    With --journal the "id" of a request names it: accepted means written to the disk, a second request of that id gets the
+    result of the first without running again, also after this server was killed and started anew on the same file.
+
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
-    survival = _survival(survive, plan_file)
+    asked = Asked.of(objective, require, plan_file, survive, adapt)
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
     work = load_work(model, cluster, input_shape=input_shape)
     check_asked(objective, require or (), work.cluster)
-    with open_nodes(work) as nodes:
-        plans = _plans(work, nodes, plan_file, objective, require or (), survival)
-        with deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue) as session:
+    keep_s = parse_quantity(keep, "s", "--keep")
+    with open_nodes(work, () if plan_file else None) as nodes:
+        plans, profile = resident_plans(work, nodes, asked)
+        with (
+            deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal) as session,
+            adapting(work, session, profile, asked),
+        ):
             live = Live(work.preparation, session, stream) if stream else None
-            service = _service(work, session, name or _short_name(model), token)
+            service = _service(work, session, name or _short_name(model), token, keep_s if journal else None)
             _serve(service, live, host, port)
     err.print("[dim]stopped; every accepted request was answered")
 
 
-def _service(work: Work, session: Session, name: str, token: str) -> Service:
-    """The model as the HTTP application sees it."""
+def _service(work: Work, session: Session, name: str, token: str, keep_s: float | None = None) -> Service:
+    """The model as the HTTP application sees it; with a journal results are kept for `keep_s`."""
 
     def status() -> dict[str, object]:
         first, *rest = session.plans or (None,)
         return {
             "plan": str(first), "epoch": first.epoch if first else None, "standbys": [str(plan) for plan in rest],
-            "cluster": work.cluster.name,
+            "cluster": work.cluster.name, "explanation": session.explanation(),
         }  # fmt: skip
+
+    def infer_once(tensors: Sequence[torch.Tensor], deadline_s: float | None, request_id: str) -> Any:
+        session.expire(KEPT_RESULTS, keep_s or 0.0)
+        return work.preparation.submit(session, tensors, deadline_s, request_id)
 
     def cancel(future: concurrent.futures.Future[Any]) -> None:
         session.cancel(future.session_future)  # type: ignore[attr-defined]
@@ -249,6 +242,7 @@ def _service(work: Work, session: Session, name: str, token: str) -> Service:
         inputs=work.preparation.input_specs(),
         outputs=work.preparation.output_specs(),
         infer=lambda tensors, deadline_s: work.preparation.submit(session, tensors, deadline_s),
+        infer_once=infer_once if keep_s is not None else None,
         ready=lambda: session.is_ready,
         cancel=cancel,
         status=status,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +112,14 @@ def load_work(
     return work
 
 
-def open_nodes(work: Work) -> Nodes:
-    """Reach the cluster's nodes; an emulated cluster without addresses is started here, and stopped by closing it."""
+def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
+    """Reach the cluster's nodes (`needed`: those that must answer now, all by default).
+
+    An emulated cluster without addresses is started here, and stopped by closing it.
+    """
     started_here = work.cluster.emulate and not any(device.address for device in work.cluster.devices)
     with nullcontext() if work.quiet else err.status("reaching the nodes"):
-        return launch(work.cluster) if started_here else attach(work.cluster)
+        return launch(work.cluster) if started_here else attach(work.cluster, needed=needed)
 
 
 def make_profile(

@@ -19,7 +19,7 @@ import torch
 
 from ecotone.protocol import journal as form
 from ecotone.protocol.events import ErrorKind
-from ecotone.runtime.errors import RequestError, UnknownRequest, Unrecorded
+from ecotone.runtime.errors import RequestError, RequestIdTaken, UnknownRequest, Unrecorded
 from ecotone.runtime.journal import JournalFile
 
 __all__ = ["Durable", "Outcome", "Unfinished"]
@@ -96,7 +96,7 @@ class Durable:
         if entry is None:
             return False
         if entry.digest != form.digest_of(_pack(inputs)):
-            raise RequestError(f"request {request_id!r} was accepted with other inputs; give a new request a new id")
+            raise RequestIdTaken(f"request {request_id!r} was accepted with other inputs; give a new request a new id")
         return True
 
     def begin(self, number: int, request_id: str) -> None:
@@ -157,10 +157,10 @@ class Durable:
     def expire(self, keep: int, keep_s: float) -> None:
         """Acknowledge, in the background, outcomes older than `keep_s` seconds and all but the newest `keep`."""
         now_s = time.monotonic()
-        oldest = sorted(self._finished_s.items(), key=lambda item: item[1])
-        for position, (request_id, at_s) in enumerate(oldest):
-            if position >= len(oldest) - keep and now_s - at_s <= keep_s:
-                break
+        while self._finished_s:  # in the order in which they ended
+            request_id, at_s = next(iter(self._finished_s.items()))
+            if len(self._finished_s) <= keep and now_s - at_s <= keep_s:
+                return
             entry = self._file.find(request_id)
             if entry is not None:
                 record = form.Acknowledged(number=entry.number, request_id=request_id)

@@ -6,7 +6,8 @@ from ecotone.protocol.events import ErrorKind
 from ecotone.units import EcotoneError
 
 __all__ = [
-    "Busy", "Cancelled", "DeadlinePassed", "DeployError", "NodeLost", "NodeUnreachable", "RequestError", "SessionClosed",
+    "Busy", "Cancelled", "DeadlinePassed", "DeployError", "NodeLost", "NodeUnreachable", "RequestError",
+    "RequestIdTaken", "SessionClosed",
     "UnknownRequest", "Unrecorded", "request_error",
 ]  # fmt: skip
 
@@ -45,6 +46,10 @@ class NodeLost(RequestError):
 
 class Unrecorded(RequestError):
     """Refused: the journal could not take the request (its disk is full), so it would not survive this process."""
+
+
+class RequestIdTaken(RequestError):
+    """A request of this id was accepted with other inputs."""
 
 
 class UnknownRequest(RequestError):

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import tempfile
 import threading
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +24,7 @@ from ecotone.protocol.message import NodeId
 from ecotone.runtime.children import Child
 from ecotone.runtime.errors import NodeUnreachable
 from ecotone.runtime.node import LocalNode, NodeSettings, link_settings, open_wire, shape
-from ecotone.runtime.port import Port
+from ecotone.runtime.port import GUEST, Port
 from ecotone.runtime.questions import Questions
 from ecotone.runtime.store import Store
 from ecotone.trust.identity import Identity, membership
@@ -37,7 +39,9 @@ __all__ = ["Nodes", "attach", "in_memory", "launch"]
 class Nodes:
     """The nodes of `cluster` and the asker's end of the wire. A context manager: leaving it ends what was started."""
 
-    def __init__(self, cluster: Cluster, wire: Wire, shaped: ShapedWire | None, children: dict[DeviceId, Child]):
+    def __init__(
+        self, cluster: Cluster, wire: Wire, shaped: ShapedWire | None, children: dict[DeviceId, Child], name: str = ""
+    ):
         self.cluster, self.children = cluster, children
         self.addresses: dict[DeviceId, str] = {}
         self._shaped = shaped
@@ -46,7 +50,7 @@ class Nodes:
         self._threads: dict[DeviceId, tuple[LocalNode, ShapedWire | None]] = {}
         self._root = Path("unused")
         self._imposed: dict[tuple[DeviceId, DeviceId], Link] = {}  # links that are shaped now
-        self.port = Port(cluster.source, wire)
+        self.port = Port(name or cluster.source, wire)
         self.questions = Questions(self.port, {"echo": lambda peer, body: None})
 
     @property
@@ -182,25 +186,27 @@ def in_memory(cluster: Cluster, *, folder: Path | None = None, network: Network 
 
 def attach(
     cluster: Cluster, *, identity: Identity | None = None, multicast: bool = False, connect: tuple[str, ...] = (),
-    deadline_s: float = 10.0, needed: Collection[DeviceId] | None = None,
+    deadline_s: float = 10.0, needed: Collection[DeviceId] | None = None, guest: bool = False,
 ) -> Nodes:  # fmt: skip
     """Nodes that run already (`ecotone up`): at the addresses that the cluster file gives, or discovered.
 
     Of an emulated cluster (a laboratory without root) the links that leave the asker are imposed here.
 
     `identity`: this machine's membership of the cluster of that name, where it has one, unless another is given. `needed`:
-    the devices that must answer, all by default; the others may come later.
+    the devices that must answer, all by default; the others may come later. `guest`: only to ask questions, beside an asker
+    that may be at work under the source's name.
     Raises WireError or NodeUnreachable, naming the node, within about `deadline_s`.
     """
     source = cluster.device(cluster.source)
     identity = identity or membership(cluster.name)
-    known = tuple(d.address for d in cluster.devices if d.address and d.name != source.name)
+    known = tuple(d.address for d in cluster.devices if d.address and (d.name != source.name or guest))
+    device = replace(source, name=DeviceId(f"{GUEST}{secrets.token_hex(4)}")) if guest else source
     settings = NodeSettings(
-        device=source, folder=Path("unused"), cluster=cluster.name, connect=connect or known, identity=identity,
-        multicast=multicast, links=links_from(cluster, source.name), emulate=cluster.emulate,
+        device=device, folder=Path("unused"), cluster=cluster.name, connect=connect or known, identity=identity,
+        multicast=multicast, links=links_from(cluster, source.name), emulate=cluster.emulate, insist=needed is None,
     )  # fmt: skip
     wire, shaped = open_wire(settings)
-    nodes = Nodes(cluster, shaped or wire, shaped, {})
+    nodes = Nodes(cluster, shaped or wire, shaped, {}, device.name)
     nodes._closing.callback(nodes.port.close)
     try:
         nodes.port.start()

@@ -32,6 +32,7 @@ class StoreLoader:
         self._wanted: dict[tuple[int, int], tuple[BlobRange, ...]] = {}
         self._failed: dict[tuple[int, int], StoreError] = {}
         self._parts: dict[tuple[int, int], tuple[StagePart, ...]] = {}
+        self._plans: dict[tuple[int, int], Plan] = {}
 
     def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
         key = (session, epoch)
@@ -44,7 +45,7 @@ class StoreLoader:
             self._wanted[key] = missing
             return missing
         self._wanted.pop(key, None)
-        self._parts[key] = parts
+        self._parts[key], self._plans[key] = parts, plan
         try:
             self._load(session, epoch, plan, parts)
         except StoreCorrupted:  # the store removed it: fetched again like any other that is missing
@@ -77,9 +78,14 @@ class StoreLoader:
             raise EcotoneError("profiling needs a plan of one stage on this node; deploy it first")
         return StoredModel(self._store, parts[0], graph)
 
+    def loaded(self) -> list[str]:
+        """The plans that are loaded here, one a line, for a person."""
+        return [f"plan {epoch} of {plan.source}: {plan}" for (_, epoch), plan in sorted(self._plans.items())]
+
     def unload(self, session: int, epoch: int) -> None:
         self._wanted.pop((session, epoch), None)
         self._parts.pop((session, epoch), None)
+        self._plans.pop((session, epoch), None)
         self._stages.unload(session, epoch)
         self._store.unpin(_owner(session, epoch))
 

@@ -38,9 +38,9 @@ from ecotone.wire.shaped import LinkShape, ShapedWire
 from ecotone.wire.wire import Wire
 from ecotone.wire.zenoh import ZenohSettings, ZenohWire
 
-__all__ = ["LEAVING", "LocalNode", "NodeSettings", "link_settings", "run_node", "shape"]
+__all__ = ["EXPLAIN", "LEAVING", "LocalNode", "NodeSettings", "link_settings", "run_node", "shape"]
 
-LEAVING = "leaving"
+LEAVING, EXPLAIN = "leaving", "explain"
 _SLOW_LINK_BYTES_PER_S = 4e6
 _SMALL_BUFFER_BYTES = 65536
 
@@ -83,6 +83,7 @@ class LocalNode:
             "spans": self._spans,
             "echo": lambda peer, body: None,
             "device": lambda peer, body: schema.write(device),
+            EXPLAIN: lambda peer, body: {"lines": self._loader.loaded()},
         }
         self.questions = Questions(self.port, quick, {"link": self._link, "profile": self._profile})
 

@@ -33,6 +33,7 @@ from ecotone.runtime.errors import (
     DeployError,
     NodeUnreachable,
     RequestError,
+    RequestIdTaken,
     SessionClosed,
     UnknownRequest,
     request_error,
@@ -42,7 +43,7 @@ from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, links_from
 from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.models import Models
-from ecotone.runtime.node import LEAVING, link_settings
+from ecotone.runtime.node import EXPLAIN, LEAVING, link_settings
 from ecotone.runtime.recorder import Ended, Recorder, RequestTrace, Span, machine_clock, trace_of
 from ecotone.runtime.residency import Answer, Residency
 from ecotone.runtime.shell import Shell, Told
@@ -50,9 +51,8 @@ from ecotone.runtime.stages import Stages
 from ecotone.runtime.switching import Switchover, switchover
 from ecotone.units import EcotoneError
 
-__all__ = ["EXPLAIN", "Session"]
+__all__ = ["Session"]
 
-EXPLAIN = "explain"
 _KEPT_REQUESTS = 4096
 
 Listener = Callable[[Told], object]
@@ -69,7 +69,7 @@ class _Request:
 class Session:
     """A deployed model: call it, submit to it, stream through it. Made by `deploy`; a context manager that drains.
 
-    `explain` gives the lines that `ecotone status --explain` shows; a controller puts its own in its place.
+    `explain` gives what a controller has to say of its choice; `explanation` has it between the plans and what happened.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Session:
         self._ended: collections.deque[Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
         self._residency = Residency()
         self._listeners: list[Listener] = []
-        self.explain: Callable[[], list[str]] = self._residency.explanation
+        self.explain: Callable[[], list[str]] = list
         self._moving, self._awaited = threading.Lock(), -1
         self._is_closed, self._closing = False, ""
         self._all_ended = threading.Event()
@@ -113,7 +113,7 @@ class Session:
             recorder=self._recorder, asker=self, expected=self._specs, image=image,
         )  # fmt: skip
         nodes.questions.on(LEAVING, self._node_leaves)
-        nodes.questions.on(EXPLAIN, lambda peer, body: {"lines": self.explain()})
+        nodes.questions.on(EXPLAIN, lambda peer, body: {"lines": self.explanation()})
         self._shell.start()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
@@ -325,6 +325,10 @@ class Session:
         """Time the idle link to `peer` with so many bytes of padding; the next Observed of this node has the sample."""
         self._shell.post(events.ProbeLink(peer=NodeId(peer), size_bytes=size_bytes))
 
+    def explanation(self) -> list[str]:
+        """The plan in force, the others of the set, why, and what happened lately: what `ecotone status --explain` shows."""
+        return self._residency.explanation(self.explain())
+
     def listen(self, callback: Listener) -> None:
         """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged and DeployEnded, in the loop thread."""
         self._listeners.append(callback)
@@ -493,7 +497,7 @@ class Session:
         running = self._by_id.get(request_id)
         if running is not None:
             if not all(torch.equal(mine, given) for mine, given in zip(running.inputs, inputs, strict=True)):
-                raise RequestError(f"request {request_id!r} runs already with other inputs; give a new request a new id")
+                raise RequestIdTaken(f"request {request_id!r} runs already with other inputs; give a new request a new id")
             return running.future
         if self._durable is None or not self._durable.knows(request_id, inputs):
             return None

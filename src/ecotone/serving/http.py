@@ -1,7 +1,8 @@
 """The HTTP server: Open Inference Protocol v2 over any `infer` function, with authentication and back-pressure.
 
-Statuses: 400 a request that is not the protocol's, 401 no or a wrong token, 404 another model, 413 too large, 429 the queue
-is full (Retry-After), 499-like cancellation when the client goes away, 503 not ready or draining, 504 deadline passed.
+Statuses: 400 a request that is not the protocol's, 401 no or a wrong token, 404 another model, 409 an id with other inputs,
+410 an id whose result is no longer kept, 413 too large, 429 the queue is full (Retry-After), 499-like cancellation when the
+client goes away, 503 not ready, draining or not written to the journal, 504 deadline passed.
 The server knows no session: `infer` takes flat tensors and gives a Future, so the tests drive the real application.
 """
 
@@ -23,24 +24,39 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ecotone.model.errors import ModelError
-from ecotone.runtime.errors import Busy, DeadlinePassed, NodeLost, NodeUnreachable, SessionClosed
+from ecotone.runtime.errors import (
+    Busy,
+    DeadlinePassed,
+    NodeLost,
+    NodeUnreachable,
+    RequestIdTaken,
+    SessionClosed,
+    UnknownRequest,
+    Unrecorded,
+)
 from ecotone.serving.oip import InputSpec, ProtocolError, parse_infer, render_infer
 from ecotone.units import EcotoneError
 
 __all__ = ["Infer", "Service", "application", "refusal"]
 
 Infer = Callable[[Sequence[torch.Tensor], float | None], "Future[Sequence[torch.Tensor]]"]
+InferOnce = Callable[[Sequence[torch.Tensor], float | None, str], "Future[Sequence[torch.Tensor]]"]
 HEADER = "inference-header-content-length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One served model. `ready()` is asked per health request; `cancel` ends a request whose client went away."""
+    """One served model. `ready()` is asked per health request; `cancel` ends a request whose client went away.
+
+    `infer_once` takes requests that have an id, where ids are remembered: the second of an id gets the result of the first.
+    Such a request is not cancelled when its client goes away: it may come back for the result.
+    """
 
     name: str
     inputs: tuple[InputSpec, ...]
     outputs: tuple[InputSpec, ...]
     infer: Infer
+    infer_once: InferOnce | None = None
     ready: Callable[[], bool]
     cancel: Callable[[Future[Sequence[torch.Tensor]]], object]
     status: Callable[[], dict[str, object]]
@@ -124,8 +140,10 @@ class _Handlers:
             body = await _read_body(request, service.max_body_bytes)
             parsed = parse_infer(body, _header_bytes(request), service.inputs)
             tensors = [torch.from_numpy(np.array(a, copy=not a.flags.writeable)) for a in parsed.arrays]
-            future = service.infer(tensors, parsed.timeout_s)
-            outputs = await self._answer(request, future)
+            if service.infer_once is not None and parsed.id:
+                outputs = await asyncio.wrap_future(service.infer_once(tensors, parsed.timeout_s, parsed.id))
+            else:
+                outputs = await self._answer(request, service.infer(tensors, parsed.timeout_s))
             named = {spec.name: _to_numpy(t) for spec, t in zip(service.outputs, outputs, strict=True)}
             content, header = render_infer(parsed, service.name, service.version, named)
         except EcotoneError as error:
@@ -151,7 +169,11 @@ class _Handlers:
             return _error(429, str(error), {"Retry-After": "1"})
         if isinstance(error, DeadlinePassed):
             return _error(504, str(error))
-        if isinstance(error, NodeLost | NodeUnreachable | SessionClosed):
+        if isinstance(error, RequestIdTaken):
+            return _error(409, str(error))
+        if isinstance(error, UnknownRequest):
+            return _error(410, str(error))
+        if isinstance(error, NodeLost | NodeUnreachable | SessionClosed | Unrecorded):
             return _error(503, str(error), {"Retry-After": "1"})
         if isinstance(error, ProtocolError | ModelError):
             return _error(400, str(error))

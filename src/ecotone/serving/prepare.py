@@ -93,11 +93,11 @@ class Preparation:
         return _specs(self.captured.graph, self.captured.graph.outputs)
 
     def submit(
-        self, session: Session, tensors: Sequence[torch.Tensor], deadline_s: float | None
+        self, session: Session, tensors: Sequence[torch.Tensor], deadline_s: float | None, request_id: str | None = None
     ) -> concurrent.futures.Future[Any]:
         """Hand flat tensors to `session`; the future ends with flat outputs in the order of graph.outputs."""
         args, kwargs = self.captured.unflatten_inputs(tensors)
-        inner = session.submit(args, kwargs, deadline_s=deadline_s)
+        inner = session.submit(args, kwargs, deadline_s=deadline_s, request_id=request_id)
         outer: concurrent.futures.Future[Any] = concurrent.futures.Future()
         outer.session_future = inner  # type: ignore[attr-defined]  # what cancel needs
 
