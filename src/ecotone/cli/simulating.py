@@ -72,7 +72,8 @@ def simulate(
     )  # fmt: skip
     report = calm = run()
     if faults:
-        script = script or drawn_faults(faults, chosen.devices, journal, calm.makespan_s)
+        if faults.startswith("random:"):
+            script = drawn_faults(faults, chosen.devices, journal, calm.makespan_s)
         report = run(script=script)
     if trace_file:
         write_file(trace_file, report.trace.to_json())
