@@ -24,7 +24,7 @@ from ecotone.cost import resident_bytes
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.expectation import Detection, Expectation, Weights
-from ecotone.planner.failures import elements_of, states_of
+from ecotone.planner.failures import elements_of
 from ecotone.planner.objective import SLACK, Asked, Latency, Objective, PlannerError, Requirement
 from ecotone.planner.solve import solve
 from ecotone.planner.standbys import Candidate, Ground, Pool, Variant, gather
@@ -176,9 +176,10 @@ def choose(
     elements = elements_of(cluster)
     main = Ground(graph, cluster, profile, wanted, asked, elements, deadline)
     grounds = [(v, Ground(v.graph, cluster, v.profile, wanted, asked, elements, deadline)) for v in variants]
-    states = states_of(elements, survive)
-    pool = gather(plain, main, asked, grounds, states, weights.point_s)
-    sums = Expectation(pool.candidates, elements, states, wanted, weights, detection, separate_uplinks=separate_uplinks)
+    pool = gather(plain, main, asked, grounds, survive, weights.point_s)
+    sums = Expectation(
+        pool.candidates, pool.elements, pool.states, wanted, weights, detection, separate_uplinks=separate_uplinks
+    )
     graphs = {graph.content_hash(): graph} | {v.graph.content_hash(): v.graph for v in variants}
     limits = {d.name: int(c) for d, c in zip(cluster.devices, main.chain.capacity, strict=True)}
     search = _Choice(sums, asked, topologies, max_standbys, recover_s, graphs, limits)

@@ -61,7 +61,7 @@ class Element:
 class States:
     """`down[s]`: indices of the elements down in state s; `probability` (S,) sums to one; state 0: all work.
 
-    `steps`: (s, element, t) where the element fails in s and leads to t; `rate_per_s` (len(steps),): P(s) times its rate.
+    `steps`: (s, element, t) where the element fails in s and leads to t; `rate_per_s` (len(steps),): failures a second.
     """
 
     down: tuple[frozenset[int], ...]
@@ -90,18 +90,26 @@ def elements_of(cluster: Cluster) -> tuple[Element, ...]:
     return tuple(found)
 
 
-def states_of(elements: Sequence[Element], survive: int) -> States:
-    """Equation 1 for up to `survive` elements down at once."""
-    down = [
-        frozenset(c) for n in range(min(survive, len(elements)) + 1) for c in itertools.combinations(range(len(elements)), n)
-    ]
+def states_of(elements: Sequence[Element], survive: int, others: Sequence[Element] = ()) -> States:
+    """Equation 1 for up to `survive` down at once of `elements` and `others`; states tell only the former apart."""
+    indices, most = range(len(elements)), min(survive, len(elements))
+    down = [frozenset(c) for n in range(most + 1) for c in itertools.combinations(indices, n)]
     place = {s: i for i, s in enumerate(down)}
-    shares = [e.share_down for e in elements]
-    weight = np.array([math.prod(u if i in s else 1.0 - u for i, u in enumerate(shares)) for s in down])
-    probability = weight / weight.sum()
+    shares, within = [e.share_down for e in elements], _at_most([e.share_down for e in others], survive)
+    own = [math.prod(u if i in s else 1.0 - u for i, u in enumerate(shares)) for s in down]
+    weight = np.array([w * within[survive - len(s)] for s, w in zip(down, own, strict=True)])
     steps = tuple(_steps(down, place, len(elements)))
-    rates = np.array([probability[s] * elements[e].rate_per_s for s, e, _ in steps], dtype=np.float64)
-    return States(tuple(down), probability, steps, rates)
+    room = [own[s] * within[survive - len(down[s]) - 1] * elements[e].rate_per_s for s, e, _ in steps]
+    total = float(weight.sum())
+    return States(tuple(down), weight / total, steps, np.array(room, dtype=np.float64) / total)
+
+
+def _at_most(shares: Sequence[float], survive: int) -> list[float]:
+    """Probability that at most 0, 1, ... `survive` of independent elements are down."""
+    exactly = [1.0] + [0.0] * survive
+    for u in shares:
+        exactly = [exactly[n] * (1.0 - u) + (exactly[n - 1] * u if n else 0.0) for n in range(survive + 1)]
+    return list(itertools.accumulate(exactly))
 
 
 def _steps(down: Sequence[frozenset[int]], place: dict[frozenset[int], int], count: int) -> Iterator[tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from ecotone.cost import CostModel, FloatArray, PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
 from ecotone.planner.chain import Chain, build
-from ecotone.planner.failures import Element, States
+from ecotone.planner.failures import Element, States, states_of
 from ecotone.planner.objective import Asked, Objective
 from ecotone.planner.solve import Found, Solution, search
 from ecotone.profile import Profile
@@ -30,6 +30,7 @@ from ecotone.profile import Profile
 __all__ = ["Candidate", "Ground", "Pool", "Variant", "gather"]
 
 MAX_POOL = 24
+MAX_OF_VARIANT = 3
 _ROOMY = 1 << 62
 
 
@@ -67,9 +68,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """The candidates, the plain plan first; `least_s` (S,): no plan has less in that state (inf: none runs)."""
+    """The candidates, the plain plan first; `elements` that any of them needs, and their states; `least_s` (S,): no plan
+    has less in that state (inf: none runs).
+    """
 
     candidates: tuple[Candidate, ...]
+    elements: tuple[Element, ...]
+    states: States
     least_s: FloatArray
 
 
@@ -105,6 +110,18 @@ class Ground:
                     return before
             self._found[down] = search(self._without(down), self.asked, self.objective, self.deadline)
         return self._found[down]
+
+    def best_plans(self, survive: int) -> list[Plan]:
+        """The best plan without failures, and of every state of up to `survive` failures that lead from one to the next."""
+        reached, plans = [frozenset[int]()], []
+        for down in reached:  # grows
+            found = self.best(down)
+            if found.path is None:
+                continue
+            plans.append(self.chain.plan(found.path))
+            after = [down | {i} for i, e in enumerate(self.elements) if len(down) < survive and e.hits(plans[-1])]
+            reached += [state for state in after if state not in reached]
+        return list(dict.fromkeys(plans))
 
     def after_head(self, plan: Plan, down: Iterable[int]) -> Plan | None:
         """The best plan that begins with the same stage on the source and avoids the elements `down`."""
@@ -165,44 +182,56 @@ def gather(
     main: Ground,
     asked: Asked,
     variants: Sequence[tuple[Variant, Ground]],
-    states: States,
+    survive: int,
     point_s: float,
 ) -> Pool:
     """The pool round the best plan `plain`, at most MAX_POOL plans; `point_s`: seconds that a point of accuracy is worth."""
-    plans = list(_main_plans(plain, main, states))
-    made = [_candidate(plan, main, asked, None, point_s) for plan in dict.fromkeys(plans)]
+    made: list[Candidate] = []
     for variant, ground in variants:
-        own = dict.fromkeys(p for p in _variant_plans(ground, states) if p is not None)
+        own = itertools.islice(_unlike(_variant_plans(ground, survive)), MAX_OF_VARIANT)
         made += [_candidate(plan, ground, asked, variant, point_s) for plan in own]
-    candidates = tuple(made[:MAX_POOL])
+    plans = itertools.islice(_unlike(_main_plans(plain, main, survive)), max(1, MAX_POOL - len(made)))
+    candidates = (*(_candidate(plan, main, asked, None, point_s) for plan in plans), *made)
+    best = [p for g in (main, *(g for _, g in variants)) for p in g.best_plans(survive)]
+    used = [i for i, e in enumerate(main.elements) if any(e.hits(p) for p in (*best, *(c.plan for c in candidates)))]
+    elements = tuple(main.elements[i] for i in used)
+    states = states_of(elements, survive, [e for e in main.elements if e not in elements])
     least = np.full(len(states.down), math.inf)
     for price, ground in ((0.0, main), *((v.loss_points * point_s, g) for v, g in variants)):
-        least = np.minimum(least, [ground.best(down).bound + price for down in states.down])
+        bounds = [ground.best(frozenset(used[i] for i in down)).bound + price for down in states.down]
+        least = np.minimum(least, bounds)
     for candidate in candidates:
-        hit = [any(main.elements[i].hits(candidate.plan) for i in down) for down in states.down]
-        least = np.minimum(least, np.where(hit, math.inf, candidate.value_s))
-    return Pool(candidates, least)
+        needs = frozenset(i for i, e in enumerate(elements) if e.hits(candidate.plan))
+        stands = np.array([not needs & down for down in states.down])
+        least = np.minimum(least, np.where(stands, candidate.value_s, math.inf))
+    return Pool(candidates, elements, states, least)
 
 
-def _main_plans(plain: Solution, main: Ground, states: States) -> Iterable[Plan]:
-    chain, elements = main.chain, main.elements
-    first = [plain.plan, *_paths(chain, [main.best(frozenset())])]
-    yield from first
-    yield from (p for p in (main.local_tail(plain.plan), main.whole_local()) if p is not None)
-    later = _paths(chain, [main.best(down) for down in states.down])
-    yield from later
-    everything = frozenset(i for i, e in enumerate(elements) if e.hits(plain.plan))
-    yield from _paths(chain, [main.best(everything)])
-    ahead = [*first, *later, *(r.plan for r in plain.runners_up)]
-    for plan in dict.fromkeys(ahead):
-        hit = [i for i, e in enumerate(elements) if e.hits(plan)]
-        options = [main.local_tail(plan), *(main.after_head(plan, {i}) for i in hit), main.after_head(plan, hit)]
-        yield from (p for p in options if p is not None)
-    yield from (r.plan for r in plain.runners_up)
+def _main_plans(plain: Solution, main: Ground, survive: int) -> Iterator[Plan | None]:
+    later = main.best_plans(survive)
+    first = [plain.plan, *later[:1]]
+    yield from (*first, main.local_tail(plain.plan), main.whole_local(), *later)
+    everything = main.best(frozenset(i for i, e in enumerate(main.elements) if e.hits(plain.plan)))
+    yield from _paths(main.chain, [everything])
+    near = [r.plan for r in plain.runners_up]
+    for plan in dict.fromkeys((*first, *later, *near)):
+        hit = [i for i, e in enumerate(main.elements) if e.hits(plan)]
+        yield main.local_tail(plan)
+        yield from (main.after_head(plan, down) for down in (*({i} for i in hit), hit))
+    yield from near
 
 
-def _variant_plans(ground: Ground, states: States) -> list[Plan | None]:
-    return [*_paths(ground.chain, [ground.best(down) for down in states.down]), ground.whole_local()]
+def _variant_plans(ground: Ground, survive: int) -> Iterator[Plan | None]:
+    yield ground.whole_local()
+    yield from ground.best_plans(survive)
+
+
+def _unlike(plans: Iterable[Plan | None]) -> Iterator[Plan]:
+    seen: set[Plan] = set()
+    for plan in plans:
+        if plan is not None and plan not in seen:
+            seen.add(plan)
+            yield plan
 
 
 def _paths(chain: Chain, found: Iterable[Found]) -> list[Plan]:
