@@ -184,7 +184,7 @@ def with_loading(
             nodes.children[DeviceId(device)].wait(30.0)
             nodes.restart(device)
         with deploy(plans[0], captured, nodes, samples=samples, image=IMAGE, max_in_flight=8, queue_limit=4096) as session:
-            order = itertools.cycle(plans[1:] + plans[:1])
+            order = itertools.cycle([*plans[1:], plans[0]])
             found[name] = switch(session, samples, count // min(share, 5), random, partial(replan, session, order))
     nodes.cluster = roomy
     return found
