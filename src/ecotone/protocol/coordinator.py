@@ -162,7 +162,7 @@ class Coordinator:
             return None  # it was accepted before
         patience_s, limit = self.settings.node_timeout_s, self.settings.held_limit_bytes
         if event.deadline_s is None and self._unusable_s is not None and self._now_s - self._unusable_s >= patience_s:
-            return ErrorKind.NODE_LOST, f"{self._missing()}; plan without it or bring it back"
+            return ErrorKind.NODE_LOST, f"{self.sets.missing}; plan without it or bring it back"
         num_waiting = len(self._waiting) + self._num_recording
         if num_waiting >= self.settings.queue_limit:
             return ErrorKind.BUSY, f"{num_waiting} requests wait already; ask again later"
@@ -200,7 +200,7 @@ class Coordinator:
             case RequestFinished(epoch=epoch, request=run):
                 return self._finished(peer, epoch, run) + self._settle()
             case RequestFailed():
-                return self._run_failed(peer, content) + self._settle()
+                return self._run_failed(peer, content) + self._settle(content.reason)
             case Ready(epoch=epoch) if self.sets.has(epoch, peer):
                 return self.sets.ready(peer, epoch) + self._settle(f"plan {epoch} is ready")
             case DeployFailed(epoch=epoch, reason=reason) if self.sets.has(epoch, peer):
@@ -403,6 +403,9 @@ class Coordinator:
         request.num_failed += 1
         request.reasons.append(reason)
         if kind is ErrorKind.NODE_LOST:
+            self.sets[content.epoch].gaps[peer] = reason
+            self._strand_all(content.epoch, reason)
+        elif kind is ErrorKind.CLOSED:  # a node has not got the plan again
             request.stuck_under.add(content.epoch)
         else:
             request.tried.add(content.epoch)
@@ -410,9 +413,10 @@ class Coordinator:
         items = self._lose(run, reason)
         if number not in self._stuck or (kind is ErrorKind.DEADLINE and request.deadline_s is not None):
             return items  # another run lives; or a clock runs fast there: ours decides when the time is over
-        is_untried = not self.sets.order or not request.tried.issuperset(self.sets.order)
-        if request.num_failed < _MAX_FAILED and is_untried:
+        is_tried = bool(self.sets.order) and request.tried.issuperset(self.sets.order)
+        if request.num_failed < _MAX_FAILED and not is_tried:
             return items
+        kind = ErrorKind.NODE_LOST if kind is ErrorKind.CLOSED else kind
         kind = kind if kind in (ErrorKind.NODE_LOST, ErrorKind.TOO_LARGE) else ErrorKind.FAILED
         return items + self._fail(number, kind, request.told)
 
@@ -434,11 +438,14 @@ class Coordinator:
     def _down(self, peer: NodeId, reason: str) -> list[Item]:
         items = self.sets.set_down(peer, True, self._now_s)
         for deployment in self.sets.over(peer):
-            for run in sorted(deployment.running):
-                request = self._requests[request_of(run)]
-                if request.result is None:
-                    self._strand(request_of(run), request, reason)
+            self._strand_all(deployment.plan.epoch, reason)
         return items + self._settle(reason)
+
+    def _strand_all(self, epoch: int, reason: str) -> None:
+        for run in sorted(self.sets[epoch].running):
+            request = self._requests[request_of(run)]
+            if request.result is None:
+                self._strand(request_of(run), request, reason)
 
     # ---- inside: runs that take long --------------------------------------------------------------------------------
 
@@ -579,11 +586,8 @@ class Coordinator:
 
     def _why_stuck(self, request: Request) -> tuple[ErrorKind, str]:
         if request.reasons and request.tried:
-            return ErrorKind.FAILED, f"{request.told}; no other plan could run: {self._missing()}"
-        return ErrorKind.NODE_LOST, self._missing()
-
-    def _missing(self) -> str:
-        return f"{', '.join(self.sets.missing) or 'a node'} cannot be reached or is not ready, and no plan goes without"
+            return ErrorKind.FAILED, f"{request.told}; no other plan could run: {self.sets.missing}"
+        return ErrorKind.NODE_LOST, self.sets.missing
 
     def _finish(self) -> list[Item]:
         if not self._is_closing or self._requests or self._is_closed:

@@ -7,8 +7,9 @@ nodes that are away, a ready standby is enough. The old set then drains, and eac
 left: make before break. A failed primary leaves the old set in force. A pause (memory does not hold both) is the other
 order: drain, retire, deploy; where that fails no set is in force until the next is asked for.
 
-An epoch is *usable* while all its nodes are ready and none is down (lost by its link, or silent when pinged). New requests
-go to the first usable epoch in the order of preference that is not *in doubt*. All here is O(plans of a set) per change.
+An epoch is *usable* while all its nodes are ready, none is down (lost by its link, or silent when pinged) and none told
+that it lost the next one (it says Ready again when that is over). New requests go to the first usable epoch in the order of
+preference that is not *in doubt*. All here is O(plans of a set) per change.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Deployment:
     told_s: float = 0.0  # what a controller expects as things are now
     boundary_bytes: int = 0
     down: set[NodeId] = field(default_factory=set)
+    gaps: dict[NodeId, str] = field(default_factory=dict)  # nodes that lost the next one, and what they said
     running: set[int] = field(default_factory=set)
     is_told: bool = False  # the asker knows that it is ready
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
@@ -55,7 +57,7 @@ class Deployment:
 
     @property
     def is_usable(self) -> bool:
-        return not self.not_ready and not self.down
+        return not self.not_ready and not self.down and not self.gaps
 
 
 class Deployments:
@@ -125,10 +127,13 @@ class Deployments:
         return self._held is not None or bool(self.pending)
 
     @property
-    def missing(self) -> tuple[NodeId, ...]:
-        """Nodes for want of which no plan of the set can run."""
-        found = (n for e in self.order for n in self._all[e].nodes if n in self._all[e].down | self._all[e].not_ready)
-        return tuple(sorted(set(found)))
+    def missing(self) -> str:
+        """For want of what no plan of the set can run."""
+        plans = [self._all[epoch] for epoch in self.order]
+        nodes = ", ".join(sorted({node for d in plans for node in (*d.down, *d.not_ready)}))
+        told = sorted({reason for d in plans for reason in d.gaps.values()})
+        reasons = [f"{nodes} cannot be reached or is not ready"] if nodes or not told else []
+        return f"{'; '.join((*reasons, *told))}, and no plan goes without"
 
     def twins_of(self, target: int) -> list[int]:
         """Usable epochs under which a request runs beside `target`."""
@@ -232,6 +237,7 @@ class Deployments:
         """`peer` has loaded its part of the epoch."""
         deployment = self._all[epoch]
         deployment.not_ready.discard(peer)
+        deployment.gaps.pop(peer, None)
         if deployment.not_ready:
             return []
         if self.pending and epoch == self.pending[0]:

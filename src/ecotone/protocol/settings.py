@@ -35,7 +35,7 @@ class WorkerSettings:
     queue_limit: int = 2
     park_limit_bytes: int = 64 * MIB
     session_timeout_s: float = 30.0  # the asker silent for so long: its session is dropped, and deployed again if it returns
-    reach_timeout_s: float = 5.0  # the next node lost for so long: the asker is told that the run cannot go on
+    reach_timeout_s: float = 1.0  # the next node lost for so long: the asker is told that the run cannot go on
     report_s: float = 0.25  # at most so often a node tells the asker what it measured; 0: never
 
 

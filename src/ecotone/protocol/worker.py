@@ -98,6 +98,7 @@ class Worker:
         self._dropped: dict[RequestKey, None] = {}
         self._parking = Parking(settings.park_limit_bytes)
         self._unreachable: dict[NodeId, bool] = {}  # lost peers; whether the timer is set
+        self._gaps: dict[NodeId, set[EpochKey]] = {}  # plans whose asker was told that this peer is lost
         self._computing: BodyId | None = None
         self._coding: BodyId | None = None
 
@@ -190,6 +191,10 @@ class Worker:
         items: list[Item] = [CancelTimer(timer=("session", session)) for session in sorted(sessions)]
         if self._unreachable.pop(peer, False):
             items.append(CancelTimer(timer=("reach", peer)))
+        for key in sorted(self._gaps.pop(peer, ())):
+            epoch = self._epochs.get(key)
+            if epoch is not None and epoch.is_ready:
+                items.append(Post(epoch.asker, Ready(session=key[0], epoch=key[1])))
         return items
 
     def _watch_reach(self, peer: NodeId, now_s: float) -> list[Item]:
@@ -199,12 +204,14 @@ class Worker:
         return [SetTimer(timer=("reach", peer), at_s=now_s + self.settings.reach_timeout_s)]
 
     def _on_the_way(self, peer: NodeId) -> list[RequestKey]:
-        """Runs with a body for `peer`. Not those of an asker in this node: it sees the loss, and lets them wait."""
+        """Runs with a body for `peer`. Not those whose asker is at an end of that link: it sees the loss itself."""
         found = []
         for key, active in self._active.items():
             epoch = self._epochs[key[:2]]
             ends = (epoch.plan.transfers[body.edge] for body in active.bodies)
-            if epoch.asker != self.name and any(t.source == self._device != t.target == DeviceId(peer) for t in ends):
+            if epoch.asker not in (self.name, peer) and any(
+                t.source == self._device != t.target == DeviceId(peer) for t in ends
+            ):
                 found.append(key)
         return found
 
@@ -215,6 +222,7 @@ class Worker:
         self._unreachable[peer] = False
         items: list[Item] = []
         for key in self._on_the_way(peer):
+            self._gaps.setdefault(peer, set()).add(key[:2])
             items += self._fail(key, ErrorKind.NODE_LOST, f"{peer} cannot be reached from {self.name}")
         return items
 
@@ -250,7 +258,7 @@ class Worker:
         if (session, epoch) in self._epochs or session in self._closed or epoch <= self._newest.get(session, -1):
             return []
         reason = f"{self.name} does not know plan {epoch} and has no room to wait for it"
-        kind = ErrorKind.NODE_LOST.value  # as after a restart: the plan is to come, another run may fare better
+        kind = ErrorKind.CLOSED.value  # as after a restart: the plan is to come, another run may fare better
         return [Post(peer, RequestFailed(session=session, epoch=epoch, request=request, kind=kind, reason=reason))]
 
     def arrived(self, arrival: BodyArrived, now_s: float) -> list[Item]:
@@ -349,8 +357,14 @@ class Worker:
         return [] if body.edge == BLOB_EDGE else self._leave(body)
 
     def send_failed(self, body: BodyId, kind: ErrorKind, reason: str) -> list[Item]:
-        """The link gave a body up."""
-        return [] if body.edge == BLOB_EDGE else self._fail(_key(body), kind, reason)
+        """The link gave a body up. Where its peer restarted, `peer_returned` follows."""
+        epoch = self._epochs.get((body.session, body.epoch))
+        if body.edge == BLOB_EDGE:
+            return []
+        if kind is ErrorKind.NODE_LOST and epoch is not None:
+            peer = NodeId(epoch.plan.transfers[body.edge].target)
+            self._gaps.setdefault(peer, set()).add((body.session, body.epoch))
+        return self._fail(_key(body), kind, reason)
 
     # ---- inside: requests -------------------------------------------------------------------------------------------
 
@@ -436,9 +450,8 @@ class Worker:
     def _deploy(self, peer: NodeId, deploy: Deploy, now_s: float) -> list[Item]:
         key = (deploy.session, deploy.epoch)
         known = self._epochs.get(key)
-        if known is not None:
-            ready = Ready(session=deploy.session, epoch=deploy.epoch)
-            return [Post(peer, ready)] if known.is_ready and known.asker == peer else []
+        if known is not None and known.asker == peer:
+            return [Post(peer, Ready(session=deploy.session, epoch=deploy.epoch))] if known.is_ready else []
         reason, plan = self._deploy_violation(peer, deploy)
         if plan is None:
             return [Post(peer, DeployFailed(session=deploy.session, epoch=deploy.epoch, reason=f"{self.name}: {reason}"))]
