@@ -16,7 +16,7 @@ from ecotone.cli.workflow import (
     parse_objective,
     read_plan_set,
 )
-from ecotone.cost import resident_bytes
+from ecotone.cost import predict, resident_bytes
 from ecotone.planner.candidates import candidates
 from ecotone.planset import PlanSet, Standby
 from ecotone.profile import Profile
@@ -25,7 +25,7 @@ from ecotone.runtime import Nodes, Session
 from ecotone.runtime.adapt import Adaptive
 from ecotone.units import EcotoneError
 
-__all__ = ["Asked", "adapting", "resident_plans"]
+__all__ = ["Asked", "adapting", "expected_s", "resident_plans"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,14 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
     if asked.adapt:
         return _candidates(work, profile, asked), profile
     return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require).plan), profile
+
+
+def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int, float]:
+    """Predicted latency of each plan by its place in the set, so that a late run is noticed; {} without profile."""
+    if profile is None:
+        return {}
+    graph = work.captured.graph
+    return {i: predict(plan, graph, work.cluster, profile).latency_s for i, plan in enumerate(plans.plans)}
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
-from ecotone.cli.resident import Asked, adapting, resident_plans
+from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
 from ecotone.runtime import Future, Session, deploy
@@ -82,8 +82,9 @@ def run(
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
+        expected = expected_s(work, plans, profile)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image) as session,
+            deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected) as session,
             adapting(work, session, profile, asked),
         ):
             for plan in () if json_output else plans.plans:
