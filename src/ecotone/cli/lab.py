@@ -206,12 +206,13 @@ def link(
     """
     if not (rate or latency or jitter or loss):
         raise EcotoneError("what shall change? give --rate, --latency, --jitter or --loss")
+    share = _share(loss) if loss else None
+    rate_value = parse_quantity(rate, "bytes_per_s", "--rate") if rate else None
+    latency_s = parse_quantity(latency, "s", "--latency") if latency else None
+    jitter_s = parse_quantity(jitter, "s", "--jitter") if jitter else None
     Laboratory.found(lab).link(
-        source, target, one_way=one_way, loss=_share(loss) if loss else None,
-        bytes_per_s=parse_quantity(rate, "bytes_per_s", "--rate") if rate else None,
-        latency_s=parse_quantity(latency, "s", "--latency") if latency else None,
-        jitter_s=parse_quantity(jitter, "s", "--jitter") if jitter else None,
-    )  # fmt: skip
+        source, target, one_way=one_way, loss=share, bytes_per_s=rate_value, latency_s=latency_s, jitter_s=jitter_s
+    )
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pathlib import Path
 __all__ = ["Controllers", "cpu_values", "find_controllers", "members", "remove", "set_cpu", "set_memory"]
 
 PERIOD_US, MIN_QUOTA_US = 10_000, 1_000
+WEIGHT = 8  # against other programs of this computer, so that machines get their quota while those are busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,9 @@ def make(folders: tuple[Path, ...], version: int) -> None:
             if version == 2 and part.parent.exists():
                 _hands_down(part.parent)
             part.mkdir(exist_ok=True)
+        for name, weight in (("cpu.shares", 1024 * WEIGHT), ("cpu.weight", 100 * WEIGHT)):
+            if (folder.parent / name).exists():
+                (folder.parent / name).write_text(str(weight))
 
 
 def cpu_values(share: float) -> tuple[int, int]:
