@@ -13,6 +13,7 @@ from ecotone.cluster import Cluster
 from ecotone.model import Captured, capture
 from ecotone.plan import Plan
 from ecotone.planner import Latency, Throughput, solve
+from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.runtime import Session, deploy, discover, measure
 from ecotone.simulator import simulate
@@ -24,6 +25,7 @@ __all__ = [
     "EcotoneError",
     "Latency",
     "Plan",
+    "PlanSet",
     "Profile",
     "Session",
     "Throughput",
