@@ -21,6 +21,7 @@ from ecotone.linktrace import load_trace
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
+from ecotone.protocol.actors import require_sound
 from ecotone.protocol.message import BodyId, NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings, chunk_bytes_for
@@ -202,7 +203,7 @@ def simulate(
     planned = [d for one in every for d in (one.source, *one.devices, one.sink)]
     named = [d for fault in script for d in devices_of(fault) if any(d == k.name for k in cluster.devices)]
     names = dict.fromkeys(map(NodeId, (*planned, *named)))
-    _check(script, tuple(names), plans, settings)
+    _check(script, tuple(names), plans, settings, worker)
     links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
     make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
     expected_s = {epoch: cost.latency_s for epoch, cost in times.costs.items()}
@@ -244,8 +245,17 @@ def _numbered(plans: PlanSet, script: tuple[Fault, ...]) -> tuple[PlanSet, tuple
     return plans, tuple(numbered)
 
 
-def _check(script: tuple[Fault, ...], names: tuple[str, ...], plans: PlanSet, settings: CoordinatorSettings) -> None:
+def _check(
+    script: tuple[Fault, ...],
+    names: tuple[str, ...],
+    plans: PlanSet,
+    settings: CoordinatorSettings,
+    worker: WorkerSettings | None,
+) -> None:
+    """Raises EcotoneError for a script that makes no sense, UnsoundPlan for plans that may not run."""
     check(script, names, "script of faults")
+    for group in (plans, *(fault.plan for fault in script if isinstance(fault, Replan))):
+        require_sound(group, worker=worker, coordinator=settings)
     if not settings.record and any(isinstance(f, KillNode) and f.device == plans.primary.source for f in script):
         raise EcotoneError(
             f"script of faults: kills the asker {plans.primary.source}, whose requests die with it; "
