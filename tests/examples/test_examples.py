@@ -115,3 +115,15 @@ def test_the_shipped_network_is_as_good_as_its_readme_says() -> None:
 def test_what_ships_is_small() -> None:
     assert (ASSETS / "tilenet.safetensors").stat().st_size < 3_000_000
     assert sum(path.stat().st_size for path in (ASSETS / "frames").iterdir()) < 3_000_000
+
+
+@pytest.mark.loopback
+def test_fan_in_loses_an_eye_and_no_frame(tmp_path: Path) -> None:
+    """Each eye alone sees 5 of 7 columns, both see all: fused answers are better. (A loaded machine may miss the left too.)"""
+    words = run("06_fan_in.py", folder=tmp_path)
+    both = re.search(r"both eyes: (\d+) frames, (\d+)% of tiles right", words)
+    alone = re.search(r"left eye alone: (\d+) frames, (\d+)% of tiles right", words)
+    assert both is not None
+    assert alone is not None
+    assert 12 < int(both[1]) + int(alone[1]) <= 16
+    assert int(both[2]) > int(alone[2]) > 40
