@@ -119,7 +119,7 @@ def test_what_ships_is_small() -> None:
 
 @pytest.mark.loopback
 def test_fan_in_loses_an_eye_and_no_frame(tmp_path: Path) -> None:
-    """Each eye alone sees 5 of 7 columns, both see all: fused answers are better. (A loaded machine may miss the left too.)"""
+    """Each eye alone sees 5 of 7 columns, both see all: fused is better. (A loaded machine may miss the left one too.)"""
     words = run("06_fan_in.py", folder=tmp_path)
     both = re.search(r"both eyes: (\d+) frames, (\d+)% of tiles right", words)
     alone = re.search(r"left eye alone: (\d+) frames, (\d+)% of tiles right", words)
