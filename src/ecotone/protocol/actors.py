@@ -10,7 +10,8 @@ of `max_in_flight` is a loop from the delivery of results back to the dispatch. 
 plan (and its active twins), the first result merges; each set of plans that can run together is a setting, so the loss of a
 node is a change of rates. A device computes one stage at a time and codes one body at a time; a firing begins only with room
 for what it makes and then ends, so sharing a processor stops nobody for good and is no part of the graph. `slack` counts
-what is in work outside a queue, and runs that begin at a kept boundary, which take no slot. Not counted: letters, weights,
+what is in work outside a queue, and runs that begin at a kept boundary, which take no slot; `stale` what runs hold that
+have ended at the asker (their Cancel travels, or their work is not interrupted). Not counted: letters, weights,
 and runs begun again while an earlier run of the same request still occupies the same plan.
 """
 
@@ -204,6 +205,10 @@ def _branch(draft: _Draft, label: str, plan: Plan, others: Sequence[Plan], limit
     sign = f"{label}: " if label else ""
     shared = {e for other in others if 0 < (e := shared_edge(plan, other)) < len(plan.stages)}
     before, length, window = "dispatch", len(plan.stages), limits.link.window_bytes
+    room, ended = (
+        limits.worker.queue_limit,
+        limits.window,
+    )  # a Cancel travels: until it is there, ended runs hold their places
 
     def add(name: str, source: str, target: str, place: str, size_bytes: int = 0, **more: Any) -> None:
         ends: dict[str, Any] = {"source": source, "target": target, "produce": active, "consume": active, "place": place}
@@ -220,19 +225,25 @@ def _branch(draft: _Draft, label: str, plan: Plan, others: Sequence[Plan], limit
             encode = draft.actor(sign + f"encode {i} on {here}", "encode", here)
             link = draft.actor(sign + f"link {i}, {here}>{there}", "link", f"{here}>{there}")
             decode = draft.actor(sign + f"decode {i} on {there}", "decode", there)
-            add(f"to encode {i}", before, encode, here, raw)
-            add(f"encoded {i}", encode, link, here, packed)
+            slots = {"capacity": room, "slack": 1 + free, "stale": ended} if i else {"stale": 1}
+            add(f"to encode {i}", before, encode, here, raw, **slots)
+            slots = {"capacity": room, "slack": free, "stale": ended} if i else {}
+            add(f"encoded {i}", encode, link, here, packed, **slots)
             if i:
-                add(f"slots {i}", link, before, here, initial=limits.worker.queue_limit, slack=free)
-            credit = {"capacity": max(1, window // packed) if packed else 1, "slack": 0 if packed else limits.window}
-            add(f"not acknowledged {i}", link, decode, here, packed, limit_bytes=max(window, packed))
-            add(f"under way or arrived {i}", link, decode, there, packed, limit_bytes=max(window, packed), **credit)
+                add(f"slots {i}", link, before, here, initial=room, slack=free)
+            fit = max(1, window // packed) if packed else 1
+            spare = int(fit * packed < window) if packed else limits.window  # one more in part; any number of small ones
+            credit = {"capacity": fit, "slack": spare, "stale": ended, "limit_bytes": max(window, packed)}
+            add(f"not acknowledged {i}", link, decode, here, packed, **credit)
+            add(f"under way or arrived {i}", link, decode, there, packed, **credit)
             before = decode
-        name, room = f"inputs {i}" if i < length else "results", limits.worker.queue_limit
-        if i == length or (i == 0 and transfer.is_local):  # the sink always takes, the asker begins what the window allows
+        name = f"inputs {i}" if i < length else "results"
+        if i == length:  # the sink always takes
             add(name, before, after, there, raw)
+        elif i == 0 and transfer.is_local:  # the asker begins what the window allows
+            add(name, before, after, there, raw, stale=1)
         else:
-            add(name, before, after, there, raw, capacity=room, slack=1 + (free if transfer.is_local else 0))
+            add(name, before, after, there, raw, capacity=room, slack=1 + (free if transfer.is_local else 0), stale=ended)
         before = after
 
 

@@ -61,7 +61,8 @@ class Channel:
     """A FIFO. `capacity` is enforced where it stands (None: only loops bound it); firing blocks for want of room.
 
     `slack`: tokens above the capacity, or above the initial ones of a loop without capacity, that may be there for a while
-    (taken out for work, begun again): counted in the bound, not relied on against deadlock. `limit_bytes`: enforced as well.
+    (taken out for work, begun again): counted in the bound, not relied on against deadlock. `stale`: tokens of ended
+    requests that may still be there, which no loop counts any more; the capacity does. `limit_bytes`: enforced as well.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Channel:
     initial: int = 0
     capacity: int | None = None
     slack: int = 0
+    stale: int = 0
     token_bytes: int = 0
     limit_bytes: int | None = None
     place: str = ""  # where its tokens lie
@@ -233,7 +235,13 @@ def _channel_violations(c: Channel, names: set[str]) -> Iterator[str]:
             yield f"has rate {rate.lower} to {rate.upper}; lower must be 0 or more, upper not below it"
     if c.is_dynamic and c.produce != c.consume:
         yield "changes its rate, and differently at its two ends; dynamic rates must be symmetric"
-    if c.initial < 0 or c.slack < 0 or c.token_bytes < 0 or (c.capacity is not None and c.capacity < c.initial):
+    if (
+        c.initial < 0
+        or c.slack < 0
+        or c.stale < 0
+        or c.token_bytes < 0
+        or (c.capacity is not None and c.capacity < c.initial)
+    ):
         yield f"begins with {c.initial} tokens at capacity {c.capacity}, slack {c.slack}: must be 0 or more, and fit"
 
 
@@ -335,6 +343,7 @@ class _Checker:
     def bounds(self) -> Iterator[Bound]:
         for c in self.graph.channels:
             tokens, setting = self._peak(c)
+            tokens += c.stale if c.capacity is None else min(c.stale, c.capacity + c.slack - tokens)
             size_bytes = tokens * c.token_bytes
             if c.limit_bytes is not None:
                 size_bytes = min(size_bytes, c.limit_bytes)

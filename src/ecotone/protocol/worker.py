@@ -285,7 +285,7 @@ class Worker:
         """The inputs of a run, at the source, or the tensors of an edge at which an earlier run had arrived."""
         body = start.body
         epoch = self._epochs.get((body.session, body.epoch))
-        if epoch is None:
+        if epoch is None or _key(body) in self._dropped:  # a twin's result may end the run before it begins
             return [Release(body=body, held=Held.TENSORS)]
         items = self._enter(body, start.deadline_s)
         active = self._active[_key(body)]
