@@ -142,7 +142,8 @@ def simulate_all(world: World, trace: LinkTrace) -> dict[str, float]:
     """Mean latency of every policy and static plan on the virtual clock."""
     arguments: dict[str, Any] = {
         "requests": round(trace.duration_s / PERIOD_S), "arrivals": Periodic(period_s=PERIOD_S), "max_in_flight": 1,
-        "trace": False, "worker": WORKER, "queue_limit": 1000, "coordinator": CoordinatorSettings(session=1, node_timeout_s=PATIENCE_S),
+        "trace": False, "worker": WORKER, "queue_limit": 1000,
+        "coordinator": CoordinatorSettings(session=1, node_timeout_s=PATIENCE_S),
     }  # fmt: skip
     follow = tuple(FollowTrace(at_s=0.0, source=a, target=b, trace=trace) for a, b in both_ways(trace))
     graph, found = world.captured.graph, {}
