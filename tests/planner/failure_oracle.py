@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from enumeration import World
 
-CRASH_S, SILENCE_S, MARGIN, REROUTE_S = 0.05, 0.15, 1.5, 0.005
+CRASH_S, SILENCE_S, MARGIN, REROUTE_S, SPARE = 0.05, 0.15, 1.5, 0.005, 0.01
 STEPS = 4000
 
 
@@ -26,6 +26,7 @@ class Sketch:
     row: tuple[str, ...]
     codecs: tuple[str | None, ...]
     latency_s: float
+    waits_s: float  # of it, links' latency: nobody is busy
     first: tuple[float, float, float]  # compute on the source, encode, send of what first leaves it
     needs: frozenset[frozenset[str]]
 
@@ -65,13 +66,14 @@ def _with_codecs(world: World, cuts: tuple[int, ...], row: tuple[str, ...]) -> I
         changed = sum(world.payload[p, c][1] for (_, _, p), c in zip(hops, codecs, strict=True) if c)
         if 100 * changed > 1 + 1e-9:
             continue
-        latency, own, first = 0.0, 0.0, (0.0, 0.0, 0.0)
+        latency, waits, own, first = 0.0, 0.0, 0.0, (0.0, 0.0, 0.0)
         has_left = False
         for i, ((a, b, p), codec) in enumerate(zip(hops, codecs, strict=True)):
             if codec is not None:
                 raw = 4 * world.graph.tensors[p].num_elements
                 encode, send = world.codec[a, codec][0] * raw, world.payload[p, codec][0] / links[a, b].bandwidth_bytes_per_s
                 latency += encode + links[a, b].latency_s + send + world.codec[b, codec][1] * raw
+                waits += links[a, b].latency_s
                 if not has_left:
                     first, has_left = (own, encode, send), True
             if i < len(row):
@@ -82,7 +84,7 @@ def _with_codecs(world: World, cuts: tuple[int, ...], row: tuple[str, ...]) -> I
             first = (own, 0.0, 0.0)
         ends = {world.cluster.source, world.cluster.sink}
         needs = {frozenset((d,)) for d in row if d not in ends} | {frozenset((a, b)) for a, b, _ in hops if a != b}
-        yield Sketch(cuts, row, codecs, latency, first, frozenset(needs))
+        yield Sketch(cuts, row, codecs, latency, waits, first, frozenset(needs))
 
 
 def resident(world: World, plans: Sequence[Sketch]) -> dict[str, int]:
@@ -160,10 +162,11 @@ class Oracle:
         total = 0.0
         first = order[0]
         pair = self.pair(first, twin) if twin else (0.0, 0.0)
+        work = SPARE * (twin.latency_s - twin.waits_s - self.head(first, twin)) if twin else 0.0
         for state, chance in self.probability.items():
             serving = next((p for p in order if not p.needs & state), None)
             both = twin is not None and not first.needs & state and not twin.needs & state
-            total += chance * (self.lost_s if serving is None else min(pair) if both else serving.latency_s)
+            total += chance * (self.lost_s if serving is None else min(pair) + work if both else serving.latency_s)
             for thing, (mtbf, _) in self.rates.items():
                 after = state | {thing}
                 if serving is None or thing in state or after not in self.probability:

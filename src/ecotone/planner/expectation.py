@@ -14,7 +14,8 @@ the price of a request that nobody answers; r_i, P(s) as in failures.py; D_i tim
                 D_i = silence + (m - 1/2) L(p)
  (5) twins p, q: both begin; p goes first, q's own head and encoding follow (lag), then both bodies share the source's uplink
                 fairly:  d = min(send q, max(0, send p - lag));  L'(p) = L(p) + d;  L'(q) = L(q) + head and encode of p + d
-                c = min(L') ; a failure of one costs  L max(0, L'(other) - L'(first));  with separate uplinks d = 0
+                c = min(L') + spare * (busy seconds of devices and links for q, less the head);  separate uplinks: d = 0
+                a failure of one costs  L max(0, L'(other) - L'(first)), L = min(L')
 (6) throughput: twins load what both use with the sum of both, the shared head once, and one uplink with all that leaves it
 
 A request counts under the state in which it comes. A second failure within D or L is left out: it is of order r^2.
@@ -40,10 +41,14 @@ __all__ = ["Detection", "Expectation", "Twin", "Weights", "mean_max"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Seconds of latency that a lost request is worth, and a point of accuracy given up; a lost request loses 100 points."""
+    """Seconds of latency that a lost request is worth, and a point of accuracy given up; a lost request loses 100 points.
+
+    `spare`: a second that a device or link is busy for a twin is worth so much: twice the work must gain about a percent.
+    """
 
     lost_s: float = 10.0
     point_s: float = 0.1
+    spare: float = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +65,12 @@ class Detection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Twin:
-    """Equation 5: the two latencies when both run, and the value of the pair."""
+    """Equation 5: the two latencies when both run, the value of the pair, and the price of the work for the second."""
 
     first_s: float
     second_s: float
     value_s: float
+    price_s: float
 
 
 def mean_max(span: float, shift: float, floor: float) -> float:
@@ -120,7 +126,7 @@ class Expectation:
         if twin is not None:
             pair = self.twin(order[0], twin)
             both = self.runs[order[0]] & self.runs[twin]
-            value = np.where(both, pair.value_s, value)
+            value = np.where(both, pair.value_s + pair.price_s, value)
             extra = np.where(both[self._from], self._twin_steps(order[0], twin, after), extra)
         return float(self.states.probability @ value + self.states.rate_per_s @ extra)
 
@@ -181,7 +187,11 @@ class Expectation:
         least = min(first_s, second_s)
         if not isinstance(self.objective, Latency):
             least = self._twin_bottleneck(one.cost, other.cost, edge)
-        return Twin(first_s=first_s, second_s=second_s, value_s=least + self.weights.point_s * one.loss_points)
+        busy = sum(d.busy_s for d in other.cost.devices) + sum(k.busy_s for k in other.cost.links) - self.head[first, second]
+        return Twin(
+            first_s=first_s, second_s=second_s, value_s=least + self.weights.point_s * one.loss_points,
+            price_s=self.weights.spare * float(busy),
+        )  # fmt: skip
 
     def _twin_bottleneck(self, one: PlanCost, other: PlanCost, edge: int) -> float:
         busy: dict[object, float] = defaultdict(float)

@@ -6,8 +6,8 @@ all; where its head is the primary's, that tensor serves both), "passive" (T2b: 
 (T2a: every request runs under both), "variant". Every set out of the pool of standbys.py is priced by equation 1 of
 expectation.py; sets that do not fit the memory of a device (cost.resident_bytes: T1 needs the tail's weights on the source),
 break a limit, or recover too late fall out; the least expected cost wins, and among sets within TIE of it the one of fewest
-plans, then of fewest active ones, then of least memory. Exact over the pool, by enumeration; `bound_s` is below every set
-of any plans: each state of failure served by its own best plan, nothing paid for the steps between.
+plans, then of fewest active ones, then of least memory. Exact over the pool, by enumeration while time lasts; `bound_s` is
+below every set of any plans: each state of failure served by its own best plan, nothing paid for the steps between.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def choose(
     )
     graphs = {graph.content_hash(): graph} | {v.graph.content_hash(): v.graph for v in variants}
     limits = {d.name: int(c) for d, c in zip(cluster.devices, main.chain.capacity, strict=True)}
-    search = _Choice(sums, asked, topologies, max_standbys, recover_s, graphs, limits)
+    search = _Choice(sums, asked, topologies, max_standbys, recover_s, graphs, limits, deadline)
     chosen, considered = search.best()
     return search.solution(chosen, considered, plain.plan, wanted.value(plain.cost), pool, survive)
 
@@ -192,10 +192,11 @@ class _Choice:
 
     def __init__(
         self, sums: Expectation, asked: Asked, topologies: frozenset[str], max_standbys: int, recover_s: float,
-        graphs: Mapping[str, Graph], limits: Mapping[DeviceId, int],
+        graphs: Mapping[str, Graph], limits: Mapping[DeviceId, int], deadline: float,
     ) -> None:  # fmt: skip
         self.sums, self.asked, self.topologies = sums, asked, topologies
         self.max_standbys, self.limit_s, self.graphs, self.limits = max_standbys, recover_s, graphs, limits
+        self.deadline = deadline
 
     def best(self) -> tuple[_Set, tuple[Considered, ...]]:
         """The chosen set, and the best of every topology that was looked at."""
@@ -222,14 +223,16 @@ class _Choice:
         return chosen, tuple(self._considered(feasible, reasons))
 
     def _sets(self) -> Iterator[_Set]:
+        """Every set, those of few plans first, until the deadline: each of one standby or none is looked at in any case."""
         candidates = self.sums.candidates
-        for first, primary in enumerate(candidates):
-            if primary.variant or not primary.keeps_limits or not primary.may_lead:
-                continue
-            others = [i for i, c in enumerate(candidates) if i != first and self._may_follow(primary, c)]
-            others.sort(key=lambda i: (candidates[i].value_s, i))
-            for count in range(self.max_standbys + 1):
+        leading = [i for i, c in enumerate(candidates) if not c.variant and c.keeps_limits and c.may_lead]
+        for count in range(self.max_standbys + 1):
+            for first in leading:
+                others = [i for i, c in enumerate(candidates) if i != first and self._may_follow(candidates[first], c)]
+                others.sort(key=lambda i: (candidates[i].value_s, i))
                 for rest in itertools.combinations(others, count):
+                    if count > 1 and time.perf_counter() > self.deadline:
+                        return
                     yield from self._modes((first, *rest))
 
     def _modes(self, order: tuple[int, ...]) -> Iterator[_Set]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -97,29 +98,44 @@ class Ground:
         self.asked = replace(asked, latency_s=inf, bottleneck_s=inf, size_bytes=inf, energy_joule=inf, stages=inf)
         self.chain = build(self.model, self.asked)
         self._index = {d.name: i for i, d in enumerate(cluster.devices)}
-        self._found: dict[frozenset[int], Found] = {}
+        self._found: dict[frozenset[int], tuple[Found, frozenset[int]]] = {}
         self._roomy: Chain | None = None
 
     def best(self, down: frozenset[int]) -> Found:
-        """The best path while `down` are down; that of a state with fewer down where it still runs."""
-        if down not in self._found:
-            for element in down:
-                before = self.best(down - {element})
-                if before.path is None or not self.elements[element].hits(self.chain.plan(before.path)):
-                    self._found[down] = before
-                    return before
-            self._found[down] = search(self._without(down), self.asked, self.objective, self.deadline)
-        return self._found[down]
+        """The best path while `down` are down; that of a state with fewer down where it still runs.
+
+        After the deadline no path, and the bound of a state with fewer down: taking something away makes nothing faster.
+        """
+        return self._look(down)[0]
+
+    def _look(self, down: frozenset[int]) -> tuple[Found, frozenset[int]]:
+        """The same with the elements that its path needs."""
+        if down in self._found:
+            return self._found[down]
+        before = None
+        for element in down:
+            before, needs = self._look(down - {element})
+            if element not in needs:
+                self._found[down] = (before, needs)
+                return before, needs
+        if before is not None and time.perf_counter() > self.deadline:
+            found = replace(before, path=None, value=math.inf)
+        else:
+            found = search(self._without(down), self.asked, self.objective, self.deadline)
+        plan = None if found.path is None else self.chain.plan(found.path)
+        hit = frozenset(i for i, e in enumerate(self.elements) if plan is not None and e.hits(plan))
+        self._found[down] = (found, hit)
+        return found, hit
 
     def best_plans(self, survive: int) -> list[Plan]:
         """The best plan without failures, and of every state of up to `survive` failures that lead from one to the next."""
         reached, plans = [frozenset[int]()], []
         for down in reached:  # grows
-            found = self.best(down)
+            found, needs = self._look(down)
             if found.path is None:
                 continue
             plans.append(self.chain.plan(found.path))
-            after = [down | {i} for i, e in enumerate(self.elements) if len(down) < survive and e.hits(plans[-1])]
+            after = [down | {i} for i in sorted(needs) if len(down) < survive]
             reached += [state for state in after if state not in reached]
         return list(dict.fromkeys(plans))
 
