@@ -240,6 +240,7 @@ def _ask(machines: Cluster, device: Device, deadline_s: float) -> dict[str, obje
         links=(),
         source=machines.source,
         sink=machines.source,
+        emulate=machines.emulate,
     )
     try:
         with attach(pair, deadline_s=deadline_s, guest=True) as nodes:

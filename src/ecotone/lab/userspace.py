@@ -45,6 +45,7 @@ class UserMachines:
         self._children: dict[str, Child] = {}
         self._links: dict[tuple[str, str], LinkNow] = {}
         self._stopped: set[str] = set()
+        self._killed: set[str] = set()
 
     def build(self, links: Iterable[LinkNow]) -> None:
         """Start a node for every device but the source; raises ChildError."""
@@ -77,7 +78,8 @@ class UserMachines:
         found = {}
         for name, child in self._children.items():
             up = "stopped" if name in self._stopped else "up"
-            found[name] = up if child.is_alive else f"ended: {child.last_words()}"
+            why = "killed" if name in self._killed else child.last_words()
+            found[name] = up if child.is_alive else f"ended: {why}"
         return found
 
     def signal(self, device: str, number: int) -> None:
@@ -87,6 +89,7 @@ class UserMachines:
             raise LabError(f'machine "{device}" is not running; ecotone lab restart {device}')
         if number == signal.SIGKILL:
             child.kill()
+            self._killed.add(device)
             self._note(device)
         else:
             os.kill(child.pid, number)
@@ -131,6 +134,7 @@ class UserMachines:
     def _spawn(self, device: str) -> None:
         threads = str(self.state.cluster.device(device).threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self._killed.discard(device)
         self._children[device] = Child(device, ("-m", "ecotone.runtime.node_main"), environment)
         self._note(device)
 
