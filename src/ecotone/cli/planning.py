@@ -105,6 +105,8 @@ def plan(
     else:
         out.print(plan_table(solution.plan, solution.cost, graph))
         out.print(_proof(solution))
+    if failover and not mtbf and not any(e.mtbf_s for e in (*work.cluster.devices, *work.cluster.links)):
+        err.print("[dim]the cluster file states no mtbf: that of 8 h is an assumption; --mtbf sets another")
     for line in failover.lines() if failover else ():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if bounds:
