@@ -77,6 +77,7 @@ def test_two_at_once_and_one_supervisor_killed(labs: Path) -> None:
 
 HOLDER = """
 import sys, time
+from ecotone.cluster import Cluster
 from ecotone.lab import Laboratory
 laboratory = Laboratory(Cluster.from_json(open(sys.argv[1]).read()), name="held").up()
 print("up", flush=True)
