@@ -36,7 +36,7 @@ from ecotone.runtime import Nodes, Session, deploy, launch
 from ecotone.units import EcotoneError
 
 SHARE, IN_FLIGHT, CAPACITY_S = 0.8, 24, 8.0
-MEAN_PAUSE_S, SAMPLE_S, START_S, LIFE_S = 2.0, 0.5, 10.0, 30.0
+MEAN_PAUSE_S, SAMPLE_S, START_S, LIFE_S = 2.0, 0.5, 20.0, 30.0
 
 
 @dataclass(slots=True)
@@ -213,7 +213,7 @@ class Mischief:
 
     def _restart(self) -> None:
         fault_world.wait_until(lambda: not self.nodes.children[DeviceId(EDGES[0])].is_alive)
-        self.nodes.restart(EDGES[0])
+        self.nodes.restart(EDGES[0], deadline_s=120.0)
 
     def _edge(self) -> str:
         return EDGES[int(self.moments.integers(len(EDGES)))]
