@@ -68,7 +68,6 @@ class Oracle:
         self._late_s = 0.0
         self._traced: set[tuple[str, str]] = set()
         self._prepare_s = max((f.takes_s for f in scene.faults if isinstance(f, ft.SetPrepare)), default=0.0)
-        self._refusing: set[str] = set()
         for fault in sorted(scene.faults, key=lambda f: f.at_s):
             self._read(fault)
         self.node_bad = {d: state.close() for d, state in self._nodes.items()}
@@ -95,8 +94,7 @@ class Oracle:
             case ft.RestartNode(device=device):
                 if "dead" in self._nodes[device].since_s:
                     self._nodes[device].end("stalled", at_s)
-                    late_s = math.inf if device in self._refusing else at_s + self._redeploy_s(device)
-                    self._nodes[device].end("dead", late_s)
+                    self._nodes[device].end("dead", at_s + self._redeploy_s(device))
             case ft.StallNode(device=device):
                 self._nodes[device].begin("stalled", at_s)
             case ft.ResumeNode(device=device):
@@ -107,8 +105,8 @@ class Oracle:
                 (self._spoiled[device].begin if kinds else self._spoiled[device].end)("work", at_s)
             case ft.GarbleNode(device=device, is_garbling=is_garbling):
                 (self._spoiled[device].begin if is_garbling else self._spoiled[device].end)("garbage", at_s)
-            case ft.SetPrepare(device=device, error=error):
-                (self._refusing.add if error else self._refusing.discard)(device)
+            case ft.SetPrepare(device=device, error=error) if error:  # who loads again (a restart, of the asker too) fails
+                self._nodes[device].begin("refuses", at_s)
             case ft.FillDisk(is_full=is_full):
                 (self._disk.begin if is_full else self._disk.end)("full", at_s)
             case _:

@@ -170,18 +170,23 @@ def trace_of(text: str) -> LinkTrace:
     return LinkTrace(name=text, points=points, duration_s=float(pairs[-1][2]))
 
 
-def sets_of(scene: Scene) -> list[PlanSet]:
+def sets_of(scene: Scene) -> tuple[PlanSet, ...]:
     """The plan sets of all deployments, epochs ascending."""
+    return _sets(scene.deployments, scene.asker)
+
+
+@lru_cache(maxsize=1024)
+def _sets(deployments: tuple[Deployment, ...], asker: str) -> tuple[PlanSet, ...]:
     made, epoch = [], 0
-    for deployment in scene.deployments:
-        plans = [plan_of(text, scene.asker, epoch + i) for i, text in enumerate(deployment.plans)]
+    for deployment in deployments:
+        plans = [plan_of(text, asker, epoch + i) for i, text in enumerate(deployment.plans)]
         epoch += len(plans)
         modes: list[Literal["passive", "active"]] = [
             "active" if i in deployment.active else "passive" for i in range(len(plans))
         ]
         standbys = tuple(Standby(plan=p, mode=m) for p, m in zip(plans[1:], modes[1:], strict=True))
         made.append(PlanSet(primary=plans[0], standbys=standbys))
-    return made
+    return tuple(made)
 
 
 def predicted_s(scene: Scene, plan: Plan) -> float:

@@ -237,7 +237,8 @@ class World:
     def spoil(self, source: NodeId, target: NodeId, faults: FrameFaults | None) -> None:
         """Frames that leave from now on are lost, repeated, late or damaged by chance; None: no more."""
         self.channels[source, target].faults = faults
-        self._seed(source, target)
+        if faults is not None:
+            self._seed(source, target)
 
     def _seed(self, source: NodeId, target: NodeId) -> None:
         if self.channels[source, target].random is None:
