@@ -110,7 +110,7 @@ def test_kill_9_of_a_node_loses_nothing_and_it_comes_back(
             load.more(epoch=1)
             nodes.children[DeviceId("b")].kill()
             load.more(epoch=2)
-            nodes.restart("b")
+            nodes.restart("b", deadline_s=90.0)
             load.more(epoch=1)
         assert session.num_waiting == 0
 

@@ -80,7 +80,7 @@ class Nodes:
         for link in links:
             self.set_link(link)
 
-    def restart(self, device: DeviceId | str, deadline_s: float = 30.0) -> None:
+    def restart(self, device: DeviceId | str, deadline_s: float = 90.0) -> None:
         """Start the ended process of `device` again: same name, address and weight store, the links as they are now.
 
         Returns when it answers; raises ChildError or NodeUnreachable, and EcotoneError where it is not ours or still runs.
