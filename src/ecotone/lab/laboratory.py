@@ -28,7 +28,17 @@ from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.lab.commands import LabError, entering
 from ecotone.lab.machines import machine_environment
 from ecotone.lab.network import LinkNow
-from ecotone.lab.state import SOCKET, LabState, Request, check_lab_name, find_lab, lab_folder, labs_locked, load_state
+from ecotone.lab.state import (
+    MAX_MACHINES,
+    SOCKET,
+    LabState,
+    Request,
+    check_lab_name,
+    find_lab,
+    lab_folder,
+    labs_locked,
+    load_state,
+)
 from ecotone.lab.sweep import end_supervisor, sweep
 from ecotone.lab.userspace import CUT_BYTES_PER_S
 from ecotone.linktrace import LinkTrace, load_trace
@@ -59,6 +69,10 @@ class Laboratory:
         self.name = name or f"{cluster.name}-{os.getpid()}"
         for one in (self.name, cluster.name, *(device.name for device in cluster.devices)):
             check_lab_name(one)
+        if len(cluster.devices) > MAX_MACHINES:
+            raise LabError(
+                f"cluster {cluster.name}: {len(cluster.devices)} devices; a laboratory has at most {MAX_MACHINES}"
+            )
         if fabric not in FABRICS:
             raise LabError(f"fabric {fabric!r} is not known; {', '.join(FABRICS)} are")
         given = dict(traces or {})
