@@ -277,13 +277,14 @@ class Deployments:
         return [CancelTimer(timer=("deploy", epoch)), CancelTimer(timer=("standby", epoch)), DeployEnded(epoch=epoch)]
 
     def failed(self, peer: NodeId, epoch: int, reason: str) -> list[Item]:
-        """`peer` cannot take part: a pending primary ends its set, another plan is left out unless it is the last."""
+        """`peer` cannot take part: a pending primary ends its set while another is in force; else its plan is left out."""
         deployment = self._all.get(epoch)
         if deployment is None:
             return []
         deployment.not_ready.add(peer)
         if self.pending and epoch == self.pending[0]:
-            return self._fail_set(reason)
+            alone = self.order or len(self.pending) == 1
+            return self._fail_set(reason) if alone else self._go_on_without(epoch, reason)
         if epoch in self.pending:
             self.pending.remove(epoch)
         elif epoch in self.order and len(self.order) > 1:
@@ -301,6 +302,14 @@ class Deployments:
         items.append(DeployEnded(epoch=failed[0], error=reason))
         self._draining.update(failed)
         return items + self.retire_drained()
+
+    def _go_on_without(self, epoch: int, reason: str) -> list[Item]:
+        """Nothing else is in force (an asker that came back): the next of the set takes the place of its primary."""
+        self.pending.remove(epoch)
+        self._draining.add(epoch)
+        ended = [CancelTimer(timer=("deploy", epoch)), CancelTimer(timer=("standby", epoch))]
+        items: list[Item] = [*ended, DeployEnded(epoch=epoch, error=reason)]
+        return items if self._all[self.pending[0]].not_ready else items + self._come_into_force()
 
     def late(self, epoch: int) -> list[Item]:
         """The time for deploying this epoch is over."""
