@@ -50,7 +50,7 @@ def test_round_trip(header: Header, payload: bytes, checksum: bool) -> None:
 
 def test_layout_is_the_documented_one() -> None:
     built = sample(b"xyz", edge=7, seq=9, dims=(2, 3))
-    assert built[:8] == b"ECTN" + bytes([1, Kind.DATA]) + struct.pack("<H", 1)
+    assert built[:8] == b"ECTN" + bytes([2, Kind.DATA]) + struct.pack("<H", 1)
     assert struct.unpack_from("<II", built, 8) == (len(built) - 3, 3)
     fixed = 4 + 1 + 1 + 2 + 4 + 4 + 16 + 4 + 8 + 4 + 8 + 8 + 4 + 4 + 8 + 8 + 1 + 1 + 1
     assert len(built) == fixed + 2 * 8 + 4 + 4 + 3
@@ -133,7 +133,7 @@ def forge(**changes: int) -> bytearray:
     ("changes", "said"),
     [
         ({}, ""),
-        ({"version": 2}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"kind": 99}, "kind 99"),
         ({"flags": 3}, "flags 0x3"),
         ({"header_bytes": 2**32 - 1}, "at most"),

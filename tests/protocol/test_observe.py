@@ -217,7 +217,7 @@ def test_a_thin_link_carries_bodies_and_not_repeats(rate: float, is_believed: bo
     one.let_pass(30 * 5000 / rate)
     assert one.num_ended == 10
     carried = one.world.channels[A, B].num_bytes - before
-    assert carried < (1.5 if is_believed else 2.5) * 10 * 5000  # until the first body is there, nothing is known
+    assert carried < (1.7 if is_believed else 2.5) * 10 * 5000  # headers, letters, Pings; unbelieved also first repeats
 
 
 def test_two_opens_under_way_time_no_round_trip() -> None:

@@ -20,7 +20,7 @@ from ecotone.units import EcotoneError
 
 __all__ = ["MAGIC", "VERSION", "FrameError", "Header", "Kind", "Limits", "build", "chunk_bounds", "parse"]
 
-MAGIC, VERSION = b"ECTN", 1
+MAGIC, VERSION = b"ECTN", 2
 FLAG_PAYLOAD_CHECKSUM = 1
 _FIXED = struct.Struct("<4sBBHII 16sI Q IQQ IIQ Q BBB")
 _SUMS = struct.Struct("<II")

@@ -83,7 +83,6 @@ class _Sent:
     offset: int
     length: int
     out: _Outgoing | None
-    first_s: float
     sent_s: float | None  # None: sent more than once, or void
 
 
@@ -169,7 +168,7 @@ class Sender:
         lengths = [self._unacked[seq].length for seq in seqs]
         fresh = self._next_seq
         self._next_seq += 1
-        self._unacked[fresh] = _Sent(body, 0, 0, None, now_s, None)
+        self._unacked[fresh] = _Sent(body, 0, 0, None, None)
         if self.is_open:
             items.append(self._void(body, (*seqs, fresh), (*lengths, 0)))
         return items + self._pump(now_s)
@@ -323,11 +322,10 @@ class Sender:
         items: list[Item] = []
         before = len(self._unacked) + len(self._letters)
         timed: list[tuple[float, int]] = []
-        num_closed, size_bytes, first_s = len(self._unacked), self._outstanding_bytes, now_s
+        num_closed = len(self._unacked)
         while self._unacked and (first := next(iter(self._unacked))) < seq:
             sent = self._unacked.pop(first)
             self._outstanding_bytes -= sent.length
-            first_s = min(first_s, sent.first_s)
             out = sent.out
             if sent.sent_s is not None:
                 timed.append((sent.sent_s, sent.length))
@@ -338,10 +336,7 @@ class Sender:
                     items += [Release(body=out.body, held=Held.BYTES), BodyAcked(out.body)]
         num_closed -= len(self._unacked)
         if num_closed:
-            is_clean = len(timed) == num_closed
-            self.timing.acknowledged(timed if is_clean else (), delay_s, now_s)
-            if not is_clean and size_bytes > self._outstanding_bytes and now_s > first_s:
-                self.timing.bytes_per_s = (size_bytes - self._outstanding_bytes) / (now_s - first_s)  # at least
+            self.timing.acknowledged(timed if len(timed) == num_closed else (), delay_s, now_s)
         while self._letters and (first := next(iter(self._letters))) < letter:
             del self._letters[first]
         for grant in grants:
@@ -352,8 +347,8 @@ class Sender:
                 self._accounts[channel].limit_bytes = max(limit, self._accounts[channel].limit_bytes)
         if len(self._unacked) + len(self._letters) < before:
             self._progress_s = now_s
-            if timed or not self._unacked:  # else what was sent twice came: the wait was too short (Karn)
-                self._resend_wait_s = self.settings.lease_s
+            is_sure = timed or not self._unacked  # else what was sent twice came: was it lost, or the wait too short?
+            self._resend_wait_s = min(self._resend_wait_s, self.settings.lease_s * (1 if is_sure else 2))
         return items
 
     def _resend(self, most: int | None, now_s: float) -> list[Item]:
@@ -369,7 +364,7 @@ class Sender:
             out = account.queue[0]
             credit = account.limit_bytes - account.sent_bytes
             length = min(self.settings.chunk_bytes, out.size_bytes - out.offset, credit)
-            sent = _Sent(out.body, out.offset, length, out, now_s, now_s)
+            sent = _Sent(out.body, out.offset, length, out, now_s)
             if not self._unacked:
                 self._progress_s = now_s
             self._unacked[self._next_seq] = sent

@@ -19,6 +19,7 @@ from ecotone.protocol.message import PROBE_LIMIT_BYTES, LinkSample, NodeId, Ping
 
 __all__ = ["LinkTiming"]
 
+_RECENT_RATES = 4
 _RECENT = 8  # round trips of which the least counts
 _PING_BYTES, _PING_SHARE = 256, 0.05  # of a link's time at most that goes into Pings of its own accord
 _FIRST_NONCE = 1 << 62  # those of other Pings are below
@@ -37,7 +38,7 @@ class LinkTiming:
         self._nonce = _FIRST_NONCE
         self._pings: dict[int, tuple[float, int]] = {}  # nonce: when, size
         self._pinged_s = -math.inf
-        self.bytes_per_s = 0.0  # the last measurement; 0: none
+        self._rates: deque[float] = deque(maxlen=_RECENT_RATES)
         self._wanted_bytes = 0  # the padded Ping to send once the small one is answered
         self._opens: list[float] = []
 
@@ -45,6 +46,11 @@ class LinkTiming:
     def rtt_s(self) -> float:
         """Least recent round trip of a small frame; 0: none was timed."""
         return min(self._round_trips, default=0.0)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Greatest of the last few rates (a lost acknowledgement makes one look low); 0: none was measured."""
+        return max(self._rates, default=0.0)
 
     def restart(self, now_s: float) -> None:
         """The connection is new: what was under way is not timed."""
@@ -157,5 +163,5 @@ class LinkTiming:
         if busy_s > 0 and size_bytes:
             self._size_bytes += size_bytes
             self._busy_s += busy_s
-            self.bytes_per_s = size_bytes / busy_s
+            self._rates.append(size_bytes / busy_s)
             self.is_new = True
