@@ -105,7 +105,8 @@ def plan(
     else:
         out.print(plan_table(solution.plan, solution.cost, graph))
         out.print(_proof(solution))
-    if failover and not mtbf and not any(e.mtbf_s for e in (*work.cluster.devices, *work.cluster.links)):
+    stated = [*(d.mtbf_s for d in work.cluster.devices), *(k.mtbf_s for k in work.cluster.links)]
+    if failover and not mtbf and not any(stated):
         err.print("[dim]the cluster file states no mtbf: that of 8 h is an assumption; --mtbf sets another")
     for line in failover.lines() if failover else ():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
