@@ -25,6 +25,7 @@ from ecotone.executors.memory import keep_freed_memory
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet, Standby
 from ecotone.protocol import effects, events
+from ecotone.protocol.actors import require_sound
 from ecotone.protocol.message import BodyId, NodeId, attempt_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
@@ -86,6 +87,7 @@ class Session:
         keep_freed_memory()
         self.nodes, self.captured = nodes, models.captured
         self._models, self._settings, self._owns_nodes = models, settings, owns_nodes
+        self._worker = worker or WorkerSettings()
         self._durable = Durable(journal) if journal else None
         self._numbers = itertools.count(self._durable.next_number if self._durable else 1)
         self._lock, self._id_lock = threading.Lock(), threading.Lock()
@@ -103,7 +105,7 @@ class Session:
             NodeId(device.name),
             next_incarnation(),
             links=link_settings(links_from(nodes.cluster, device.name), emulate=nodes.cluster.emulate),
-            worker=worker or WorkerSettings(),
+            worker=self._worker,
             coordinator=settings,
         )
         stages = Stages(device.accelerator, device.threads, device.memory_bytes)
@@ -230,7 +232,8 @@ class Session:
         The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
         new requests wait meanwhile (see how_to_switch). Standbys that fail are left out, those whose nodes cannot be reached
         join when they can: see `plans`. Where the first plan's nodes cannot be reached but a standby's can, that one begins.
-        Raises DeployError (the old set stays, after a pause as good as new) or NodeUnreachable, in bounded time.
+        Raises DeployError (the old set stays, after a pause as good as new), UnsoundPlan (its queues could block) or
+        NodeUnreachable, in bounded time.
         """
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
         name = f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}"
@@ -238,6 +241,7 @@ class Session:
             violations = self._models.violations(one, self.nodes.cluster)
             if violations:
                 raise DeployError(f"{name}: " + "; ".join(violations))
+        require_sound(plans, worker=self._worker, coordinator=self._settings)
         expected = {one.identity(): (expected_s or {}).get(i, 0.0) for i, one in enumerate(plans.plans)}
         with self._moving:
             first = self._reachable_first(plans)
