@@ -306,4 +306,6 @@ def _say(event: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # everything is removed by now; taking torch apart would only keep those who wait for the end
