@@ -71,7 +71,7 @@ def worlds(count: int, start: int = 0, **options: int | bool) -> list[World]:
 def test_no_set_of_any_plans_is_better(survive: int, standbys: int) -> None:
     """Memory aside the pool holds the best set, but for twins that some plan outside it fits a little better."""
     ratios = []
-    for world in worlds(12, start=1000 * survive + standbys):
+    for world in worlds(8, start=1000 * survive + standbys):
         expected = Oracle(world, survive, LOST_S).best(standbys, fits=False)
         found = chosen(world, survive=survive, max_standbys=standbys)
         assert (found is None) == math.isinf(expected)
@@ -81,7 +81,7 @@ def test_no_set_of_any_plans_is_better(survive: int, standbys: int) -> None:
         ratios.append(found.expected_s / expected)
     assert min(ratios) >= 1 - 1e-9
     assert max(ratios) <= 1.01
-    assert sum(r <= 1 + 1.01 * TIE for r in ratios) >= 0.8 * len(ratios)
+    assert sum(r <= 1 + 1.01 * TIE for r in ratios) >= 0.75 * len(ratios)
 
 
 def test_where_memory_is_short_the_bound_still_holds_and_the_choice_is_near() -> None:
