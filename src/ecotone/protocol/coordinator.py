@@ -6,8 +6,8 @@ Theory of operation. A request: refused, or (recorded and) accepted and then
          \\_________\\______ deadline, cancellation, nothing left to try: RequestError
 
 At most `max_in_flight` requests run, are stuck or are held back for order; at most `queue_limit` wait; more are refused.
-With `ordered` a result is held until every request accepted before it has ended; errors are told at once. A number that was
-ended is remembered for a while: asking again neither runs nor answers it twice, and late results of it are released.
+With `ordered` a result is held until every request accepted before it has ended, or until its deadline; errors are told at
+once. A number that was ended is remembered for a while: asking again neither runs nor answers it twice.
 
 A *run* is one attempt at a request under one epoch, with a number of its own (message.run_of). The first result of any run
 is the request's; the others are cancelled then. A new run begins
@@ -296,7 +296,7 @@ class Coordinator:
         items += self.sets.without_primary(self._now_s)
         target = self.sets.target(self._now_s)
         self._was_deployed = self._was_deployed or bool(self.sets.order)
-        if target is not None or not self.sets.order:
+        if target is not None or (self.sets.is_changing and not self.sets.order):
             self._unusable_s = None
         elif self._unusable_s is None:
             self._unusable_s = self._now_s
@@ -375,9 +375,7 @@ class Coordinator:
             return [DropRequest(body)]
         self._learn(request, run, epoch)
         request.result = body
-        items: list[Item] = [] if request.deadline_s is None else [CancelTimer(timer=("request", number))]
-        items += self.runs.end_all(request, but=run)
-        items.append(CancelTimer(timer=("attempt", number)))
+        items: list[Item] = [*self.runs.end_all(request, but=run), CancelTimer(timer=("attempt", number))]
         self.suspicion.forget(number)
         self._stuck.pop(number, None)
         return items + ([] if self.settings.ordered else self._deliver(number, request))
@@ -509,7 +507,8 @@ class Coordinator:
     def _deliver(self, number: int, request: Request) -> list[Item]:
         assert request.result is not None
         self._end(number, request)
-        return [Deliver(request=number, body=request.result)]
+        timer = [] if request.deadline_s is None else [CancelTimer(timer=("request", number))]
+        return [*timer, Deliver(request=number, body=request.result)]
 
     def _fail(self, number: int, kind: ErrorKind, reason: str) -> list[Item]:
         request = self._requests.get(number)
@@ -518,7 +517,7 @@ class Coordinator:
         items: list[Item] = [RequestError(request=number, kind=kind, reason=reason)]
         if request.result is not None:
             items.append(DropRequest(request.result))
-        elif request.deadline_s is not None:
+        if request.deadline_s is not None:
             items.append(CancelTimer(timer=("request", number)))
         items += self.runs.end_all(request, but=None if request.result is None else request.result.request)
         if request.is_in_flight and request.result is None:
@@ -545,6 +544,8 @@ class Coordinator:
 
     def _too_late(self, number: int) -> list[Item]:
         request = self._requests[number]
+        if request.result is not None:
+            return self._deliver(number, request)  # it waited for its turn: in time before in order
         if request.is_recording:
             return self._fail(number, ErrorKind.DEADLINE, "not written to the journal within its time")
         could_run = (
@@ -556,7 +557,8 @@ class Coordinator:
 
     def _be_patient(self) -> list[Item]:
         """Set the timer that ends what is stuck; forget it when nothing is."""
-        is_needed = bool(self.sets.order) and bool(self._stuck or (self._waiting and self._unusable_s is not None))
+        is_needed = bool(self._waiting and self._unusable_s is not None)
+        is_needed |= bool(self._stuck) and (bool(self.sets.order) or not self.sets.is_changing)
         if is_needed == self._is_patient:
             return []
         self._is_patient = is_needed
@@ -566,9 +568,8 @@ class Coordinator:
 
     def _end_of_patience(self) -> list[Item]:
         """Requests without a deadline for which nothing could run for `node_timeout_s` end."""
-        self._is_patient = False
         items: list[Item] = []
-        next_s = None
+        later_s: list[float] = []
         waiting = () if self._unusable_s is None else tuple(self._waiting)
         for number in (*self._stuck, *waiting):
             request = self._requests[number]
@@ -578,11 +579,9 @@ class Coordinator:
             if due_s <= self._now_s + 1e-9:
                 items += self._fail(number, *self._why_stuck(request))
             else:
-                next_s = due_s if next_s is None else min(next_s, due_s)
-        if next_s is None:
-            return items
-        self._is_patient = True
-        return [*items, SetTimer(timer=_PATIENCE, at_s=next_s)]
+                later_s.append(due_s)
+        self._is_patient = bool(later_s)
+        return [*items, SetTimer(timer=_PATIENCE, at_s=min(later_s))] if later_s else items
 
     def _why_stuck(self, request: Request) -> tuple[ErrorKind, str]:
         if request.reasons and request.tried:

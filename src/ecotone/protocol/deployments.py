@@ -220,7 +220,7 @@ class Deployments:
             self.told.update(nodes)
             items.append(SetTimer(timer=("deploy", plan.epoch), at_s=now_s + self.settings.deploy_timeout_s))
             items += [self._deploy_to(node, deployment) for node in nodes]
-        for node in sorted(self._all[self.pending[0]].down):
+        for node in sorted(n for n in self._all[self.pending[0]].nodes if self._is_away(n)):
             items.append(SetTimer(timer=("node", node), at_s=now_s + self.settings.node_timeout_s))
         if len(self.pending) > 1 and not self.usable_epochs(now_s):
             self._grace_s = now_s + self.settings.suspect_after_s + self.settings.pong_timeout_s
@@ -253,6 +253,9 @@ class Deployments:
         if not primary.not_ready <= away or not any(self._all[epoch].is_usable for epoch in self.pending):
             return []
         return self._come_into_force()
+
+    def _is_away(self, peer: NodeId) -> bool:
+        return peer in self.down or peer not in self._seen
 
     def seen(self, peer: NodeId) -> None:
         """The wire reaches this node, or did."""
@@ -324,7 +327,7 @@ class Deployments:
 
     def unreachable(self, peer: NodeId) -> list[Item]:
         """`peer` was down for `node_timeout_s`: the set that needs it for its primary is given up."""
-        if not self.pending or peer not in self._all[self.pending[0]].down:
+        if not self.pending or peer not in self._all[self.pending[0]].nodes or not self._is_away(peer):
             return []
         return self._fail_set(f"{peer} cannot be reached for {self.settings.node_timeout_s:g} s")
 
