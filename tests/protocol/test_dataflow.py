@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pure
 State = tuple[tuple[int, ...], tuple[int, ...]]  # tokens by channel; settings that select used and merge did not yet
 
 
-# ---- the oracle: every firing order ------------------------------------------------------------------------------------------------
+# ---- the oracle: every firing order ----------------------------------------------------------------------------
 
 
 def rate_of(c: Channel, setting: Setting | None) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def test_bounds_and_liveness_hold_for_any_sequence_of_settings(graph: DataflowGr
             assert peak <= bound.tokens, bound.channel
 
 
-# ---- broken graphs, by name ------------------------------------------------------------------------------------------------
+# ---- broken graphs, by name ----------------------------------------------------------------------------
 
 
 def graph_of(*channels: Channel, subgraphs: tuple[Subgraph, ...] = ()) -> DataflowGraph:

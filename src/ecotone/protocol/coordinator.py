@@ -296,7 +296,7 @@ class Coordinator:
         items += self.sets.without_primary(self._now_s)
         target = self.sets.target(self._now_s)
         self._was_deployed = self._was_deployed or bool(self.sets.order)
-        if target is not None or (self.sets.is_changing and not self.sets.order):
+        if target is not None or (not self.sets.order and (self.sets.is_changing or self._was_deployed)):
             self._unusable_s = None
         elif self._unusable_s is None:
             self._unusable_s = self._now_s
@@ -558,7 +558,7 @@ class Coordinator:
     def _be_patient(self) -> list[Item]:
         """Set the timer that ends what is stuck; forget it when nothing is."""
         is_needed = bool(self._waiting and self._unusable_s is not None)
-        is_needed |= bool(self._stuck) and (bool(self.sets.order) or not self.sets.is_changing)
+        is_needed |= bool(self._stuck and self.sets.order)
         if is_needed == self._is_patient:
             return []
         self._is_patient = is_needed
