@@ -25,7 +25,7 @@ from ecotone.runtime import Nodes, Session
 from ecotone.runtime.adapt import Adaptive
 from ecotone.units import EcotoneError
 
-__all__ = ["Asked", "adapting", "expected_s", "resident_plans"]
+__all__ = ["Asked", "adapting", "chosen_plans", "expected_s", "resident_plans"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +55,20 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
     standbys against failures.
     """
     profile = make_profile(work, nodes) if asked.adapt or not asked.plan_file else None
+    return chosen_plans(work, profile, asked), profile
+
+
+def chosen_plans(work: Work, profile: Profile | None, asked: Asked) -> PlanSet:
+    """The set that the command line asks for; a profile is needed unless a file names the plans."""
     if asked.plan_file:
-        return read_plan_set(asked.plan_file, work), profile
+        return read_plan_set(asked.plan_file, work)
     assert profile is not None
     if asked.survival:
         plans = make_failover(work, profile, asked.objective, asked.require, asked.survival).planset
-        return (_with_more(work, plans, _candidates(work, profile, asked)) if asked.adapt else plans), profile
+        return _with_more(work, plans, _candidates(work, profile, asked)) if asked.adapt else plans
     if asked.adapt:
-        return _candidates(work, profile, asked), profile
-    return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require).plan), profile
+        return _candidates(work, profile, asked)
+    return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require).plan)
 
 
 def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int, float]:

@@ -81,7 +81,8 @@ def fault_tables(report: Report, script: tuple[Fault, ...], calm: Report, plans:
         happened.add_column(name)
     for fault in script:
         after_s = recovery_s(report, fault.at_s)
-        what = write_script((fault,)).split("\n", 4)[-1].strip().replace("\n", ", ")
+        lines = write_script((fault,)).partition("[[fault]]")[2].split("\n")
+        what = ", ".join(line for line in lines if line and not line.startswith("at = "))
         happened.add_row(seconds(fault.at_s), escape(what), "none came" if after_s is None else seconds(after_s))
     touched = [o for o in report.outcomes if o.error or o.num_runs > 1]
     lost = sum(bool(o.error) for o in report.outcomes) + report.num_unended

@@ -13,9 +13,10 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.resident import Asked, chosen_plans
 from ecotone.cli.simulated_faults import drawn_faults, fault_document, fault_tables, read_faults_file
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, check_asked, load_work, make_plan, make_profile, open_nodes, read_plan_set, write_file
+from ecotone.cli.workflow import Work, check_asked, load_work, make_profile, open_nodes, read_plan_set, write_file
 from ecotone.planset import PlanSet
 from ecotone.protocol.settings import CoordinatorSettings
 from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, Report
@@ -32,6 +33,7 @@ def simulate(
     profile_file: options.ProfileFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
+    survive: options.Survive = "",
     requests: Annotated[int, typer.Option(help="How many requests to send.", min=1, max=1_000_000)] = 200,
     arrivals: Annotated[str, typer.Option(help="closed:4 (so many at once), periodic:20/s, or poisson:20/s.")] = "closed:1",
     links: Annotated[float, typer.Option(help="Multiply every link's rate by this: 0.125 is eight times slower.")] = 1.0,
@@ -49,11 +51,11 @@ def simulate(
     """Try a plan on a virtual clock: latency, throughput and load under arrivals and link rates of your choice.
 
     ecotone simulate net.py:model --cluster home.toml --arrivals poisson:15/s --links 0.125
-    ecotone simulate net.py:model --cluster home.toml --plan set.json --faults script.toml
+    ecotone simulate net.py:model --cluster home.toml --survive auto --faults script.toml
     """
     if not links > 0:
         raise EcotoneError(f"--links is {links}, must be above zero")
-    pattern = parse_arrivals(arrivals)
+    pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, adapt=False)
     deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
     work = load_work(model, cluster, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
@@ -61,10 +63,7 @@ def simulate(
     script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
-    if plan_file:
-        chosen = read_plan_set(plan_file, work)
-    else:
-        chosen = PlanSet(primary=make_plan(work, profile, objective, require or ()).plan)
+    chosen = chosen_plans(work, profile, asked)
     machines = dataclasses.replace(work.cluster.scaled_links(links), emulate=True)
     run = partial(
         run_simulation, chosen, work.captured.graph, machines, profile, requests=requests, arrivals=pattern, seed=seed,
