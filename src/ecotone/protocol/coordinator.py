@@ -293,7 +293,7 @@ class Coordinator:
             for number in list(self._requests):
                 items += self._fail(number, ErrorKind.CLOSED, "the session was closed")
         items += self._deliver_in_turn()
-        items += self.sets.without_primary(self._now_s)
+        items += self.sets.without_primary(self._now_s, bool(self._waiting))
         target = self.sets.target(self._now_s)
         self._was_deployed = self._was_deployed or bool(self.sets.order)
         if target is not None or (not self.sets.order and (self.sets.is_changing or self._was_deployed)):

@@ -244,14 +244,22 @@ class Deployments:
             return self._come_into_force()
         return self._tell_ready(epoch) if epoch in self.order else []
 
-    def without_primary(self, now_s: float) -> list[Item]:
-        """Nothing can run, and the primary of the pending set lacks nodes that are away: a ready standby does meanwhile."""
+    def without_primary(self, now_s: float, is_wanted: bool) -> list[Item]:
+        """Nothing can run, and the primary of the pending set lacks nodes: a ready standby does meanwhile.
+
+        At once where these are away; where they load, or do not hear us, only after a while, and if requests wait.
+        """
         if now_s < self._grace_s or not self.pending or self.usable_epochs(now_s):
             return []
         primary = self._all[self.pending[0]]
-        away = self.down.union(n for n in primary.not_ready if n not in self._seen)
-        if not primary.not_ready <= away or not any(self._all[epoch].is_usable for epoch in self.pending):
+        if not any(self._all[epoch].is_usable for epoch in self.pending):
             return []
+        if not all(self._is_away(node) for node in primary.not_ready):
+            late_s = self._grace_s + self.settings.node_timeout_s * _FIRST_DOUBT
+            if now_s < late_s and is_wanted:
+                return [SetTimer(timer=("standby", self.pending[0]), at_s=late_s)]
+            if not is_wanted:
+                return []
         return self._come_into_force()
 
     def _is_away(self, peer: NodeId) -> bool:

@@ -24,6 +24,7 @@ but for the choice of the channel.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -104,6 +105,7 @@ class Sender:
         self.is_up = False  # the wire says so
         self.is_open = False  # the handshake of this connection is done
         self._silent = False
+        self._opened_s = self._answered_s = -math.inf  # last LinkOpen of ours, last answer to one of theirs
         self._window = 0
         self._accounts: dict[Channel, _Account] = {}
         self._limits: dict[Channel, int] = {}
@@ -263,9 +265,11 @@ class Sender:
             return []
         lease_s, rtt_s = self.settings.lease_s, 3 * self.timing.rtt_s
         frame_s = 2 * self._carried_s(min(self.settings.chunk_bytes, self._outstanding_bytes))  # both ways, ahead of ours
-        answer_s = frame_s + (self._carried_s(_PROBE_BYTES) or self.timing.num_opens * lease_s / 4)
+        probe_s = self._carried_s(_PROBE_BYTES)
+        answer_s = frame_s + (probe_s or self.timing.num_opens * lease_s / 4)
         items: list[Item] = []
-        if self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s, min(answer_s, _FRAME_LEASES * lease_s)):
+        is_due = self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s, min(answer_s, _FRAME_LEASES * lease_s))
+        if is_due and (now_s - self._opened_s >= min(2 * probe_s, _FRAME_LEASES * lease_s)):  # else bodies starve
             items.append(self._open(now_s))
         silent_s = now_s - max(self._heard_s, self._waits_s)
         if not self._silent and silent_s >= max(1.5 * lease_s, rtt_s, min(answer_s, _FRAME_LEASES * lease_s)):
@@ -389,7 +393,15 @@ class Sender:
                     best, key = account, mine
         return best
 
+    def may_answer(self, now_s: float) -> bool:
+        """Whether the answer to another LinkOpen leaves the link room for more: they may come faster than it carries."""
+        if now_s - self._answered_s < min(2 * self._carried_s(_PROBE_BYTES), _FRAME_LEASES * self.settings.lease_s):
+            return False
+        self._answered_s = now_s
+        return True
+
     def _open(self, now_s: float) -> Send:
+        self._opened_s = now_s
         self.timing.open_sent(now_s)
         return self._control(LinkOpen(incarnation=self.incarnation))
 

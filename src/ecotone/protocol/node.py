@@ -195,7 +195,8 @@ class Node:
                 return items + peer.receiver.letter(message, now_s)
             case msg.LinkOpen(incarnation=incarnation):
                 items += self._meet(peer, name, incarnation, now_s)
-                return items + peer.receiver.opened_by(message)
+                is_new = incarnation > peer.receiver.sender_incarnation
+                return items + (peer.receiver.opened_by(message) if peer.sender.may_answer(now_s) or is_new else [])
             case msg.LinkOpened(incarnation=incarnation):
                 items += peer.sender.opened(message, now_s)
                 return items + self._meet(peer, name, incarnation, now_s)

@@ -1,6 +1,7 @@
 """Runs a scene and judges it: was anything lost, answered twice, stuck, or left behind, against the oracle of the scene.
 
-lost        an end with an error, or none, though a feasible plan existed long enough (oracle.py)
+lost        an end with an error, or none, though a feasible plan existed long enough (oracle.py). A request that was
+            never accepted, since no plan could run for all of `patience_s` before it was made, is not promised
 duplicated  more than one end of a request, over all processes of the asker
 stuck       no end by the deadline plus 1 s (without a deadline: by the time that patience runs out after the last fault)
 broken      an effect asked a shell for what it does not hold
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ecotone.protocol import events as ev
+from ecotone.protocol.events import ErrorKind
 from ecotone.simulator.draw import draw_scene
 from ecotone.simulator.oracle import Oracle
 from ecotone.simulator.program import Program
@@ -109,6 +111,8 @@ def judge(scene: Scene, program: Program, oracle: Oracle, left: tuple[str, ...] 
         ends = program.ends.get(number, ())
         first = ends[0] if ends else None
         answered += first is not None and not first.error
+        if first is not None and first.error == ErrorKind.NODE_LOST and number not in program.accepted_s:
+            by[number] = math.inf
         if by[number] < math.inf and (first is None or first.error):
             lost.append(number)
             told = f"{first.error} after {first.at_s - origin_s:.3f} s: {first.reason}" if first else "no outcome"

@@ -68,6 +68,8 @@ class Oracle:
         self._late_s = 0.0
         self._traced: set[tuple[str, str]] = set()
         self._prepare_s = max((f.takes_s for f in scene.faults if isinstance(f, ft.SetPrepare)), default=0.0)
+        restarts = any(isinstance(f, ft.RestartNode) for f in scene.faults)
+        self._reload_s = 2 * self._prepare_s if restarts else 0.0  # who restarted behind a cut loads once it is healed
         for fault in sorted(scene.faults, key=lambda f: f.at_s):
             self._read(fault)
         self.node_bad = {d: state.close() for d, state in self._nodes.items()}
@@ -121,15 +123,15 @@ class Oracle:
             case ft.CutOneWay(source=one, target=other):
                 self._links[one, other].begin("cut", at_s)
             case ft.HealLink(source=one, target=other):
-                self._links[one, other].end("cut", at_s)
-                self._links[other, one].end("cut", at_s)
+                self._links[one, other].end("cut", at_s + self._reload_s)
+                self._links[other, one].end("cut", at_s + self._reload_s)
             case ft.Partition(devices=inside):
                 for pair, state in self._links.items():
                     if (pair[0] in inside) != (pair[1] in inside):
                         state.begin("cut", at_s)
             case ft.HealAll():
                 for state in self._links.values():
-                    state.end("cut", at_s)
+                    state.end("cut", at_s + self._reload_s)
             case ft.SpoilLink(source=one, target=other):
                 self._late_s = max(self._late_s, fault.late_s)
                 lossy = fault.drop + fault.truncate > 0
@@ -203,14 +205,15 @@ class Oracle:
         over: list[float] = []  # by when those ahead have ended
         order = sorted(submitted_s, key=lambda n: (submitted_s[n], n))
         for number in order:
-            at_s, limit_s = submitted_s[number], self.scene.asks[number][1]
+            asked_s, limit_s = submitted_s[number], self.scene.asks[number][1]
+            at_s = asked_s + (self.scene.record_s if self.scene.record else 0.0)  # it begins once it is recorded
             num_ahead = sum(end_s > at_s for end_s in over) + 1
             by_s = self._by_s(at_s, num_ahead)
             num = num_ahead + sum(at_s <= submitted_s[n] < by_s for n in order) - 1
             by_s = self._by_s(at_s, max(num, num_ahead))
             if self.scene.ordered:
                 by_s = max(by_s, max(over, default=0.0) + self.slowest_s)
-            is_possible = by_s <= at_s + limit_s if limit_s >= 0 else self._is_patient(at_s, by_s)
+            is_possible = by_s <= asked_s + limit_s if limit_s >= 0 else self._is_patient(at_s, by_s)
             by[number] = by_s if is_possible else math.inf
             over.append(by_s if is_possible else at_s + limit_s if limit_s >= 0 else math.inf)
         return by
