@@ -265,11 +265,10 @@ class Sender:
             return []
         lease_s, rtt_s = self.settings.lease_s, 3 * self.timing.rtt_s
         frame_s = 2 * self._carried_s(min(self.settings.chunk_bytes, self._outstanding_bytes))  # both ways, ahead of ours
-        probe_s = self._carried_s(_PROBE_BYTES)
-        answer_s = frame_s + (probe_s or self.timing.num_opens * lease_s / 4)
+        answer_s = frame_s + (self._carried_s(_PROBE_BYTES) or self.timing.num_opens * lease_s / 4)
         items: list[Item] = []
         is_due = self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s, min(answer_s, _FRAME_LEASES * lease_s))
-        if is_due and (now_s - self._opened_s >= min(2 * probe_s, _FRAME_LEASES * lease_s)):  # else bodies starve
+        if is_due and not self._would_starve(self._opened_s, now_s):
             items.append(self._open(now_s))
         silent_s = now_s - max(self._heard_s, self._waits_s)
         if not self._silent and silent_s >= max(1.5 * lease_s, rtt_s, min(answer_s, _FRAME_LEASES * lease_s)):
@@ -395,10 +394,16 @@ class Sender:
 
     def may_answer(self, now_s: float) -> bool:
         """Whether the answer to another LinkOpen leaves the link room for more: they may come faster than it carries."""
-        if now_s - self._answered_s < min(2 * self._carried_s(_PROBE_BYTES), _FRAME_LEASES * self.settings.lease_s):
+        if self._would_starve(self._answered_s, now_s):
             return False
         self._answered_s = now_s
         return True
+
+    def _would_starve(self, last_s: float, now_s: float) -> bool:
+        """Whether another control frame so soon after that of `last_s` would keep a thin link from carrying what waits."""
+        lease_s, wait_s = self.settings.lease_s, 2 * self._carried_s(_PROBE_BYTES)
+        is_thin = self._outstanding_bytes > 0 and wait_s > lease_s / 4
+        return is_thin and now_s - last_s < min(wait_s, _FRAME_LEASES * lease_s)
 
     def _open(self, now_s: float) -> Send:
         self._opened_s = now_s
