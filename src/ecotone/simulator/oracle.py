@@ -5,8 +5,8 @@ and between neighbours) carries whole frames both ways, and nothing makes its wo
 could have been told and have loaded its part. A request submitted at s must be answered by
 
     min over the plans of the set of  (start of the first healthy stretch of at least NEED after s) + NEED
-    NEED = RECOVERY + N S       N requests that may be under way, S seconds of the slowest plan alone, slow devices included;
-                                without RECOVERY where no plan of the set was in trouble lately
+    NEED = N S                  N requests that may be under way, S seconds of the slowest plan alone, slow devices included;
+    NEED = N S + RECOVERY + 1.5 S    where a plan of the set was in trouble lately: what was under way is missed and repeated
 
 and in an ordered session not before those ahead of it have ended. RECOVERY is what a reader may expect of doubt, ping and
 reconnection; it is an assumption of this oracle, not read from the protocol. While several sets of plans may
@@ -194,7 +194,7 @@ class Oracle:
         need_s = num * self.slowest_s
         quiet_s = from_s + need_s
         if any(start_s < quiet_s and stop_s + RECOVERY_S > from_s for start_s, stop_s in self._trouble):
-            need_s += RECOVERY_S
+            need_s += RECOVERY_S + 1.5 * self.slowest_s  # what was under way is missed, after that long, and sent again
         return min(self._first_stretch_s(plan, from_s, need_s) for plan in group.plans)
 
     # ---- requests ---------------------------------------------------------------------------------------------------
