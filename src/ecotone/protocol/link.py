@@ -61,6 +61,7 @@ __all__ = ["Sender"]
 
 Channel = tuple[int, int, int]
 _RESEND_CHUNKS = 4
+_MOST_LEASES = 32  # between two resends
 _FRAME_LEASES, _QUEUE_LEASES = 32, 64  # patience at most with a frame, and with all that is outstanding, on a thin link
 _LETTER_BYTES, _PROBE_BYTES = 1024, 512  # a letter, and what a LinkOpen and its answer may take, about
 
@@ -85,6 +86,7 @@ class _Sent:
     length: int
     out: _Outgoing | None
     sent_s: float | None  # None: sent more than once, or void
+    first_s: float = math.inf  # when it was sent first, where more than once
 
 
 @dataclass(slots=True)
@@ -223,12 +225,14 @@ class Sender:
         self.peer_incarnation, self._window = message.incarnation, message.window_bytes
         items += self._acknowledged(message.next_seq, message.next_letter, message.grants, 0.0, now_s)
         if self._silent or not self.is_open:
-            patience_s = self._outstanding_s() or self._resend_wait_s
-            may_be_lost = not self.is_open or now_s - self._progress_s >= patience_s
+            is_new = not self.is_open  # else it was only silent: what it lacks may still be on a wire that is slow
+            patience_s = max(self._outstanding_s(), self._resend_wait_s)
+            may_be_lost = is_new or now_s - self._progress_s >= patience_s
             self.is_open, self._silent = True, False
             items += [LinkChanged(peer=self.peer, state="up"), PeerReturned(self.peer)]
             if may_be_lost:
-                self._resend_wait_s = self.settings.lease_s
+                lease_s, self._progress_s = self.settings.lease_s, now_s
+                self._resend_wait_s = lease_s if is_new else min(2 * self._resend_wait_s, _MOST_LEASES * lease_s)
                 items += self._resend(None, now_s)
         return items + self._pump(now_s)
 
@@ -277,7 +281,7 @@ class Sender:
         patience_s = self._resend_wait_s + min(self._outstanding_s(), _QUEUE_LEASES * lease_s)
         if self.is_open and now_s - self._progress_s >= patience_s:
             self._progress_s = now_s
-            self._resend_wait_s = min(2 * self._resend_wait_s, 32 * self.settings.lease_s)
+            self._resend_wait_s = min(2 * self._resend_wait_s, _MOST_LEASES * lease_s)
             items += self._resend(_RESEND_CHUNKS, now_s)
         return items + self._watch(now_s, is_again=True)
 
@@ -325,13 +329,14 @@ class Sender:
         items: list[Item] = []
         before = len(self._unacked) + len(self._letters)
         timed: list[tuple[float, int]] = []
-        num_closed = len(self._unacked)
+        num_closed, took_s = len(self._unacked), 0.0
         while self._unacked and (first := next(iter(self._unacked))) < seq:
             sent = self._unacked.pop(first)
             self._outstanding_bytes -= sent.length
             out = sent.out
             if sent.sent_s is not None:
                 timed.append((sent.sent_s, sent.length))
+            took_s = max(took_s, now_s - sent.first_s)
             if out is not None:
                 out.unacked -= 1
                 if out.unacked == 0 and out.offset == out.size_bytes:
@@ -351,12 +356,15 @@ class Sender:
         if len(self._unacked) + len(self._letters) < before:
             self._progress_s = now_s
             is_sure = timed or not self._unacked  # else what was sent twice came: was it lost, or the wait too short?
-            self._resend_wait_s = min(self._resend_wait_s, self.settings.lease_s * (1 if is_sure else 2))
+            wait_s = min(self._resend_wait_s, self.settings.lease_s * (1 if is_sure else 2))
+            # A link may have become slow, and then what is sent again only lengthens its queue: wait as long as this took.
+            self._resend_wait_s = min(max(wait_s, took_s), _MOST_LEASES * self.settings.lease_s)
         return items
 
     def _resend(self, most: int | None, now_s: float) -> list[Item]:
         items: list[Item] = [self._letter(number) for number in self._letters]
         for seq, sent in list(self._unacked.items())[:most]:
+            sent.first_s = sent.first_s if sent.sent_s is None else sent.sent_s
             sent.sent_s = None
             items.append(self._chunk(seq, sent, now_s) if sent.out else self._void(sent.body, (seq,), (sent.length,)))
         return items
