@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ecotone.errors import EcotoneError
 from lab_worlds import cluster, needs_machines, needs_relay, wait_until
 
 from ecotone.lab import LabError, Laboratory
@@ -95,7 +96,7 @@ def counters(laboratory: Laboratory, source: str, target: str) -> dict[str, int]
 def reaches(nodes: Nodes, device: str, deadline_s: float = 0.5) -> bool:
     try:
         nodes.questions.ask(NodeId(device), "echo", deadline_s=deadline_s)
-    except Exception:
+    except EcotoneError:
         return False
     return True
 

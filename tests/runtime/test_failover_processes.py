@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
+from loads import PATIENCE_S, load_on, set_of
 from small_nets import cluster, even, lines
 
 from ecotone.cluster import DeviceId
 from ecotone.codec import frame
 from ecotone.model import Captured
-from ecotone.planset import PlanSet, Standby
 from ecotone.protocol.message import NodeId, Priority
-from ecotone.runtime import DeployError, Nodes, Session, deploy, in_memory, launch
+from ecotone.runtime import DeployError, Nodes, deploy, in_memory, launch
 from ecotone.wire.wire import Frame
 
 pytestmark = pytest.mark.loopback
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -35,62 +30,6 @@ def exact() -> tuple[Captured, torch.Tensor]:
 def nodes() -> Iterator[Nodes]:
     with launch(cluster("a", "b", "c")) as found:
         yield found
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
-def set_of(captured: Captured, first: tuple[str, ...], other: tuple[str, ...], mode: str = "passive") -> PlanSet:
-    standby = Standby(plan=even(captured.graph, *other), mode=mode, label="-".join(other))  # type: ignore[arg-type]
-    return PlanSet(primary=even(captured.graph, *first), standbys=(standby,))
-
-
-class Load:
-    """Threads that ask all the time; each input is another, and each answer is compared with the model's own."""
-
-    def __init__(self, session: Session, captured: Captured, x: torch.Tensor):
-        self.session, self.captured, self.x = session, captured, x
-        self.answers: list[int | None] = []
-        self.errors: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(3)]
-
-    def _run(self, worker: int) -> None:
-        number = 0
-        while not self._stop.is_set():
-            number += 1
-            x = self.x + worker + number / 64
-            try:
-                future = self.session.submit((x,))
-                same = torch.equal(future.result(PATIENCE_S), self.captured.unflatten_outputs(self.captured.reference((x,))))
-                self.answers.append(future.epoch)
-                if not same:
-                    self.errors.append(f"wrong result {number}")
-            except Exception as error:
-                self.errors.append(f"{type(error).__name__}: {error}")
-
-    def more(self, epoch: int, count: int = 5) -> None:
-        """Wait for `count` further answers under `epoch`."""
-        have = self.answers.count(epoch)
-        eventually(lambda: bool(self.errors) or self.answers.count(epoch) >= have + count)
-
-
-@contextmanager
-def load_on(session: Session, exact: tuple[Captured, torch.Tensor]) -> Iterator[Load]:
-    load = Load(session, *exact)
-    for thread in load._threads:
-        thread.start()
-    try:
-        yield load
-    finally:
-        load._stop.set()
-        for thread in load._threads:
-            thread.join(PATIENCE_S)
-    assert not load.errors, load.errors[:3]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from loads import PATIENCE_S, eventually, set_of
 from small_nets import Lines, cluster, even, lines, plan
 
 from ecotone.cluster import DeviceId
@@ -18,8 +19,6 @@ from ecotone.protocol import effects
 from ecotone.runtime import Busy, DeployError, NodeLost, Nodes, NodeUnreachable, RequestError, deploy, in_memory
 
 pytestmark = pytest.mark.torch
-
-PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +32,9 @@ def nodes() -> Iterator[Nodes]:
         yield found
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
 def kill(nodes: Nodes, name: str) -> None:
     """End a node of this process at once: the others see that it is gone."""
     nodes._threads[DeviceId(name)][0].stop()
-
-
-def set_of(captured: Captured, first: tuple[str, ...], *others: tuple[str, ...], mode: str = "passive") -> PlanSet:
-    standbys = tuple(Standby(plan=even(captured.graph, *d), mode=mode, label="-".join(d)) for d in others)  # type: ignore[arg-type]
-    return PlanSet(primary=even(captured.graph, *first), standbys=standbys)
 
 
 def expected(captured: Captured, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ milliseconds. A plan is written "b:2 c:5": blocks [0, 2) on b, [2, 5) on c; the 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -50,11 +50,8 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """`block_s` by device (same order), `size_bytes` by frontier 0..number of blocks. The first deployment is at time 0.
-
-    `asks`: (time, deadline) each; below 0: no time (closed loop of `in_flight`), no deadline. `patience_s`: node_timeout_s.
-    """
+class _Faultless:
+    """A scene but for its faults, which are written and read as a script (script.py) instead."""
 
     devices: tuple[str, ...]
     block_s: tuple[float, ...]
@@ -70,7 +67,16 @@ class Scene:
     coding_s: float = 0.0002
     patience_s: float = 5.0
     seed: int = 0
-    faults: tuple[Fault, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene(_Faultless):
+    """`block_s` by device (same order), `size_bytes` by frontier 0..number of blocks. The first deployment is at time 0.
+
+    `asks`: (time, deadline) each; below 0: no time (closed loop of `in_flight`), no deadline. `patience_s`: node_timeout_s.
+    """
+
+    faults: tuple[Fault, ...] = ()
 
     @property
     def asker(self) -> str:
@@ -82,7 +88,7 @@ class Scene:
 
     def to_toml(self, remark: str = "") -> str:
         """Everything, as a file that from_toml reads."""
-        plain = schema.write(replace(self, faults=()))
+        plain = schema.write(self)
         lines = [f"# {line}" for line in remark.splitlines()]
         for key in ("faults", "links", "deployments"):
             plain.pop(key, None)
@@ -102,31 +108,9 @@ class Scene:
         entries = document.pop("fault", [])
         document["links"] = document.pop("link", [])
         document["deployments"] = document.pop("deployment", [])
-        document["faults"] = []
-        scene = schema.read(_Plain, document, where)
-        made = Scene(**{name: getattr(scene, name) for name in _Plain.__dataclass_fields__})
-        return replace(made, faults=read_faults(entries, made.devices, where, load=trace_of))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plain:
-    """Scene without faults, for reading."""
-
-    devices: tuple[str, ...]
-    block_s: tuple[float, ...]
-    size_bytes: tuple[int, ...]
-    links: tuple[SceneLink, ...]
-    deployments: tuple[Deployment, ...]
-    asks: tuple[tuple[float, float], ...]
-    in_flight: int = 1
-    max_in_flight: int = 4
-    ordered: bool = True
-    record: bool = False
-    record_s: float = 0.0
-    coding_s: float = 0.0002
-    patience_s: float = 5.0
-    seed: int = 0
-    faults: tuple[str, ...] = ()
+        plain = schema.read(_Faultless, document, where)
+        faults = read_faults(entries, plain.devices, where, load=trace_of)
+        return Scene(**{each.name: getattr(plain, each.name) for each in fields(plain)}, faults=faults)
 
 
 def _toml(value: Any) -> str:
