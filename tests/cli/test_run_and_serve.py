@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +149,65 @@ def test_serve_answers_over_http_and_stops_in_order(folder: Path) -> None:
         assert "near" in json.loads(ask(url.replace("/v2/models/net", "/status"))[1])["plan"]
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
+
+
+def test_a_killed_server_that_comes_back_answers_every_id_once(folder: Path) -> None:
+    """kill -9 of `serve --survive --adapt --journal` under load, then the same command again: clients only repeat."""
+    x = np.random.default_rng(2).random((1, 3, 32, 32), np.float32)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v2/models/net"
+    arguments = ("serve", "net.py:net", "--cluster", "pair.toml", "--survive", "auto", "--adapt")
+    arguments += ("--journal", "requests.journal", "--listen", f"127.0.0.1:{port}")
+    answers: dict[str, list[float]] = {}
+    finished = threading.Event()
+
+    def ask(name: str) -> list[float]:
+        spec = {"name": "input_1", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": x.ravel().tolist()}
+        body = json.dumps({"id": name, "inputs": [spec]}).encode()
+        while True:
+            try:
+                with urllib.request.urlopen(urllib.request.Request(f"{url}/infer", data=body), timeout=60) as answer:
+                    return list(json.loads(answer.read())["outputs"][0]["data"])
+            except urllib.error.HTTPError as error:
+                raise AssertionError(f"{name}: {error.code} {error.read()!r}") from None
+            except (OSError, http.client.HTTPException, ValueError):  # no server, or it died before the whole answer
+                assert not finished.wait(0.1), "no server any more"
+
+    def load(worker: int) -> None:
+        number = 0
+        while not finished.is_set() and number < 2000:
+            number += 1
+            answers[f"{worker}-{number}"] = ask(f"{worker}-{number}")
+
+    with concurrent.futures.ThreadPoolExecutor(3) as workers:
+        try:
+            with started(folder, *arguments) as server:
+                line_with(server, "serving")
+                loads = [workers.submit(load, worker) for worker in range(3)]
+                until(lambda: len(answers) >= 20, loads)
+                server.kill()
+            before = dict(answers)
+            with started(folder, *arguments) as server:
+                line_with(server, "serving")
+                until(lambda: len(answers) >= len(before) + 20, loads)
+                assert {name: ask(name) for name in before} == before
+                finished.set()
+                for each in loads:
+                    each.result(60)
+        finally:
+            finished.set()
+    np.testing.assert_allclose(list(answers.values()), [reference(folder, x).ravel()] * len(answers), rtol=0.05, atol=0.02)
+
+
+def until(condition: Callable[[], bool], loads: list[concurrent.futures.Future[None]]) -> None:
+    """Wait for the condition, two minutes at most, or for a load that fails."""
+    end = time.monotonic() + 120
+    while not condition():
+        for each in loads:
+            if each.done():
+                each.result()
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 def test_founder_invites_and_a_joined_node_computes(ecotone: Callable[..., Ended], folder: Path) -> None:
