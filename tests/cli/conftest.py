@@ -28,12 +28,18 @@ def ecotone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all tests of the command line: what is measured once is used again, as a user's second command does."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with net.py and pair.toml, current and with caches of its own."""
+def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with net.py and pair.toml, current, with the tests' cache and a home of its own."""
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "pair.toml").write_text(CLUSTER)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ECOTONE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ECOTONE_CACHE", str(cache))
     monkeypatch.setenv("ECOTONE_HOME", str(tmp_path / "home"))
     return tmp_path

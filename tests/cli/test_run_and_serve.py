@@ -112,7 +112,7 @@ def test_plan_then_run_gives_the_models_answers(ecotone: Callable[..., Ended], f
 
 def test_simulate_uses_the_same_profile(ecotone: Callable[..., Ended], folder: Path) -> None:
     plan = two_device_plan(folder)
-    base = ("simulate", "net.py:net", "--cluster", "pair.toml", "--plan", plan, "--profile", "p.json", "--json")
+    base = ("simulate", "net.py:net", "--cluster", "pair.toml", "--plan", plan, "--json")
     fast = json.loads(ecotone(*base, "--requests", "20").out)
     slow = json.loads(ecotone(*base, "--requests", "20", "--links", "0.001", "--trace", "t.json").out)
     assert fast["requests"] == slow["requests"] == 20

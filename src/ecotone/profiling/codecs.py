@@ -58,7 +58,8 @@ def profile_codecs(
     try:
         for number, name in enumerate(names):
             tensors = _to_code(name, sizes_bytes, image, picture)
-            points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            with collector_off():
+                points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
             encode_fixed, encode_rate = fit_line([(size, encode) for size, encode, _ in points])
             decode_fixed, decode_rate = fit_line([(size, decode) for size, _, decode in points])
             costs.append(
@@ -91,17 +92,14 @@ def _codec_times(
 ) -> tuple[float, float, float]:
     """Raw bytes, median seconds to encode and to decode a body of `tensor`."""
     named = [("activation", tensor)]
+    body = codec.pack(named, name, image=image)
+    codec.unpack(body)  # both are warm now
     encodes, decodes = [], []
-    with collector_off():
-        for number in range(rounds + 1):
-            sweep()
-            encoding = timed_s(lambda: codec.pack(named, name, image=image))
-            body = codec.pack(named, name, image=image)
-            sweep()
-            decoding = timed_s(lambda given=body: codec.unpack(given))  # type: ignore[misc]
-            if number:  # the first round warms up
-                encodes.append(encoding)
-                decodes.append(decoding)
+    for _ in range(rounds):
+        sweep()
+        encodes.append(timed_s(lambda: codec.pack(named, name, image=image)))
+        sweep()
+        decodes.append(timed_s(lambda: codec.unpack(body)))
     return float(tensor.numel() * 4), median_and_spread(encodes)[0], median_and_spread(decodes)[0]
 
 

@@ -31,6 +31,7 @@ from ecotone.protocol import fusion
 from ecotone.protocol.effects import LinkChanged
 from ecotone.protocol.fusion import Fusion, FusionSettings
 from ecotone.runtime.errors import Busy, NodeLost, RequestError, SessionClosed
+from ecotone.runtime.future import Future
 from ecotone.runtime.session import Session
 from ecotone.units import EcotoneError
 
@@ -100,6 +101,7 @@ class FanIn:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._frames: dict[int, _Opened] = {}
         self._tokens: dict[tuple[int, int], Any] = {}
+        self._asked: dict[tuple[int, int], Future] = {}  # of the branches, not answered yet
         self._lane = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fusing")
         self._thread = threading.Thread(target=self._run, name="fan-in", daemon=True)
         for branch, session in enumerate(self.branches):
@@ -132,13 +134,17 @@ class FanIn:
         return self._machine.live
 
     def close(self, timeout_s: float = 60.0) -> None:
-        """Accept nothing more and let every open frame end, if need be without late branches. Twice is well."""
+        """Accept nothing more and let every open frame end, if need be without late branches, whose requests are cancelled:
+        nobody wants their answers any more. Twice is well.
+        """
         with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
             self._inbox.put(_Stop())
         self._thread.join(timeout_s)
+        for (branch, _), late in list(self._asked.items()):
+            self.branches[branch].cancel(late)
         self._lane.shutdown(wait=True)
 
     def __enter__(self) -> Self:
@@ -179,9 +185,10 @@ class FanIn:
                     is_stopping = True
 
     def _answer(self, item: _Answered) -> list[fusion.Effect]:
+        key = (item.branch, item.frame)
+        self._asked.pop(key, None)
         error = item.answer.exception()
         if error is None:
-            key = (item.branch, item.frame)
             self._tokens.setdefault(key, item.answer.result())
             return self._machine.arrived(item.branch, item.frame, time.monotonic())
         effects = self._machine.failed(item.branch, item.frame)
@@ -207,11 +214,14 @@ class FanIn:
     def _ask(self, branch: int, frame: int) -> None:
         arguments = _arguments(self._frames[frame].inputs[branch])
         try:
-            future: concurrent.futures.Future[Any] = self.branches[branch].submit(arguments, deadline_s=self._deadline_s)
+            asked = self.branches[branch].submit(arguments, deadline_s=self._deadline_s)
         except EcotoneError as error:
-            future = concurrent.futures.Future()
-            future.set_exception(error if isinstance(error, RequestError) else RequestError(str(error)))
-        future.add_done_callback(partial(self._tell, branch, frame))
+            refused: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            refused.set_exception(error if isinstance(error, RequestError) else RequestError(str(error)))
+            self._tell(branch, frame, refused)
+            return
+        self._asked[branch, frame] = asked
+        asked.add_done_callback(partial(self._tell, branch, frame))
 
     def _told(self, branch: int, effect: object) -> None:
         """A node went that every plan of the branch needs: the branch is dead. That it lives again its tokens will say."""
