@@ -66,6 +66,13 @@ class LinkTrace:
         inside = time_s % self.duration_s
         return self.points[bisect.bisect_right(self.points, inside, key=lambda p: p.time_s) - 1]
 
+    @property
+    def mean_bytes_per_s(self) -> float:
+        """Over the whole trace, outages included."""
+        ends = [*(point.time_s for point in self.points[1:]), self.duration_s]
+        carried = sum(p.bytes_per_s * (end_s - p.time_s) for p, end_s in zip(self.points, ends, strict=True))
+        return carried / self.duration_s
+
     def to_csv(self) -> str:
         rows = [f"# {self.name}: {self.about}", f"# duration_s = {self.duration_s:g}", ",".join(HEADER)]
         rows += [f"{p.time_s:g},{p.bytes_per_s:g},{p.latency_s:g},{p.loss:g}" for p in self.points]

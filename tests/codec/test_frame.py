@@ -28,6 +28,7 @@ HEADERS = st.builds(
     micro_batch=U64,
     seq=U64,
     budget_us=U64,
+    number=U64,
     dtype=st.sampled_from(frame.DTYPES),
     codec=st.sampled_from(frame.CODECS),
     dims=st.lists(st.integers(0, 9), max_size=8).map(tuple),
@@ -50,9 +51,9 @@ def test_round_trip(header: Header, payload: bytes, checksum: bool) -> None:
 
 def test_layout_is_the_documented_one() -> None:
     built = sample(b"xyz", edge=7, seq=9, dims=(2, 3))
-    assert built[:8] == b"ECTN" + bytes([2, Kind.DATA]) + struct.pack("<H", 1)
+    assert built[:8] == b"ECTN" + bytes([3, Kind.DATA]) + struct.pack("<H", 1)
     assert struct.unpack_from("<II", built, 8) == (len(built) - 3, 3)
-    fixed = 4 + 1 + 1 + 2 + 4 + 4 + 16 + 4 + 8 + 4 + 8 + 8 + 4 + 4 + 8 + 8 + 1 + 1 + 1
+    fixed = 4 + 1 + 1 + 2 + 4 + 4 + 16 + 4 + 8 + 4 + 8 + 8 + 4 + 4 + 8 + 8 + 8 + 1 + 1 + 1
     assert len(built) == fixed + 2 * 8 + 4 + 4 + 3
     assert struct.unpack_from("<QQ", built, fixed) == (2, 3)
 
@@ -116,7 +117,7 @@ def forge(**changes: int) -> bytearray:
     """A frame with valid checksums whose fixed part has been altered: what a hostile peer can send."""
     names = (
         "magic", "version", "kind", "flags", "header_bytes", "payload_bytes", "link_id", "incarnation", "epoch", "edge",
-        "micro_batch", "seq", "chunk_index", "chunk_count", "encoded_bytes", "budget_us", "dtype", "codec", "ndim",
+        "micro_batch", "seq", "chunk_index", "chunk_count", "encoded_bytes", "budget_us", "number", "dtype", "codec", "ndim",
     )  # fmt: skip
     good = sample(b"p" * 16, dims=(4, 4))
     values = dict(zip(names, frame._FIXED.unpack_from(good), strict=True)) | changes

@@ -6,6 +6,8 @@ memory stays within the window; when the wire behaves again, everything ends (no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,7 +91,7 @@ class Pair:
 
     def deliver_back(self, index: int, repeat: bool = False) -> None:
         message = self.back[index] if repeat else self.back.pop(index)
-        self.sender.heard(self.now_s)
+        self.sender.heard(self.now_s, hears_us=True)
         react = self.sender.opened if isinstance(message, msg.LinkOpened) else self.sender.acked
         self.do(react(message, self.now_s), at_sender=True)
 
@@ -140,8 +142,12 @@ class Pair:
         raise AssertionError(f"stuck: {self.sender.num_bodies} bodies, {self.sender.num_letters} letters")
 
 
+LONG, WEIGHTS = BodyId(1, 0, 0, 1000), BodyId(1, 0, -1, 1000)
+
+
 def size_of(body: BodyId) -> int:
-    return 1 + (body.request * 17 + body.edge * 5) % 60
+    """Of eight chunks, of four, or what the numbers give."""
+    return {LONG: 80, WEIGHTS: 40}.get(body) or 1 + (body.request * 17 + body.edge * 5) % 60
 
 
 steps = st.lists(
@@ -286,6 +292,105 @@ def test_a_repeated_chunk_beyond_a_gap_counts_once() -> None:
     assert pair.arrivals == []
     pair.settle()
     assert pair.arrivals == [BodyId(1, 0, 0, 1)]
+
+
+WIDE = replace(SETTINGS, window_bytes=200)
+
+
+def opened(wide: Pair) -> Pair:
+    """A pair with room for twenty chunks, its handshake done."""
+    wide.sender, wide.receiver = Sender(NodeId("b"), 1, WIDE), Receiver(NodeId("a"), 1, WIDE)
+    wide.do(wide.sender.connected(0.0), at_sender=True)
+    wide.deliver_forth(0)
+    wide.deliver_back(0)
+    wide.largest = WIDE.window_bytes
+    return wide
+
+
+def seqs(messages: list[msg.LinkMessage]) -> list[int]:
+    return [message.seq for message in messages if isinstance(message, msg.Chunk)]
+
+
+def acknowledged(pair: Pair) -> None:
+    """What the receiver has to say comes to the sender."""
+    if pair.ack_timer:
+        pair.ack_timer = False
+        pair.do(pair.receiver.timer_fired(pair.now_s), at_sender=False)
+    while pair.back:
+        pair.deliver_back(0)
+
+
+def test_what_later_chunks_overtook_is_sent_again_at_once() -> None:
+    """Chunks 0, 1 and 4 of 8 are lost: the acknowledgement of the others tells, no timer has to pass."""
+    pair = opened(Pair())
+    pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)
+    assert seqs(pair.forth) == list(range(8))
+    pair.forth = [pair.forth[i] for i in (2, 3, 5, 6, 7)]
+    for _ in range(5):
+        pair.deliver_forth(0)
+    acknowledged(pair)
+    assert seqs(pair.forth) == [0, 1, 4]
+    acknowledged(pair)
+    assert seqs(pair.forth) == [0, 1, 4], "sent again once for each loss"
+
+
+def test_chunks_in_another_order_are_not_taken_for_lost() -> None:
+    pair = opened(Pair())
+    pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)
+    for place in (2, 0, 0, 1, 0, 0, 1, 0):
+        pair.deliver_forth(place)
+        acknowledged(pair)
+    assert pair.forth == []
+
+
+def test_when_all_was_lost_the_first_repeats_show_it() -> None:
+    """Nothing newer came: the timer sends the oldest again, and their acknowledgement sends the rest."""
+    pair = opened(Pair())
+    pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)
+    pair.forth.clear()
+    for _ in range(3):
+        pair.timers()
+    pair.forth = [m for m in pair.forth if isinstance(m, msg.Chunk)]
+    assert seqs(pair.forth) == [0, 1, 2, 3]
+    while pair.forth and pair.forth[0].seq < 4:
+        pair.deliver_forth(0)
+    acknowledged(pair)
+    assert seqs(pair.forth) == [4, 5, 6, 7]
+    assert pair.sender._resend_wait_s == WIDE.lease_s
+
+
+def test_a_link_that_became_slow_is_given_the_time_that_it_takes() -> None:
+    """Chunks come late, not never, and so do their repeats: the numbers tell, and the next repeat waits that long."""
+    pair = opened(Pair())
+    pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)
+    for _ in range(12):  # 7.2 s, of which the first repeats are under way behind the originals
+        pair.timers()
+    originals = [m for m in pair.forth if isinstance(m, msg.Chunk)][:8]
+    pair.forth = list(originals[:4])
+    for _ in range(4):
+        pair.deliver_forth(0)
+    acknowledged(pair)
+    assert pair.sender._late_s == pytest.approx(7.2)
+    assert seqs(pair.forth) == []
+    for _ in range(8):
+        pair.timers()
+    assert seqs(pair.forth) == [], "nothing goes again so soon"
+
+
+def test_tensors_that_overtook_weights_do_not_call_them_lost() -> None:
+    pair = opened(Pair())
+    pair.do(pair.sender.offer(WEIGHTS, size_of(WEIGHTS), None, True, 0.0), at_sender=True)
+    pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)
+    weights, tensors = pair.forth[:4], pair.forth[4:]
+    pair.forth = list(tensors)
+    while pair.forth:
+        pair.deliver_forth(0)
+    acknowledged(pair)
+    assert pair.forth == []
+    pair.forth = weights[3:]  # the last of the weights: the first two, three and more numbers before it, were lost
+    pair.deliver_forth(0)
+    acknowledged(pair)
+    assert seqs(pair.forth) == [0]
 
 
 def test_silence_with_bytes_outstanding_is_told_once() -> None:

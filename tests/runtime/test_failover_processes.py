@@ -44,7 +44,7 @@ def nodes() -> Iterator[Nodes]:
 def test_kill_9_of_a_node_loses_nothing_and_it_comes_back(
     nodes: Nodes, exact: tuple[Captured, torch.Tensor], first: tuple[str, ...], standby: tuple[str, ...], mode: str
 ) -> None:
-    with deploy(set_of(exact[0], first, standby, mode), exact[0], nodes) as session:
+    with deploy(set_of(exact[0], first, standby, mode=mode), exact[0], nodes) as session:
         with load_on(session, exact) as load:
             load.more(epoch=1)
             nodes.children[DeviceId("b")].kill()

@@ -55,6 +55,9 @@ controls = st.one_of(
         next_letter=u64,
         grants=grants,
         delay_s=st.integers(0, 10**9).map(lambda us: us / 1e6),
+        newest=u64,
+        newest_background=u64,
+        ahead=st.lists(st.tuples(u64, u64), max_size=5).map(tuple),
     ),
     st.builds(msg.Letter, sender_incarnation=u32, incarnation=u32, number=u64, content=letters),
     st.builds(msg.Ping, nonce=numbers, size_bytes=st.integers(0, msg.PROBE_LIMIT_BYTES)),
@@ -88,6 +91,7 @@ def chunks(draw: st.DrawFn) -> tuple[msg.Chunk, bytes]:
         length=len(payload),
         budget_s=draw(st.none() | st.integers(1, 10**9).map(lambda us: us / 1e6)),
         background=draw(st.booleans()),
+        number=draw(u64),
     )
     return chunk, payload
 

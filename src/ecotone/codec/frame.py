@@ -1,8 +1,8 @@
 """One frame on the wire: a fixed little-endian header, then payload bytes. Built and parsed; nothing is interpreted.
 
 Layout (offsets of the fixed part in `_FIXED`): magic, version, kind, flags, header_bytes, payload_bytes; link_id,
-incarnation; plan_epoch; edge, micro_batch, seq; chunk_index, chunk_count, encoded_bytes; budget_us; dtype, codec, ndim;
-dims; payload_crc32, header_crc32. Every length is held against its cap before anything is allocated: parsing allocates
+incarnation; plan_epoch; edge, micro_batch, seq; chunk_index, chunk_count, encoded_bytes; budget_us; number; dtype, codec,
+ndim; dims; payload_crc32, header_crc32. Every length is held against its cap before anything is allocated: parsing allocates
 nothing but the header value, the payload stays a view. Any wrong byte string ends as FrameError and as nothing else.
 Shape, dtype and codec may stand in chunk 0; a frontier packed by ecotone.codec.body describes itself, so "body" is usual.
 """
@@ -20,9 +20,9 @@ from ecotone.units import EcotoneError
 
 __all__ = ["MAGIC", "VERSION", "FrameError", "Header", "Kind", "Limits", "build", "chunk_bounds", "parse"]
 
-MAGIC, VERSION = b"ECTN", 2
+MAGIC, VERSION = b"ECTN", 3
 FLAG_PAYLOAD_CHECKSUM = 1
-_FIXED = struct.Struct("<4sBBHII 16sI Q IQQ IIQ Q BBB")
+_FIXED = struct.Struct("<4sBBHII 16sI Q IQQ IIQ Q Q BBB")
 _SUMS = struct.Struct("<II")
 _MAX_DIMS = 8
 # Codes on the wire are positions in these tuples: append only.
@@ -62,7 +62,8 @@ class Limits:
 class Header:
     """Fields of one frame. `encoded_bytes` is the size of the whole body, -1: this payload is all of it.
 
-    `micro_batch` is the request id; `budget_us` the time left at sending, as clocks differ.
+    `micro_batch` is the request id; `budget_us` the time left at sending, as clocks differ; `number` that of this sending,
+    which grows where `seq` stays when a frame is sent again.
     """
 
     kind: Kind
@@ -76,6 +77,7 @@ class Header:
     chunk_count: int = 1
     encoded_bytes: int = -1
     budget_us: int = 0
+    number: int = 0
     dtype: str = "body"
     codec: str = "body"
     dims: tuple[int, ...] = ()
@@ -105,7 +107,7 @@ def build(header: Header, payload: Buffer = b"", *, checksum: bool = True, limit
             frame, 0,
             MAGIC, VERSION, header.kind, FLAG_PAYLOAD_CHECKSUM if checksum else 0, header_bytes, size,
             header.link_id, header.incarnation, header.plan_epoch, header.edge, header.micro_batch, header.seq,
-            header.chunk_index, header.chunk_count, encoded, header.budget_us,
+            header.chunk_index, header.chunk_count, encoded, header.budget_us, header.number,
             DTYPES.index(header.dtype), CODECS.index(header.codec), len(header.dims),
         )  # fmt: skip
         struct.pack_into(f"<{len(header.dims)}Q", frame, _FIXED.size, *header.dims)
@@ -127,7 +129,7 @@ def parse(buffer: Buffer, limits: Limits | None = None) -> tuple[Header, memoryv
     if len(view) < _FIXED.size + _SUMS.size:
         raise FrameError(f"frame is {len(view)} bytes, shorter than any header; the sender or the link cut it")
     (magic, version, kind, flags, header_bytes, payload_bytes, link_id, incarnation, epoch, edge, micro_batch, seq,
-     chunk_index, chunk_count, encoded, budget_us, dtype, codec, ndim) = _FIXED.unpack_from(view)  # fmt: skip
+     chunk_index, chunk_count, encoded, budget_us, number, dtype, codec, ndim) = _FIXED.unpack_from(view)  # fmt: skip
     if magic != MAGIC:
         raise FrameError("frame does not start with the magic of Ecotone; the peer speaks another protocol")
     if version != VERSION:
@@ -154,7 +156,7 @@ def parse(buffer: Buffer, limits: Limits | None = None) -> tuple[Header, memoryv
         )
     header = Header(
         kind=Kind(kind), link_id=link_id, incarnation=incarnation, plan_epoch=epoch, edge=edge, micro_batch=micro_batch,
-        seq=seq, chunk_index=chunk_index, chunk_count=chunk_count, encoded_bytes=encoded, budget_us=budget_us,
+        seq=seq, chunk_index=chunk_index, chunk_count=chunk_count, encoded_bytes=encoded, budget_us=budget_us, number=number,
         dtype=DTYPES[dtype], codec=CODECS[codec], dims=struct.unpack_from(f"<{ndim}Q", view, _FIXED.size),
     )  # fmt: skip
     problem = next(_problems(header, encoded, payload_bytes, limits), None)

@@ -33,6 +33,7 @@ BLOB_NUMBER_MASK = (1 << 20) - 1
 """Low bits of a blob body's request number: the number that the wanting shell gave; above them the node's rank."""
 
 Channel = tuple[int, int, int]
+_MOST_RANGES = 32  # in one acknowledgement
 _MAX_AHEAD = 1 << 16  # seqs beyond the first gap that a receiver remembers
 
 
@@ -71,6 +72,7 @@ class Receiver:
         self._refused: dict[BodyId, None] = {}
         self._chunks_to_ack = 0
         self._came_s = 0.0  # the last chunk
+        self._newest = [0, 0]  # greatest number of a sending, of tensors and of weights
         self._dirty: set[Channel] = set()
         self._timer_on = False
 
@@ -113,8 +115,11 @@ class Receiver:
 
     def take(self, chunk: Chunk, wanted: bool, now_s: float) -> list[Item]:
         """One chunk; with `wanted` False (old epoch, cancelled, parked out) its seq closes and its credit returns."""
+        is_mine = self._is_mine(chunk.sender_incarnation, chunk.incarnation)
+        if is_mine:
+            self._newest[chunk.background] = max(self._newest[chunk.background], chunk.number)
         if not self.is_new(chunk):
-            return self._ack(now_s) if self._is_mine(chunk.sender_incarnation, chunk.incarnation) else []
+            return self._ack(now_s) if is_mine else []
         body, length = chunk.body, chunk.length
         intake = self._intake(body[:3])
         if intake.received_bytes + length > intake.limit_bytes:
@@ -225,6 +230,7 @@ class Receiver:
         items: list[Item] = [Release(body=b, held=Held.BYTES) for b in self._partial if b.edge != BLOB_EDGE]
         self.sender_incarnation = incarnation
         self._next_seq = self._next_letter = 0
+        self._newest = [0, 0]
         self._ahead, self._letters_ahead, self._partial, self._refused = set(), {}, {}, {}
         for channel, intake in self._intakes.items():
             intake.received_bytes = 0
@@ -283,6 +289,9 @@ class Receiver:
             next_letter=self._next_letter,
             grants=grants,
             delay_s=max(0.0, delay_s),
+            newest=self._newest[False],
+            newest_background=self._newest[True],
+            ahead=_ranges(self._ahead)[:_MOST_RANGES],
         )
         return [Send(peer=self.peer, message=message, priority=Priority.CONTROL)]
 
@@ -295,3 +304,14 @@ class Receiver:
         intake.granted_bytes = intake.limit_bytes
         session, epoch, edge = channel
         return Grant(session=session, epoch=epoch, edge=edge, limit_bytes=intake.limit_bytes)
+
+
+def _ranges(seqs: set[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending half-open ranges that hold just `seqs`."""
+    found: list[tuple[int, int]] = []
+    for seq in sorted(seqs):
+        if found and found[-1][1] == seq:
+            found[-1] = (found[-1][0], seq + 1)
+        else:
+            found.append((seq, seq + 1))
+    return tuple(found)

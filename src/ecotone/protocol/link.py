@@ -13,8 +13,12 @@ and as a probe while nothing is heard. A higher incarnation of the receiver mean
 ends with BodyFailed, letters are sent anew. A higher one of the sender makes the receiver drop half-received bodies.
 Incarnations must grow from one process to the next. A window grows to the largest body seen (capped), or nothing would move.
 
-Patience: nothing is sent again before the time that the outstanding bytes need at the rate measured (or believed) is over:
-otherwise a link too thin for a body in a lease would carry nothing but repeats.
+Loss: each sending of a chunk has a number of its own (as QUIC's packets, RFC 9002), and an acknowledgement names the
+greatest that came. The wire keeps the order of a priority, so what was sent well before that one and is not here was lost:
+it goes again at once. The same numbers tell a chunk that came late from one that was lost and came when it was repeated.
+Patience: where nothing newer came, nothing is sent again before the time is over that the outstanding bytes need at the rate
+measured (or believed): otherwise a link too thin for a body in a lease would carry nothing but repeats. Then the oldest
+chunks go again; when they come, they show what else was lost. If it was only late, waits grow to what it took.
 
 Giving up a body turns its unacknowledged seqs, and one fresh one, into voids: the range closes and the credit returns.
 Invariants: bytes held of a channel <= max(window, largest body); each body is reported once by a receiver's incarnation;
@@ -62,6 +66,8 @@ __all__ = ["Sender"]
 Channel = tuple[int, int, int]
 _RESEND_CHUNKS = 4
 _MOST_LEASES = 32  # between two resends
+_REORDERED = 3  # a sending is lost when one so many numbers later came
+_MUTE_LIMITS = 4  # as long as silence may a peer ask and not answer: on a thin link answers take their time
 _FRAME_LEASES, _QUEUE_LEASES = 32, 64  # patience at most with a frame, and with all that is outstanding, on a thin link
 _LETTER_BYTES, _PROBE_BYTES = 1024, 512  # a letter, and what a LinkOpen and its answer may take, about
 
@@ -87,6 +93,8 @@ class _Sent:
     out: _Outgoing | None
     sent_s: float | None  # None: sent more than once, or void
     first_s: float = math.inf  # when it was sent first, where more than once
+    number: int = 0  # of its last sending
+    is_here: bool = False  # at the receiver, beyond a gap
 
 
 @dataclass(slots=True)
@@ -115,9 +123,13 @@ class Sender:
         self._unacked: dict[int, _Sent] = {}
         self._letters: dict[int, LetterBody] = {}
         self._next_seq = self._next_letter = self._order = 0
-        self._heard_s = self._progress_s = self._waits_s = 0.0
+        self._heard_s = self._understood_s = self._progress_s = self._waits_s = 0.0
         self._outstanding_bytes = 0
+        self._number = 0  # of the last sending
+        self._newest = (0, 0)  # greatest numbers that came, of tensors and of weights
+        self._sendings: tuple[deque[tuple[int, int]], ...] = (deque(), deque())  # (number, seq) in order, by the same
         self._resend_wait_s = settings.lease_s
+        self._late_s = 0.0  # how long chunks took of late that were thought lost
         self._timer_on = False
         self.timing = LinkTiming(peer)
 
@@ -192,7 +204,7 @@ class Sender:
     def connected(self, now_s: float) -> list[Item]:
         """The wire reaches the peer: open, or resume."""
         self.is_up, self.is_open, self._silent = True, False, False
-        self._heard_s = self._progress_s = now_s
+        self._heard_s = self._understood_s = self._progress_s = now_s
         self.timing.restart(now_s)
         return [self._open(now_s), *self._watch(now_s)]
 
@@ -205,14 +217,17 @@ class Sender:
             items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
         return items
 
-    def heard(self, now_s: float) -> None:
-        """Anything at all came from the peer."""
+    def heard(self, now_s: float, *, hears_us: bool) -> None:
+        """Something came from the peer; an answer shows that it hears us, unlike what it sends of its own accord."""
         self._heard_s = now_s
+        if hears_us:
+            self._understood_s = now_s
 
     def opened(self, message: LinkOpened, now_s: float) -> list[Item]:
         """The receiver's answer: start, resume, or learn that it restarted."""
         if message.sender_incarnation != self.incarnation or message.incarnation < self.peer_incarnation or not self.is_up:
             return []
+        lease_s, unanswered_s = self.settings.lease_s, self.timing.unanswered_s(now_s)
         self.timing.open_answered(now_s)
         items: list[Item] = []
         restarted = 0 < self.peer_incarnation < message.incarnation
@@ -224,15 +239,13 @@ class Sender:
                 account.limit_bytes = self._limits.get(channel, message.window_bytes)
         self.peer_incarnation, self._window = message.incarnation, message.window_bytes
         items += self._acknowledged(message.next_seq, message.next_letter, message.grants, 0.0, now_s)
-        if self._silent or not self.is_open:
-            is_new = not self.is_open  # else it was only silent: what it lacks may still be on a wire that is slow
-            patience_s = max(self._outstanding_s(), self._resend_wait_s)
-            may_be_lost = is_new or now_s - self._progress_s >= patience_s
-            self.is_open, self._silent = True, False
-            items += [LinkChanged(peer=self.peer, state="up"), PeerReturned(self.peer)]
+        was_gone = self._silent or not self.is_open
+        if was_gone or unanswered_s >= 1.5 * lease_s:  # it hears us again; what it lacks may still be on a wire that is slow
+            may_be_lost = not self.is_open or now_s - self._progress_s >= max(self._outstanding_s(), self._late_s)
+            self.is_open, self._silent, self._resend_wait_s = True, False, lease_s
+            items += [LinkChanged(peer=self.peer, state="up"), PeerReturned(self.peer)] if was_gone else []
             if may_be_lost:
-                lease_s, self._progress_s = self.settings.lease_s, now_s
-                self._resend_wait_s = lease_s if is_new else min(2 * self._resend_wait_s, _MOST_LEASES * lease_s)
+                self._progress_s = now_s
                 items += self._resend(None, now_s)
         return items + self._pump(now_s)
 
@@ -240,8 +253,13 @@ class Sender:
         """A cumulative acknowledgement with grants; stale ones do no harm."""
         if message.sender_incarnation != self.incarnation or message.incarnation != self.peer_incarnation:
             return []
+        tensors, weights = self._newest
+        self._newest = max(tensors, message.newest), max(weights, message.newest_background)
         items = self._acknowledged(message.next_seq, message.next_letter, message.grants, message.delay_s, now_s)
-        return items + self._pump(now_s)
+        for start, stop in message.ahead if self._unacked else ():
+            for seq in range(max(start, next(iter(self._unacked))), min(stop, self._next_seq)):
+                self._unacked[seq].is_here = True
+        return items + self._resend_overtaken(now_s) + self._pump(now_s)
 
     def ping(self, now_s: float) -> list[Item]:
         """Ask for a Pong, to time a round trip; nothing while the link is down."""
@@ -274,11 +292,13 @@ class Sender:
         is_due = self.timing.open_age_s(now_s) >= max(lease_s / 2, rtt_s, min(answer_s, _FRAME_LEASES * lease_s))
         if is_due and not self._would_starve(self._opened_s, now_s):
             items.append(self._open(now_s))
-        silent_s = now_s - max(self._heard_s, self._waits_s)
-        if not self._silent and silent_s >= max(1.5 * lease_s, rtt_s, min(answer_s, _FRAME_LEASES * lease_s)):
+        # Where it asks all the time but never answers, our way to it is cut.
+        limit_s = max(1.5 * lease_s, rtt_s, min(answer_s, _FRAME_LEASES * lease_s))
+        silent_s, mute_s = (now_s - max(at_s, self._waits_s) for at_s in (self._heard_s, self._understood_s))
+        if not self._silent and (silent_s >= limit_s or mute_s >= _MUTE_LIMITS * limit_s):
             self._silent = True
             items += [LinkChanged(peer=self.peer, state="down"), PeerLost(self.peer)]
-        patience_s = self._resend_wait_s + min(self._outstanding_s(), _QUEUE_LEASES * lease_s)
+        patience_s = self._resend_wait_s + max(min(self._outstanding_s(), _QUEUE_LEASES * lease_s), self._late_s)
         if self.is_open and now_s - self._progress_s >= patience_s:
             self._progress_s = now_s
             self._resend_wait_s = min(2 * self._resend_wait_s, _MOST_LEASES * lease_s)
@@ -319,7 +339,8 @@ class Sender:
             items.append(BodyFailed(body, ErrorKind.NODE_LOST, f"{self.peer} restarted and lost what it held"))
         letters = list(self._letters.values())
         self._bodies, self._unacked, self._accounts, self._limits = {}, {}, {}, {}
-        self._outstanding_bytes = 0
+        self._outstanding_bytes, self._newest = 0, (0, 0)
+        self._sendings = (deque(), deque())
         self._letters = dict(enumerate(letters))
         self._next_seq, self._next_letter = 0, len(letters)
         self.is_open = False
@@ -336,8 +357,9 @@ class Sender:
             out = sent.out
             if sent.sent_s is not None:
                 timed.append((sent.sent_s, sent.length))
-            took_s = max(took_s, now_s - sent.first_s)
             if out is not None:
+                if sent.number > self._newest_of(out):  # its last sending is still under way: it was not lost
+                    took_s = max(took_s, now_s - sent.first_s)
                 out.unacked -= 1
                 if out.unacked == 0 and out.offset == out.size_bytes:
                     del self._bodies[out.body]
@@ -355,19 +377,43 @@ class Sender:
                 self._accounts[channel].limit_bytes = max(limit, self._accounts[channel].limit_bytes)
         if len(self._unacked) + len(self._letters) < before:
             self._progress_s = now_s
-            is_sure = timed or not self._unacked  # else what was sent twice came: was it lost, or the wait too short?
-            wait_s = min(self._resend_wait_s, self.settings.lease_s * (1 if is_sure else 2))
-            # A link may have become slow, and then what is sent again only lengthens its queue: wait as long as this took.
-            self._resend_wait_s = min(max(wait_s, took_s), _MOST_LEASES * self.settings.lease_s)
+            self._resend_wait_s = self.settings.lease_s
+            # Where a link has become slow, what is sent again only lengthens its queue: wait as long as it takes.
+            self._late_s = min(max(took_s, self._late_s / 2), _MOST_LEASES * self.settings.lease_s)
         return items
 
     def _resend(self, most: int | None, now_s: float) -> list[Item]:
+        """Letters, voids and the `most` oldest chunks (None: all) that are not known to be here."""
         items: list[Item] = [self._letter(number) for number in self._letters]
-        for seq, sent in list(self._unacked.items())[:most]:
-            sent.first_s = sent.first_s if sent.sent_s is None else sent.sent_s
-            sent.sent_s = None
-            items.append(self._chunk(seq, sent, now_s) if sent.out else self._void(sent.body, (seq,), (sent.length,)))
+        left = math.inf if most is None else most
+        for seq, sent in list(self._unacked.items()):
+            if not sent.is_here and (left > 0 or sent.out is None):
+                left -= sent.out is not None
+                items.append(self._again(seq, sent, now_s))
         return items
+
+    def _resend_overtaken(self, now_s: float) -> list[Item]:
+        """What was sent so long before something that came that it must be lost."""
+        items: list[Item] = []
+        tensors, weights = self._newest
+        for sendings, newest in zip(self._sendings, (max(tensors, weights), weights), strict=True):
+            newest = min(newest, self._number) - _REORDERED
+            while self.is_open and sendings and sendings[0][0] <= newest:
+                number, seq = sendings.popleft()
+                sent = self._unacked.get(seq)
+                if sent is not None and sent.number == number and sent.out and not sent.is_here:
+                    self._progress_s = now_s
+                    items.append(self._again(seq, sent, now_s))
+        return items
+
+    def _again(self, seq: int, sent: _Sent, now_s: float) -> Send:
+        sent.first_s = sent.first_s if sent.sent_s is None else sent.sent_s
+        sent.sent_s = None
+        return self._chunk(seq, sent, now_s) if sent.out else self._void(sent.body, (seq,), (sent.length,))
+
+    def _newest_of(self, out: _Outgoing) -> int:
+        """The greatest number that came of this priority or a lower one, which it would overtake."""
+        return self._newest[True] if out.background else max(self._newest)
 
     def _pump(self, now_s: float) -> list[Item]:
         items: list[Item] = []
@@ -409,8 +455,8 @@ class Sender:
 
     def _would_starve(self, last_s: float, now_s: float) -> bool:
         """Whether another control frame so soon after that of `last_s` would keep a thin link from carrying what waits."""
-        lease_s, wait_s = self.settings.lease_s, 2 * self._carried_s(_PROBE_BYTES)
-        is_thin = self._outstanding_bytes > 0 and wait_s > lease_s / 4
+        lease_s, wait_s = self.settings.lease_s, self._carried_s(_PROBE_BYTES)
+        is_thin = self._outstanding_bytes > 0 and wait_s > lease_s / 8
         return is_thin and now_s - last_s < min(wait_s, _FRAME_LEASES * lease_s)
 
     def _open(self, now_s: float) -> Send:
@@ -437,6 +483,9 @@ class Sender:
         out = sent.out
         assert out is not None
         deadline_s = out.deadline_s
+        self._number += 1
+        sent.number = self._number
+        self._sendings[out.background].append((sent.number, seq))
         message = Chunk(
             sender_incarnation=self.incarnation,
             incarnation=self.peer_incarnation,
@@ -447,6 +496,7 @@ class Sender:
             length=sent.length,
             budget_s=None if deadline_s is None else max(0.0, deadline_s - now_s),
             background=out.background,
+            number=sent.number,
         )
         priority = Priority.BACKGROUND if out.background else Priority.DATA
         return Send(peer=self.peer, message=message, priority=priority)

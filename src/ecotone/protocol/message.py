@@ -104,7 +104,10 @@ class LinkOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Bytes [offset, offset + length) of `body`, which has `size_bytes`; the payload itself travels behind this header."""
+    """Bytes [offset, offset + length) of `body`, which has `size_bytes`; the payload itself travels behind this header.
+
+    `number` counts sendings, from 1: a chunk that is sent again keeps its `seq` and gets a new number.
+    """
 
     sender_incarnation: int
     incarnation: int  # the receiver's, as the sender knows it
@@ -115,6 +118,7 @@ class Chunk:
     length: int
     budget_s: float | None = None  # time left for the request at sending
     background: bool = False  # weights: lowest priority
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +137,8 @@ class Ack:
     """Receiver to sender: every chunk below `next_seq` and letter below `next_letter` is here; new absolute grants.
 
     `delay_s`: how long this acknowledgement was held back after the last chunk came, so that the sender can time the link.
+    `newest`, `newest_background`: the greatest numbers of sendings that came, of tensors and of weights. `ahead`: half-open
+    ranges of seqs from `next_seq` on that are here as well, ascending, the first few of them.
     """
 
     sender_incarnation: int
@@ -141,6 +147,9 @@ class Ack:
     next_letter: int
     grants: tuple[Grant, ...] = ()
     delay_s: float = 0.0
+    newest: int = 0
+    newest_background: int = 0
+    ahead: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

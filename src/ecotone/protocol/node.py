@@ -178,7 +178,7 @@ class Node:
         known = name in self._peers
         peer = self._peer(name)
         items: list[nt.Item] = [] if known else peer.sender.connected(now_s)
-        peer.sender.heard(now_s)
+        peer.sender.heard(now_s, hears_us=isinstance(message, msg.Ack | msg.LinkOpened | msg.Pong))
         mind = self.coordinator
         if mind is not None:
             if not known:

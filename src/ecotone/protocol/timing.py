@@ -70,6 +70,10 @@ class LinkTiming:
         """How long the last LinkOpen has been without an answer; infinite where none is."""
         return now_s - self._opens[-1] if self._opens else math.inf
 
+    def unanswered_s(self, now_s: float) -> float:
+        """How long LinkOpens have been without an answer; 0 where none is under way."""
+        return now_s - self._opens[0] if self._opens else 0.0
+
     def open_sent(self, now_s: float) -> None:
         self._opens.append(now_s)
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet
 from ecotone.simulator import faults as ft
 from ecotone.simulator.faults import Fault
-from ecotone.simulator.scene import Scene, predicted_s, sets_of
+from ecotone.simulator.scene import Scene, SceneLink, predicted_s, sets_of
 from ecotone.simulator.world import FRAME_BYTES
 
 __all__ = ["RECOVERY_S", "Oracle"]
@@ -66,7 +66,7 @@ class Oracle:
         self._disk = _State([], {})
         self._factor = dict.fromkeys(scene.devices, 1.0)
         self._late_s = 0.0
-        self._traced: set[tuple[str, str]] = set()
+        self._slowed: dict[tuple[str, str], float] = {}  # least mean rate that a fault gives a link, bytes per second
         self._prepare_s = max((f.takes_s for f in scene.faults if isinstance(f, ft.SetPrepare)), default=0.0)
         restarts = any(isinstance(f, ft.RestartNode) for f in scene.faults)
         self._reload_s = 2 * self._prepare_s if restarts else 0.0  # who restarted behind a cut loads once it is healed
@@ -77,10 +77,12 @@ class Oracle:
         self.spoiled = {d: state.close() for d, state in self._spoiled.items()}
         self.disk_full = self._disk.close()
         every = [plan for group in self.sets for plan in group.plans]
-        self.slowest_s = max(self._alone_s(plan) for plan in every)
+        self.slowest_s = max(self._alone_s(plan, scene) for plan in every)
         open_loop = any(at_s >= 0 for at_s, _ in scene.asks)
         self.num_at_once = len(scene.asks) if open_loop else min(scene.in_flight, len(scene.asks))
-        self.need_s = RECOVERY_S + 2 * self.num_at_once * self.slowest_s
+        slow = replace(scene, links=tuple(replace(k, rate_bytes_per_s=self._least_rate(k)) for k in scene.links))
+        slowest_s = max(self._alone_s(plan, slow) for plan in every)
+        self.need_s = RECOVERY_S + 2 * self.num_at_once * slowest_s
         self._bad = {plan.epoch: self._merged(plan) for plan in every}
         spoiled = [interval for intervals in self.spoiled.values() for interval in intervals]
         self._trouble = [i for intervals in self._bad.values() for i in intervals] + spoiled
@@ -138,8 +140,18 @@ class Oracle:
                 (self._links[one, other].begin if lossy else self._links[one, other].end)("lossy", at_s)
             case ft.FollowTrace(source=one, target=other):
                 self._links[one, other].begin("trace", at_s)
-            case ft.SetLink():
-                self._links[fault.link.source, fault.link.target].begin("trace", at_s)
+                self._slow((one, other), fault.trace.mean_bytes_per_s)
+            case ft.SetLink(link=link):
+                self._links[link.source, link.target].begin("trace", at_s)
+                self._slow((link.source, link.target), link.bandwidth_bytes_per_s)
+
+    def _slow(self, pair: tuple[str, str], bytes_per_s: float) -> None:
+        """A link that carries nothing is as good as cut: patience bounds what waits for it."""
+        if bytes_per_s > 0:
+            self._slowed[pair] = min(self._slowed.get(pair, math.inf), bytes_per_s)
+
+    def _least_rate(self, link: SceneLink) -> float:
+        return min(link.rate_bytes_per_s, self._slowed.get((link.source, link.target), math.inf))
 
     def _redeploy_s(self, device: str) -> float:
         """A restarted process is told its plans and loads them; the asker tells everyone."""
@@ -152,15 +164,16 @@ class Oracle:
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
-    def _alone_s(self, plan: Plan) -> float:
+    def _alone_s(self, plan: Plan, scene: Scene) -> float:
+        """Seconds of one request alone with the links of `scene`."""
         factor = max(self._factor[d] for d in (plan.source, *plan.devices))
         control_s = 0.0
         for transfer in plan.transfers:
             if not transfer.is_local:
                 for pair in ((transfer.source, transfer.target), (transfer.target, transfer.source)):
-                    link = self.scene.link(*pair)
+                    link = scene.link(*pair)
                     control_s += link.latency_s + _FRAMES * FRAME_BYTES / link.rate_bytes_per_s + self._late_s
-        return factor * predicted_s(self.scene, plan) + control_s
+        return factor * predicted_s(scene, plan) + control_s
 
     def _merged(self, plan: Plan) -> list[Interval]:
         """When the plan is not healthy, in order, without overlap."""

@@ -172,7 +172,7 @@ class Channel:
                 self._take(event.peer, link, message, payload, now_s)
 
     def _take(self, peer: NodeId, link: _Link, message: LinkMessage, payload: memoryview, now_s: float) -> None:
-        link.sender.heard(now_s)
+        link.sender.heard(now_s, hears_us=isinstance(message, Ack | LinkOpened))
         match message:
             case Chunk():
                 self._apply(peer, link, link.receiver.take(message, True, now_s), sender=False, payload=payload)

@@ -116,6 +116,7 @@ def _chunk_header(chunk: Chunk, limits: Limits) -> Header:
         seq=chunk.seq,
         budget_us=0 if chunk.budget_s is None else max(1, round(chunk.budget_s * 1e6)),
         dims=(chunk.offset,),
+        number=chunk.number,
     )
 
 
@@ -136,6 +137,7 @@ def _read_chunk(header: Header, payload: memoryview, session: int, sender: int, 
         length=len(payload),
         budget_s=header.budget_us / 1e6 if header.budget_us else None,
         background=size_flag >= _BACKGROUND,
+        number=header.number,
     )
 
 
@@ -163,8 +165,11 @@ def _control(message: LinkMessage) -> tuple[Header, bytes]:
                     seq=message.next_seq,
                     micro_batch=message.next_letter,
                     budget_us=round(min(max(message.delay_s, 0.0), _MAX_DELAY_S) * 1e6),
+                    number=message.newest,
+                    plan_epoch=message.newest_background,
+                    edge=len(message.grants),
                 ),
-                _grants(message.grants),
+                _grants(message.grants) + b"".join(_PAIR.pack(*each) for each in message.ahead),
             )
         case LinkOpen():
             return Header(kind=Kind.OPEN, link_id=_link(0, message.incarnation)), b""
@@ -227,8 +232,11 @@ def _read_control(header: Header, payload: memoryview, session: int, sender: int
                 incarnation=header.incarnation,
                 next_seq=header.seq,
                 next_letter=header.micro_batch,
-                grants=_read_grants(payload),
+                grants=_read_grants(payload[: header.edge * _GRANT.size]),
+                ahead=tuple(_PAIR.iter_unpack(payload[header.edge * _GRANT.size :])),
                 delay_s=min(header.budget_us / 1e6, _MAX_DELAY_S),
+                newest=header.number,
+                newest_background=header.plan_epoch,
             )
         case Kind.OPEN:
             return LinkOpen(incarnation=sender)
