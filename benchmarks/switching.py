@@ -44,7 +44,7 @@ from ecotone.runtime import Future, Nodes, Session, deploy, launch
 MODEL, EXECUTOR, CODEC = "mobilenet_v2", "torch:fp32", "int8"
 DEVICES = ("camera", "server")
 RATE_BYTES_PER_S, LATENCY_S = 25e6, 0.002
-PERIOD_S, FRAMES_PER_SWITCH, WINDOW = 0.05, 5, 3
+PERIOD_S, FRAMES_PER_SWITCH, WINDOW = 0.05, 5, 1
 SWITCHES, LOADINGS, PAUSES, CONTROLS = 1000, 30, 10, 200
 PAPER_S = {"pause and resume": 6.0, "dynamic switching": 0.6, "second pipeline resident": 0.001}
 
