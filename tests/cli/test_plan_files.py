@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,21 @@ def test_a_broken_set_is_named(ecotone: Callable[..., Ended], folder: Path) -> N
     assert ended.code == 2
     assert "set.json" in ended.err
     assert "primary" in ended.err
+
+
+def test_other_worlds_and_a_front_are_shown_and_drawn(ecotone: Callable[..., Ended], folder: Path) -> None:
+    stated_profile(folder)
+    base = ("plan", "net.py:net", "--cluster", "pair.toml", "--profile", "p.json")
+    ended = ecotone(*base, "--what-if", "link=1kbit/s", "--what-if", "far=gone", "--pareto", "bytes", "--plot", "f.png")
+    assert ended.code == 0, ended.err
+    assert "link=1kbit/s" in ended.out
+    assert "far=gone" in ended.out
+    assert (folder / "f.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads(ecotone(*base, "--what-if", "near=100x", "--pareto", "bytes", "--json").out)
+    assert told["what_if"][0]["best"]["value"] <= told["what_if"][0]["today"]["latency_s"]
+    assert told["front"]["points"][-1]["other"] == 0  # near alone sends nothing
+    for wrong, said in (("moon=2x", "no device or link"), ("link=fast", "link=fast")):
+        ended = ecotone(*base, "--what-if", wrong)
+        assert (ended.code, said in ended.err) == (2, True), ended.err
+    assert "add --pareto" in ecotone(*base, "--plot", "f.png").err
+    assert "cannot be traded" in ecotone(*base, "--pareto", "latency").err

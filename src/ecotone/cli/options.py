@@ -38,6 +38,19 @@ Executors = Annotated[list[str] | None, option("--executor", text="Use only this
 Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]
 Require = Annotated[list[str] | None, option("--require", text=REQUIRE_HELP)]
 Explain = Annotated[bool, typer.Option("--explain", help="Why this plan, what else was near, when it would change.")]
+WhatIf = Annotated[
+    list[str] | None,
+    option(
+        "--what-if",
+        text="What would be best elsewhere, repeatable: link=10Mbit/s, camera-server=1Mbit/s, latency=20ms, server=2x "
+        "(takes twice as long), server=gone.",
+    ),
+]
+Pareto = Annotated[
+    str,
+    option("--pareto", text="What less of this costs: bytes, energy, accuracy_loss, error, memory, throughput or latency."),
+]
+Plot = Annotated[Path | None, option("--plot", text="With --pareto: draw the front into this PNG.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Show the named baselines beside it.")]
 Survive = Annotated[
     str,

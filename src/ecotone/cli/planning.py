@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone.cli import options
+from ecotone.cli.around import Around, check_around
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
@@ -25,7 +26,7 @@ from ecotone.cli.workflow import (
     write_file,
 )
 from ecotone.cost import predict
-from ecotone.planner import PlannerError, Solution, baselines, explain
+from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound, sizes_of
 
@@ -72,6 +73,9 @@ def plan(
     out_file: options.PlanOut = None,
     explain_it: options.Explain = False,
     compare: options.Compare = False,
+    what_ifs: options.WhatIf = None,
+    pareto_axis: options.Pareto = "",
+    plot: options.Plot = None,
     survive: options.Survive = "",
     mtbf: options.Mtbf = "",
     recover: options.Recover = "",
@@ -85,7 +89,9 @@ def plan(
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
       ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
+      ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
+    check_around(pareto_axis, plot)
     survival = Survival.parse(survive, mtbf, recover)
     work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
@@ -94,11 +100,30 @@ def plan(
     solution = make_plan(work, made, objective, require or ())
     graph = work.captured.graph
     failover = make_failover(work, made, objective, require or (), survival) if survival else None
+    around = Around.of(work, made, solution, objective, require or (), what_ifs or (), pareto_axis)
+    if plot:
+        write_file(plot, around.picture())
     if out_file:
         write_file(out_file, (failover.planset if failover else solution.plan).to_json())
     if json_output:
-        print_json(json.loads((failover or solution).to_json()))
+        print_json(json.loads((failover or solution).to_json()) | around.document())
         return
+    _show(work, made, solution, failover, is_stated=bool(mtbf))
+    if bounds:
+        plans = failover.planset if failover else solution.plan
+        report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
+        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    around.show()
+    if compare:
+        out.print(_baselines(work, made, solution, require or ()))
+    if explain_it:
+        for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
+            out.print(line, highlight=False, markup=False)
+
+
+def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool) -> None:
+    """The plan part by part, how far it is proven, and the standbys; `is_stated`: the user gave an mtbf."""
+    graph = work.captured.graph
     if failover and failover.planset.primary != solution.plan:
         first = failover.planset.primary
         out.print(plan_table(first, predict(first, graph, work.cluster, made), graph))
@@ -106,19 +131,10 @@ def plan(
         out.print(plan_table(solution.plan, solution.cost, graph))
         out.print(_proof(solution))
     stated = [*(d.mtbf_s for d in work.cluster.devices), *(k.mtbf_s for k in work.cluster.links)]
-    if failover and not mtbf and not any(stated):
+    if failover and not is_stated and not any(stated):
         err.print("[dim]the cluster file states no mtbf: that of 8 h is an assumption; --mtbf sets another")
     for line in failover.lines() if failover else ():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
-    if bounds:
-        plans = failover.planset if failover else solution.plan
-        report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
-        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
-    if compare:
-        out.print(_baselines(work, made, solution, require or ()))
-    if explain_it:
-        for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
-            out.print(line, highlight=False, markup=False)
 
 
 def _proof(solution: Solution) -> str:

@@ -231,6 +231,7 @@ def read_file(path: Path) -> bytes:
         raise EcotoneError(f"{path}: {error.strerror or error}; give the path of a file that is there") from None
 
 
-def write_file(path: Path, content: str) -> None:
-    write_aside(path, content + "\n")
+def write_file(path: Path, content: str | bytes) -> None:
+    """Text gets a last line break. Says where it wrote; raises EcotoneError."""
+    write_aside(path, content + "\n" if isinstance(content, str) else content)
     err.print(f"[dim]wrote {path}")

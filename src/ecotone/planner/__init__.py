@@ -1,5 +1,6 @@
 """Where to run which blocks: `solve(graph, cluster, profile, objective, require) -> Solution`, exact first; and which plans
-stay resident beside that one in case something fails: `choose(graph, cluster, profile, ...) -> FailoverSolution`.
+stay resident beside that one in case something fails: `choose(graph, cluster, profile, ...) -> FailoverSolution`. Around it:
+`explain` (why), `what_if` (another world) and `pareto` (what less of one quantity costs in another).
 """
 
 from ecotone.planner import baselines
@@ -9,11 +10,13 @@ from ecotone.planner.failover import FailoverSolution, choose
 from ecotone.planner.failures import assume
 from ecotone.planner.objective import Latency, Objective, PlannerError, Requirement, Throughput
 from ecotone.planner.options import OptionWeights, Outlook, score_options
+from ecotone.planner.pareto import Front, Point, pareto
 from ecotone.planner.solve import TIE, RunnerUp, Solution, solve
 from ecotone.planner.standbys import Variant
+from ecotone.planner.what_if import WhatIf, what_if
 
 __all__ = [
-    "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Latency", "Objective", "OptionWeights", "Outlook",
-    "PlannerError", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "assume", "baselines",
-    "choose", "explain", "score_options", "solve",
+    "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective", "OptionWeights",
+    "Outlook", "PlannerError", "Point", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "WhatIf",
+    "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "what_if",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from ecotone.cluster import Cluster
 from ecotone.cost import CostModel, FloatArray, resident_bytes
 from ecotone.graph import Graph
 from ecotone.plan import Plan
+from ecotone.planner.measured import with_measured_links
 from ecotone.planner.objective import Objective, PlannerError, Requirement
 from ecotone.planner.solve import solve
 from ecotone.planset import PlanSet, Standby
@@ -52,8 +53,8 @@ def candidates(
     PlannerError where no plan keeps `require` at the rates of `now`.
     """
     requirements = tuple(require)
-    cluster, profile = _written_in(graph, cluster, profile)
-    today = cluster if now is None else _written_in(graph, now, profile)[0]
+    cluster, profile = with_measured_links(graph, cluster, profile)
+    today = cluster if now is None else with_measured_links(graph, now, profile)[0]
     deadline = time.perf_counter() + time_limit_s
     first = solve(graph, today, profile, objective, requirements, num_runners_up=0, time_limit_s=time_limit_s).plan
     worlds = [today, *_worlds(cluster)]
@@ -75,13 +76,6 @@ def candidates(
     kept.sort(key=lambda i: (plans[i] != first, values[i, 0]))
     standbys = tuple(Standby(plan=plans[i], label=_label(values, i)) for i in kept[1:])
     return PlanSet(primary=plans[kept[0]], standbys=standbys)
-
-
-def _written_in(graph: Graph, cluster: Cluster, profile: Profile) -> tuple[Cluster, Profile]:
-    """Measured links written into the cluster, so that scaling reaches them."""
-    model = CostModel(graph, cluster, profile)
-    links = tuple(model.link(k.source, k.target) or k for k in cluster.links)
-    return replace(cluster, links=links), replace(profile, links=())
 
 
 def _worlds(cluster: Cluster) -> Iterator[Cluster]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ecotone.cluster import Cluster
-from ecotone.cost import CostModel, PlanCost
+from ecotone.cost import PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import Plan
+from ecotone.planner.measured import with_measured_links
 from ecotone.planner.objective import Latency, Objective, PlannerError, Requirement, Throughput
 from ecotone.planner.solve import RunnerUp, Solution, solve
 from ecotone.profile import Profile
@@ -114,9 +115,7 @@ class _Rates:
         require: tuple[Requirement | str, ...],
         deadline: float,
     ) -> None:
-        model = CostModel(graph, cluster, profile)
-        links = tuple(model.link(k.source, k.target) or k for k in cluster.links)
-        self.graph, self.cluster, self.profile = graph, replace(cluster, links=links), replace(profile, links=())
+        self.graph, (self.cluster, self.profile) = graph, with_measured_links(graph, cluster, profile)
         self.objective, self.require, self.deadline = objective, require, deadline
 
     def plan(self, factor: float) -> Plan | None:

@@ -14,7 +14,7 @@ from ecotone.units import EcotoneError, format_quantity
 from ecotone.web.drawing import milliseconds, size
 from ecotone.web.result import Act, Contender, Result
 
-__all__ = ["MissingLibrary", "report_png"]
+__all__ = ["MissingLibrary", "figure_library", "report_png"]
 
 _INK, _SOFT, _OURS, _OTHER, _LINE = "#1b2420", "#5d6b64", "#0f7b5f", "#a9b8b1", "#dfe5e1"
 _DEVICES = ("#c2571a", "#b8860b", "#2563a8")
@@ -25,12 +25,17 @@ class MissingLibrary(EcotoneError):
     """matplotlib is not installed."""
 
 
+def figure_library() -> Any:
+    """matplotlib.figure; raises MissingLibrary where it is not installed."""
+    try:
+        return importlib.import_module("matplotlib.figure")
+    except ImportError:
+        raise MissingLibrary('a PNG needs matplotlib; install it with: pip install "ecotone[report]"') from None
+
+
 def report_png(result: Result) -> bytes:
     """A PNG of 1920 pixels width; MissingLibrary where matplotlib is not installed."""
-    try:
-        figures: Any = importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise MissingLibrary('the PNG report needs matplotlib; install it with: pip install "ecotone[report]"') from None
+    figures = figure_library()
     rows = len(result.acts)
     figure = figures.Figure(figsize=(16, 1.5 + 4.4 * rows), dpi=120, facecolor="white")
     high = 1.5 + 4.4 * rows

@@ -1,0 +1,112 @@
+"""What lies around a plan, for `ecotone plan`: other worlds (--what-if) and what less of a quantity costs (--pareto)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ecotone import schema
+from ecotone.cli.console import err, out
+from ecotone.cli.tables import seconds
+from ecotone.cli.workflow import Work, parse_objective
+from ecotone.planner import TIE, Front, Objective, Solution, WhatIf, pareto, what_if
+from ecotone.profile import Profile
+from ecotone.units import EcotoneError, format_quantity
+from ecotone.web.front import Dot, front_png
+
+__all__ = ["Around", "check_around"]
+
+_LABELS = {
+    "latency": ("latency, ms", 1e3), "throughput": ("slowest part, ms", 1e3), "bytes": ("bytes per request, kB", 1e-3),
+    "energy": ("energy per request, J", 1.0), "accuracy_loss": ("accuracy loss, points", 1.0),
+    "error": ("relative error", 1.0), "memory": ("memory of the fullest device, MB", 1e-6),
+}  # fmt: skip
+_UNITS = {"bytes": "bytes", "memory": "bytes", "energy": "joule"}
+
+
+def check_around(axis: str, plot: Path | None) -> None:
+    """Raises EcotoneError for options that do not go together, before anything is measured."""
+    if plot and not axis:
+        raise EcotoneError("--plot draws the front of --pareto; add --pareto bytes, or another quantity")
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """Answers to --what-if and --pareto beside the plan `today`."""
+
+    name: str
+    today: Solution
+    objective: Objective
+    changes: tuple[WhatIf, ...]
+    front: Front | None
+
+    @staticmethod
+    def of(
+        work: Work, made: Profile, today: Solution, objective: str, require: Sequence[str], changes: Sequence[str], axis: str
+    ) -> Around:
+        """Solve for each change and along the axis, where asked; raises PlannerError."""
+        asked, kept = parse_objective(objective), tuple(require)
+        world = (work.captured.graph, work.cluster, made)
+        answers = tuple(what_if(*world, today.plan, each, asked, kept, tie=TIE) for each in changes)
+        front = pareto(*world, asked, axis, kept) if axis else None
+        return Around(work.captured.graph.name, today, asked, answers, front)
+
+    def document(self) -> dict[str, Any]:
+        """What was asked for, for JSON."""
+        told = {"what_if": schema.write(self.changes)} if self.changes else {}
+        return told | ({"front": schema.write(self.front)} if self.front else {})
+
+    def show(self) -> None:
+        """Tables on the terminal; nothing where nothing was asked."""
+        if self.changes:
+            out.print(self._changes_table())
+        if self.front:
+            out.print(_front_table(self.front))
+            if not self.front.is_complete:
+                err.print("[dim]the search ended before the end of the front; there may be plans with less")
+
+    def picture(self) -> bytes:
+        """The front as a PNG; raises MissingLibrary where matplotlib is not installed."""
+        front = self.front
+        assert front is not None
+        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[front.objective]
+        dots = [Dot(p.other * x_scale, p.value * y_scale, " + ".join(p.plan.devices)) for p in front.points]
+        return front_png(dots, f"{self.name}: {front.objective} against {front.axis}", x_label, y_label)
+
+    def _changes_table(self) -> Table:
+        """One row per change: what today's plan would take there, and what would be best."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("what if", "today's plan", "the best", "faster", "which is"):
+            table.add_column(name)
+        for each in self.changes:
+            stays_s = self.objective.value(each.today) if each.today else None
+            stays = "cannot run" if stays_s is None else seconds(stays_s)
+            if each.best is None:
+                table.add_row(escape(each.change), stays, "-", "-", f"[dim]{escape(each.refusal)}[/]")
+                continue
+            by = f"{stays_s / each.best.value:.2f}x" if stays_s and each.best.value else "-"
+            which = "the same plan" if each.best.plan == self.today.plan else str(each.best.plan)
+            table.add_row(escape(each.change), stays, seconds(each.best.value), by, escape(which))
+        return table
+
+
+def _front_table(front: Front) -> Table:
+    """One row per point, from the best under the objective to the least of the other quantity."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (front.objective, front.axis):
+        table.add_column(name, justify="right")
+    table.add_column("plan")
+    for point in front.points:
+        table.add_row(seconds(point.value), _shown(front.axis, point.other), escape(str(point.plan)))
+    return table
+
+
+def _shown(axis: str, value: float) -> str:
+    if axis in _UNITS:
+        return format_quantity(value, _UNITS[axis])
+    return seconds(value) if axis in ("latency", "throughput") else f"{value:.3g}"
