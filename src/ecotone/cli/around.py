@@ -64,8 +64,10 @@ class Around:
     def show(self) -> None:
         """Tables on the terminal; nothing where nothing was asked."""
         if self.changes:
+            out.print()
             out.print(self._changes_table())
         if self.front:
+            out.print()
             out.print(_front_table(self.front))
             if not self.front.is_complete:
                 err.print("[dim]the search ended before the end of the front; there may be plans with less")
