@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ecotone.errors import EcotoneError
 from lab_worlds import cluster, needs_machines, needs_relay, wait_until
 
 from ecotone.lab import LabError, Laboratory
 from ecotone.linktrace import LinkPoint, LinkTrace
 from ecotone.protocol.message import NodeId
 from ecotone.runtime import Nodes
+from ecotone.units import EcotoneError
 
 pytestmark = [pytest.mark.lab, needs_machines, needs_relay]
 
