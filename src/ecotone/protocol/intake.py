@@ -116,8 +116,8 @@ class Receiver:
     def take(self, chunk: Chunk, wanted: bool, now_s: float) -> list[Item]:
         """One chunk; with `wanted` False (old epoch, cancelled, parked out) its seq closes and its credit returns."""
         is_mine = self._is_mine(chunk.sender_incarnation, chunk.incarnation)
-        if is_mine:
-            self._newest[chunk.background] = max(self._newest[chunk.background], chunk.number)
+        if is_mine and chunk.number > self._newest[chunk.background]:
+            self._newest[chunk.background] = chunk.number
         if not self.is_new(chunk):
             return self._ack(now_s) if is_mine else []
         body, length = chunk.body, chunk.length
@@ -291,7 +291,7 @@ class Receiver:
             delay_s=max(0.0, delay_s),
             newest=self._newest[False],
             newest_background=self._newest[True],
-            ahead=_ranges(self._ahead)[:_MOST_RANGES],
+            ahead=_ranges(self._ahead)[:_MOST_RANGES] if self._ahead else (),
         )
         return [Send(peer=self.peer, message=message, priority=Priority.CONTROL)]
 

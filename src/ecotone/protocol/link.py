@@ -127,7 +127,6 @@ class Sender:
         self._outstanding_bytes = 0
         self._number = 0  # of the last sending
         self._newest = (0, 0)  # greatest numbers that came, of tensors and of weights
-        self._sendings: tuple[deque[tuple[int, int]], ...] = (deque(), deque())  # (number, seq) in order, by the same
         self._resend_wait_s = settings.lease_s
         self._late_s = 0.0  # how long chunks took of late that were thought lost
         self._timer_on = False
@@ -254,12 +253,13 @@ class Sender:
         if message.sender_incarnation != self.incarnation or message.incarnation != self.peer_incarnation:
             return []
         tensors, weights = self._newest
-        self._newest = max(tensors, message.newest), max(weights, message.newest_background)
+        if message.newest > tensors or message.newest_background > weights:
+            self._newest = max(tensors, message.newest), max(weights, message.newest_background)
         items = self._acknowledged(message.next_seq, message.next_letter, message.grants, message.delay_s, now_s)
         for start, stop in message.ahead if self._unacked else ():
             for seq in range(max(start, next(iter(self._unacked))), min(stop, self._next_seq)):
                 self._unacked[seq].is_here = True
-        return items + self._resend_overtaken(now_s) + self._pump(now_s)
+        return items + self._resend_overtaken(bool(message.ahead), now_s) + self._pump(now_s)
 
     def ping(self, now_s: float) -> list[Item]:
         """Ask for a Pong, to time a round trip; nothing while the link is down."""
@@ -340,7 +340,6 @@ class Sender:
         letters = list(self._letters.values())
         self._bodies, self._unacked, self._accounts, self._limits = {}, {}, {}, {}
         self._outstanding_bytes, self._newest = 0, (0, 0)
-        self._sendings = (deque(), deque())
         self._letters = dict(enumerate(letters))
         self._next_seq, self._next_letter = 0, len(letters)
         self.is_open = False
@@ -358,7 +357,7 @@ class Sender:
             if sent.sent_s is not None:
                 timed.append((sent.sent_s, sent.length))
             if out is not None:
-                if sent.number > self._newest_of(out):  # its last sending is still under way: it was not lost
+                if sent.sent_s is None and sent.number > self._newest_of(out):  # the repeat is under way: it was not lost
                     took_s = max(took_s, now_s - sent.first_s)
                 out.unacked -= 1
                 if out.unacked == 0 and out.offset == out.size_bytes:
@@ -392,18 +391,17 @@ class Sender:
                 items.append(self._again(seq, sent, now_s))
         return items
 
-    def _resend_overtaken(self, now_s: float) -> list[Item]:
-        """What was sent so long before something that came that it must be lost."""
+    def _resend_overtaken(self, has_gap: bool, now_s: float) -> list[Item]:
+        """What was sent so long before something that came that it must be lost; `has_gap`: something beyond one came."""
+        latest = min(max(self._newest), self._number) - _REORDERED
+        first = next(iter(self._unacked.values()), None)
+        if first is None or not self.is_open or (first.number > latest and not has_gap):
+            return []  # the common case
         items: list[Item] = []
-        tensors, weights = self._newest
-        for sendings, newest in zip(self._sendings, (max(tensors, weights), weights), strict=True):
-            newest = min(newest, self._number) - _REORDERED
-            while self.is_open and sendings and sendings[0][0] <= newest:
-                number, seq = sendings.popleft()
-                sent = self._unacked.get(seq)
-                if sent is not None and sent.number == number and sent.out and not sent.is_here:
-                    self._progress_s = now_s
-                    items.append(self._again(seq, sent, now_s))
+        for seq, sent in list(self._unacked.items()):
+            if sent.out and not sent.is_here and sent.number <= min(self._newest_of(sent.out), self._number) - _REORDERED:
+                self._progress_s = now_s
+                items.append(self._again(seq, sent, now_s))
         return items
 
     def _again(self, seq: int, sent: _Sent, now_s: float) -> Send:
@@ -485,7 +483,6 @@ class Sender:
         deadline_s = out.deadline_s
         self._number += 1
         sent.number = self._number
-        self._sendings[out.background].append((sent.number, seq))
         message = Chunk(
             sender_incarnation=self.incarnation,
             incarnation=self.peer_incarnation,
