@@ -23,7 +23,7 @@ chunks go again; when they come, they show what else was lost. If it was only la
 Giving up a body turns its unacknowledged seqs, and one fresh one, into voids: the range closes and the credit returns.
 Invariants: bytes held of a channel <= max(window, largest body); each body is reported once by a receiver's incarnation;
 a body ends by Release of its bytes at the sender (acknowledged, given up or failed). O(1) per chunk,
-but for the choice of the channel.
+but for the choice of the channel, and for a look through what is outstanding while there is a gap.
 """
 
 from __future__ import annotations
