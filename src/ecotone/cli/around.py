@@ -15,6 +15,7 @@ from ecotone.cli.console import err, out
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work, parse_objective
 from ecotone.planner import TIE, Front, Objective, Solution, WhatIf, pareto, what_if
+from ecotone.planner.pareto import check_axis
 from ecotone.profile import Profile
 from ecotone.units import EcotoneError, format_quantity
 from ecotone.web.front import Dot, front_png
@@ -29,8 +30,10 @@ _LABELS = {
 _UNITS = {"bytes": "bytes", "memory": "bytes", "energy": "joule"}
 
 
-def check_around(axis: str, plot: Path | None) -> None:
+def check_around(axis: str, plot: Path | None, objective: str) -> None:
     """Raises EcotoneError for options that do not go together, before anything is measured."""
+    if axis:
+        check_axis(axis, parse_objective(objective))
     if plot and not axis:
         raise EcotoneError("--plot draws the front of --pareto; add --pareto bytes, or another quantity")
 

@@ -91,7 +91,7 @@ def plan(
       ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
       ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
-    check_around(pareto_axis, plot)
+    check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
     work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
     check_asked(objective, require or (), work.cluster)

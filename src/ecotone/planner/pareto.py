@@ -21,7 +21,7 @@ from ecotone.planner.objective import Objective, PlannerError, Requirement
 from ecotone.planner.solve import solve
 from ecotone.profile import Profile
 
-__all__ = ["AXES", "Front", "Point", "pareto"]
+__all__ = ["AXES", "Front", "Point", "check_axis", "pareto"]
 
 SCHEMA, VERSION = "ecotone.front", 1
 STEP = 0.05
@@ -85,9 +85,7 @@ def pareto(
 
     Raises PlannerError where no plan keeps them, for an unknown axis, or one that is the objective itself.
     """
-    if axis not in AXES or axis == objective.name:
-        others = ", ".join(name for name in AXES if name != objective.name)
-        raise PlannerError(f"{axis!r} cannot be traded against {objective.name}; these can: {others}")
+    check_axis(axis, objective)
     if not 0 < step < 1:
         raise PlannerError(f"step {step} of a front must be between 0 and 1")
     requirements = tuple(Requirement.parse(r) if isinstance(r, str) else r for r in require)
@@ -101,7 +99,7 @@ def pareto(
         except PlannerError:
             if not points:
                 raise
-            is_complete = True
+            is_complete = time.perf_counter() < deadline  # else nothing was found for want of time
             break
         other = AXES[axis](found.cost)
         points.append(Point(plan=found.plan, cost=found.cost, value=found.value, other=other, is_proven=found.is_proven))
@@ -110,6 +108,13 @@ def pareto(
             break
         limit = (_below(axis, other, step),)
     return Front(objective=objective.name, axis=axis, step=step, points=_undominated(points), is_complete=is_complete)
+
+
+def check_axis(axis: str, objective: Objective) -> None:
+    """Raises PlannerError where `axis` cannot be traded against `objective`."""
+    if axis not in AXES or axis == objective.name:
+        others = ", ".join(name for name in AXES if name != objective.name)
+        raise PlannerError(f"{axis!r} cannot be traded against {objective.name}; these can: {others}")
 
 
 def _below(axis: str, value: float, step: float) -> Requirement:

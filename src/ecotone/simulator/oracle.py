@@ -272,5 +272,5 @@ class Oracle:
         return ends
 
     def settled_s(self, from_s: float) -> float:
-        """By when everything without a deadline has ended after the last fault at `from_s`."""
+        """By when what has no deadline has ended after the last fault at `from_s`, links as slow as faults make them."""
         return from_s + 3 * self.scene.patience_s + 2 * self.need_s
