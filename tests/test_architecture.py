@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "ecotone"
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
-DATA = {"units", "schema", "graph", "cluster", "profile", "plan", "planset", "linktrace"}
+DATA = {"units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace"}
 PLANNER = DATA | {"cost"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
@@ -29,7 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph": {"units", "schema"},
     "cluster": {"units", "schema"},
     "trust": {"units", "schema"},
-    "profile": {"units", "schema", "graph", "cluster"},
+    "accuracy": {"units", "schema"},
+    "profile": {"units", "schema", "graph", "cluster", "accuracy"},
+    "plancost": {"units", "schema", "cluster"},
     "plan": {"units", "schema", "graph", "cluster"},
     "planset": {"units", "schema", "graph", "cluster", "plan"},
     "linktrace": {"units", "schema"},

@@ -50,6 +50,7 @@ class Device:
     `executors` are the names this device may use, empty: all that work there. `kind` says which machines are alike and
     may share a profile; empty: only itself. `address` is where its node listens, empty: discovered. `mtbf_s` is the mean
     time that it works between two failures (0: it is not known to fail), `mttr_s` the mean time that a failure lasts.
+    `price_money_per_s` ("price = 0.90 /h"): what a second of its work costs, in any one currency.
     """
 
     name: DeviceId
@@ -65,6 +66,7 @@ class Device:
     slowdown: float = 1.0
     mtbf_s: float = 0.0
     mttr_s: float = 60.0
+    price_money_per_s: float = 0.0
 
     def __post_init__(self) -> None:
         schema.check(f"device {self.name}", self._violations())
@@ -80,6 +82,8 @@ class Device:
             yield f"slowdown is {self.slowdown}, must be at least 1 (a machine cannot be emulated faster than it is)"
         if not _sane(self.mtbf_s, self.mttr_s):
             yield f"mtbf {self.mtbf_s} and mttr {self.mttr_s} must be finite and not negative"
+        if not _sane(self.price_money_per_s):
+            yield f"price {self.price_money_per_s} must be finite and not negative"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class Link:
 
     For emulation only: `jitter_s` (standard deviation of the latency), `loss` (share of packets), and `trace`, the name or
     path of a LinkTrace that rate and latency follow. `mtbf_s`, `mttr_s`: as a Device has them, of this link alone.
+    `price_money_per_byte` ("price = 0.09 /GB"): what carrying a byte costs.
     """
 
     source: DeviceId
@@ -99,6 +104,7 @@ class Link:
     trace: str = ""
     mtbf_s: float = 0.0
     mttr_s: float = 10.0
+    price_money_per_byte: float = 0.0
 
     def __post_init__(self) -> None:
         schema.check(f"link {self.source}>{self.target}", self._violations())
@@ -114,6 +120,8 @@ class Link:
             yield f"jitter {self.jitter_s} must be finite and not negative, loss {self.loss} in [0, 1)"
         if not _sane(self.mtbf_s, self.mttr_s):
             yield f"mtbf {self.mtbf_s} and mttr {self.mttr_s} must be finite and not negative"
+        if not _sane(self.price_money_per_byte):
+            yield f"price {self.price_money_per_byte} must be finite and not negative"
 
     def transfer_s(self, size_bytes: float) -> float:
         """Seconds for `size_bytes` on an idle link."""
@@ -134,6 +142,7 @@ class _Pair:
     trace: str = ""
     mtbf_s: float = 0.0
     mttr_s: float = 10.0
+    price_money_per_byte: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +262,7 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
                     Link(
                         source=source, target=target, latency_s=pair.latency_s, jitter_s=pair.jitter_s, loss=pair.loss,
                         bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace,
-                        mtbf_s=pair.mtbf_s, mttr_s=pair.mttr_s,
+                        mtbf_s=pair.mtbf_s, mttr_s=pair.mttr_s, price_money_per_byte=pair.price_money_per_byte,
                     )
                 )  # fmt: skip
             except schema.SchemaError as error:

@@ -15,7 +15,13 @@ Legend: d, e devices; [a, b) blocks; p a cut; q a codec; P(b), S(a) measured tim
  (9) memory_d      = weights of all stages of d, shared ones once, + largest working set of activations among its blocks
 (10) energy_d      = P_busy * busy_d + P_idle * (latency - busy_d) + e_tx * bytes sent: modelled, for each device that takes
                      part (source and sink included)
-(11) disagreement  = min(1, sum over crossings);   relative error = sum over crossings + sum over stages (first order)
+(11) loss          = loss of the exit policy + sum over crossings of loss(p, q);   loss(p, q) is that of the accuracy table
+                     (fitted; under the policy where that was measured, less the policy's own), else 100 * disagreement.
+                     disagreement = min(1, sum over crossings);   relative error = sum over crossings + sum over stages
+(12) server seconds = sum of busy_d over servers: tier "edge" or "cloud"; with no tier stated, all but source and sink
+(13) money         = sum of price_d * busy_d + sum over links of price * bytes
+With exits, r_i is the share of requests that reach stage i: r_0 = 1, r_(i+1) = r_i less the share that leaves at its end.
+Then (6), (7), (10), (12), (13) are means: stage i and transfer i count r_i times, an exit's transfer as often as taken.
 
 A link is the measured fit where the profile has one and the cluster is not emulated, else what the cluster states. Times
 of a sibling of the same kind are scaled by the ratio of the two slowdowns, since a profile holds stretched times.
@@ -26,15 +32,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecotone import schema
+from ecotone.accuracy import ExitPolicy
 from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
+from ecotone.plancost import DeviceCost, LinkCost, PlanCost, StageCost, TransferCost
 from ecotone.profile import CodecCost, Payload, Profile, SegmentTime
 from ecotone.units import EcotoneError
 
@@ -45,111 +52,12 @@ __all__ = [
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
-SCHEMA, VERSION = "ecotone.cost", 1
 _FLOAT_BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
 _LARGEST_INT_BITS = 8
 
 
 class CostError(EcotoneError):
     """A plan names something that was never measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageCost:
-    """One stage: seconds of compute, its error against eager float32, bytes of weights and of live activations."""
-
-    device: DeviceId
-    executor: str
-    start: int
-    stop: int
-    compute_s: float
-    relative_error: float
-    weight_bytes: int
-    working_bytes: int
-    extrapolated: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferCost:
-    """One transfer by its four parts; all zero where it is local."""
-
-    source: DeviceId
-    target: DeviceId
-    position: int
-    codec: str
-    size_bytes: float = 0.0
-    encode_s: float = 0.0
-    latency_s: float = 0.0
-    send_s: float = 0.0
-    decode_s: float = 0.0
-    disagreement: float = 0.0
-    relative_error: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        """Equation 5."""
-        return self.encode_s + self.latency_s + self.send_s + self.decode_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceCost:
-    """A device that takes part: seconds busy per request, memory, modelled energy per request."""
-
-    device: DeviceId
-    busy_s: float
-    memory_bytes: int
-    energy_joule: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkCost:
-    """A directed link that carries something: bytes and seconds of occupancy per request."""
-
-    source: DeviceId
-    target: DeviceId
-    size_bytes: float
-    busy_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanCost:
-    """What a plan is predicted to cost per request; energy is modelled from constants, not metered."""
-
-    latency_s: float
-    bottleneck_s: float
-    energy_joule: float
-    disagreement: float
-    relative_error: float
-    stages: tuple[StageCost, ...]
-    transfers: tuple[TransferCost, ...]
-    devices: tuple[DeviceCost, ...]
-    links: tuple[LinkCost, ...]
-
-    @property
-    def throughput_per_s(self) -> float:
-        return 1.0 / self.bottleneck_s if self.bottleneck_s > 0 else math.inf
-
-    @property
-    def size_bytes(self) -> float:
-        """Bytes over all links."""
-        return sum(link.size_bytes for link in self.links)
-
-    @property
-    def accuracy_loss_points(self) -> float:
-        return 100.0 * self.disagreement
-
-    @property
-    def extrapolated(self) -> bool:
-        """True where any stage time comes from equation 3."""
-        return any(stage.extrapolated for stage in self.stages)
-
-    def to_json(self) -> str:
-        return schema.dump_json(self, SCHEMA, VERSION)
-
-    @staticmethod
-    def from_json(text: str | bytes, where: str = "cost") -> PlanCost:
-        """Read a cost; raises SchemaError naming every violation."""
-        return schema.load_json(PlanCost, text, SCHEMA, VERSION, where)
 
 
 class StageTimes:
@@ -307,6 +215,10 @@ class CostModel:
         for cost in profile.codecs:
             self._codecs[cost.device][cost.codec] = cost
         self._payloads = {(p.position, p.codec): p for p in profile.payloads}
+        self._exits = {(e.device, e.executor, e.exit): e for e in profile.exits}
+        stated = any(d.tier for d in cluster.devices)
+        ends = (cluster.source, cluster.sink)
+        self._servers = {d.name for d in cluster.devices if (d.tier in ("edge", "cloud") if stated else d.name not in ends)}
         self._raw: dict[int, int] = {}
         self._times: dict[tuple[str, str], StageTimes | None] = {}
         self._failed: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
@@ -378,6 +290,37 @@ class CostModel:
         """True where the payload, and so its effect on the answer, was measured."""
         return (position, codec) in self._payloads
 
+    def loss_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
+        """Points that a crossing loses (equation 11), beside what `policy` loses; 0 for an unknown codec."""
+        table = self.profile.accuracy
+        name = policy.name if policy else ""
+        cell = table.cell(position, codec, name) if table else None
+        if cell is not None:
+            return max(0.0, cell.fitted_points - (policy.loss_points if policy else 0.0))
+        cell = table.cell(position, codec) if table else None
+        payload = self.payload(position, codec) if cell is None else None
+        return cell.fitted_points if cell else 100.0 * payload.disagreement if payload else 0.0
+
+    def exit_s(self, device: str, executor: str, exit_name: str) -> float | None:
+        """Seconds of an exit's head with its decision; None where it was not measured for the device or its kind."""
+        name = self.measured_as(device, {d: None for d, e, x in self._exits if (e, x) == (executor, exit_name)})
+        if name is None:
+            return None
+        return self._exits[DeviceId(name), executor, exit_name].median_s * self._scale(device, name)
+
+    def policy_of(self, plan: Plan) -> ExitPolicy | None:
+        """The calibrated policy that `plan` follows, None where it has no exits; CostError where it was not calibrated."""
+        leaving = [s for s in plan.stages if s.exit]
+        if not leaving:
+            return None
+        wanted = (tuple(s.exit for s in leaving), tuple(s.threshold for s in leaving))
+        table = self.profile.accuracy
+        for policy in table.policies if table else ():
+            if (policy.exits, policy.thresholds) == wanted:
+                return policy
+        what = ", ".join(f"{s.exit} at {s.threshold:.3g}" for s in leaving)
+        raise CostError(f"profile of {self.profile.cluster_name}: exits {what} were not calibrated; calibrate or plan again")
+
     def codec_s(self, device: str, codec: str, raw_bytes: float) -> tuple[float, float] | None:
         """Seconds to encode and to decode `raw_bytes` on `device`; None where not measured for it or its kind."""
         name = self.measured_as(device, self._codecs)
@@ -396,14 +339,19 @@ class CostModel:
         if times is None or not math.isfinite(seconds):
             what = f"blocks [{stage.start}, {stage.stop}) by {stage.executor} on {stage.device}"
             raise CostError(f"profile of {self.profile.cluster_name}: nothing measured covers {what}; profile again")
+        place, working = self.graph.exit(stage.exit), int(self.working[stage.start : stage.stop].max())
+        exit_s = self.exit_s(stage.device, stage.executor, stage.exit) if stage.exit else 0.0
+        if exit_s is None:
+            what = f"exit {stage.exit} by {stage.executor} on {stage.device}"
+            raise CostError(f"profile of {self.profile.cluster_name}: {what} was not measured; profile again")
         return StageCost(
-            device=stage.device, executor=stage.executor, start=stage.start, stop=stage.stop, compute_s=seconds,
+            device=stage.device, executor=stage.executor, start=stage.start, stop=stage.stop, compute_s=seconds + exit_s,
             relative_error=times.relative_error(stage.start, stage.stop),
-            weight_bytes=self.graph.segment_parameter_bytes(stage.start, stage.stop),
-            working_bytes=int(self.working[stage.start : stage.stop].max()), extrapolated=flagged,
+            weight_bytes=self.graph.segment_parameter_bytes(stage.start, stage.stop, stage.exit),
+            working_bytes=max(working, place.working_bytes if place else 0), extrapolated=flagged, exit_s=exit_s,
         )  # fmt: skip
 
-    def transfer(self, transfer: Transfer) -> TransferCost:
+    def transfer(self, transfer: Transfer, policy: ExitPolicy | None = None) -> TransferCost:
         """Equation 5 by parts; CostError: no link, or a codec of unknown size. Unmeasured codecs take 0 s."""
         ends = {"source": transfer.source, "target": transfer.target, "position": transfer.position}
         if transfer.is_local:
@@ -424,6 +372,7 @@ class CostModel:
             size_bytes=payload.size_bytes, encode_s=encode, latency_s=link.latency_s,
             send_s=payload.size_bytes / link.bandwidth_bytes_per_s, decode_s=decode,
             disagreement=payload.disagreement, relative_error=payload.relative_error,
+            loss_points=self.loss_points(transfer.position, transfer.codec, policy),
         )  # fmt: skip
 
     def predict(self, plan: Plan) -> PlanCost:
@@ -434,18 +383,28 @@ class CostModel:
         unknown = [n for n in (plan.source, plan.sink, *plan.devices) if n not in self.devices]
         if unknown:
             raise CostError(f"plan: device {unknown[0]!r} is not in cluster {self.cluster.name}; plan again")
-        stages = tuple(self.stage(s) for s in plan.stages)
-        transfers = tuple(self.transfer(t) for t in plan.transfers)
-        latency = sum(s.compute_s for s in stages) + sum(t.total_s for t in transfers)
-        links = _links(transfers)
-        devices = self._devices(plan, stages, transfers, latency)
+        policy = self.policy_of(plan)
+        stages = _shared_out(tuple(self.stage(s) for s in plan.stages), plan, policy)
+        reach = [*(s.share for s in stages), stages[-1].share - stages[-1].leaves]
+        transfers = tuple(replace(self.transfer(t, policy), share=r) for t, r in zip(plan.transfers, reach, strict=True))
+        leaving = [s.leaves for s, stage in zip(stages, plan.stages, strict=True) if stage.exit]
+        exits = tuple(replace(self.transfer(t, policy), share=r) for t, r in zip(plan.exit_transfers, leaving, strict=True))
+        edges = (*transfers, *exits)
+        latency = sum(s.share * s.compute_s for s in stages) + sum(t.share * t.total_s for t in edges)
+        links = _links(edges)
+        devices = self._devices(plan, stages, edges, latency)
+        prices = {(k.source, k.target): k.price_money_per_byte for k in self.cluster.links}
+        money = sum(self.devices[d.device].price_money_per_s * d.busy_s for d in devices)
         return PlanCost(
             latency_s=latency,
             bottleneck_s=max([d.busy_s for d in devices] + [k.busy_s for k in links]),
             energy_joule=sum(d.energy_joule for d in devices),
-            disagreement=min(1.0, sum(t.disagreement for t in transfers)),
-            relative_error=sum(t.relative_error for t in transfers) + sum(s.relative_error for s in stages),
-            stages=stages, transfers=transfers, devices=devices, links=links,
+            disagreement=min(1.0, sum(t.disagreement for t in edges)),
+            relative_error=sum(t.relative_error for t in edges) + sum(s.relative_error for s in stages),
+            stages=stages, transfers=transfers, devices=devices, links=links, exit_transfers=exits,
+            loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers),
+            server_s=sum(d.busy_s for d in devices if d.device in self._servers),
+            money=money + sum(prices.get((k.source, k.target), 0.0) * k.size_bytes for k in links),
         )  # fmt: skip
 
     def _devices(
@@ -454,17 +413,31 @@ class CostModel:
         found = []
         for name in dict.fromkeys((plan.source, *plan.devices, plan.sink)):
             own = [s for s in stages if s.device == name]
-            busy = sum(s.compute_s for s in own)
-            busy += sum(t.encode_s for t in transfers if t.source == name)
-            busy += sum(t.decode_s for t in transfers if t.target == name)
-            used = {p for s in own for b in self.graph.blocks[s.start : s.stop] for p in b.parameters}
+            busy = sum(s.share * s.compute_s for s in own)
+            busy += sum(t.share * t.encode_s for t in transfers if t.source == name)
+            busy += sum(t.share * t.decode_s for t in transfers if t.target == name)
+            names = {s.exit for s in plan.stages if s.device == name}
+            used = {p for s in own for p in self.graph.segment_parameters(s.start, s.stop)}
+            used |= {p for place in self.graph.exits if place.name in names for p in place.parameters}
             weights = sum(self.graph.parameters[p].size_bytes for p in used)
             memory = weights + max((s.working_bytes for s in own), default=0)
-            sent = sum(t.size_bytes for t in transfers if t.source == name)
+            sent = sum(t.share * t.size_bytes for t in transfers if t.source == name)
             power = self.devices[name].power
             energy = power.busy_watt * busy + power.idle_watt * max(0.0, latency - busy) + power.send_joule_per_byte * sent
             found.append(DeviceCost(device=name, busy_s=busy, memory_bytes=memory, energy_joule=energy))
         return tuple(found)
+
+
+def _shared_out(stages: tuple[StageCost, ...], plan: Plan, policy: ExitPolicy | None) -> tuple[StageCost, ...]:
+    """Stages with the share of requests that reaches each, and that leaves at its end."""
+    if policy is None:
+        return stages
+    leaves, share, found = dict(zip(policy.exits, policy.shares, strict=True)), 1.0, []
+    for cost, stage in zip(stages, plan.stages, strict=True):
+        out = min(share, leaves[stage.exit]) if stage.exit else 0.0
+        found.append(replace(cost, share=share, leaves=out))
+        share -= out
+    return tuple(found)
 
 
 def _links(transfers: tuple[TransferCost, ...]) -> tuple[LinkCost, ...]:
@@ -472,7 +445,7 @@ def _links(transfers: tuple[TransferCost, ...]) -> tuple[LinkCost, ...]:
     for t in transfers:
         if t.codec != LOCAL:
             size, busy = found.get((t.source, t.target), (0.0, 0.0))
-            found[(t.source, t.target)] = (size + t.size_bytes, busy + t.send_s)
+            found[(t.source, t.target)] = (size + t.share * t.size_bytes, busy + t.share * t.send_s)
     return tuple(LinkCost(source=s, target=t, size_bytes=n, busy_s=b) for (s, t), (n, b) in found.items())
 
 
@@ -503,17 +476,17 @@ def resident_bytes(graphs: Mapping[str, Graph], plans: Iterable[Plan]) -> dict[D
     them, and unlike ones apart: weights of overlapping stages lie in memory twice. One stage computes at a time, so the
     working set is the largest of all. Devices in order of first use; a source or sink that computes nothing has 0.
     """
-    held: dict[DeviceId, set[tuple[str, int, int, str]]] = {}
+    held: dict[DeviceId, set[tuple[str, int, int, str, str]]] = {}
     for plan in plans:
         if plan.graph_hash not in graphs:
             raise CostError(f"plan {plan}: its model {plan.graph_hash[:12]} is not among the graphs given; give it too")
         for device in (plan.source, *plan.devices, plan.sink):
             held.setdefault(device, set())
         for stage in plan.stages:
-            held[stage.device].add((plan.graph_hash, stage.start, stage.stop, stage.executor))
+            held[stage.device].add((plan.graph_hash, stage.start, stage.stop, stage.executor, stage.exit))
     working = {name: working_set_bytes(graphs[name]) for name in {own[0] for stages in held.values() for own in stages}}
     found = {}
     for device, stages in held.items():
-        weights = sum(graphs[name].segment_parameter_bytes(start, stop) for name, start, stop, _ in stages)
-        found[device] = weights + max((int(working[n][a:b].max()) for n, a, b, _ in stages), default=0)
+        weights = sum(graphs[name].segment_parameter_bytes(a, b, exit_name) for name, a, b, _, exit_name in stages)
+        found[device] = weights + max((int(working[n][a:b].max()) for n, a, b, _, _ in stages), default=0)
     return found

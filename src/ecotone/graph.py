@@ -2,7 +2,8 @@
 
 Legend: L blocks 0..L-1; a cut position p in [0, L] lies before block p; its *frontier* is the set of tensors that are
 made before p and still needed at or after it. p = 0 is the model's inputs, p = L its outputs. A block may read several
-tensors (branches stay a DAG); any p is a legal cut, because the order is topological. No torch here: see ecotone.model.
+tensors (branches stay a DAG); any p is a legal cut, because the order is topological. An *exit* is a small head on the one
+tensor that crosses some p, which gives the model's outputs early. No torch here: see ecotone.model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NewType
 
 from ecotone import schema
 
-__all__ = ["DTYPE_BYTES", "Block", "Graph", "Parameter", "Tensor", "TensorIndex"]
+__all__ = ["DTYPE_BYTES", "Block", "Exit", "Graph", "Parameter", "Tensor", "TensorIndex"]
 
 TensorIndex = NewType("TensorIndex", int)
 
@@ -79,6 +80,20 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """An early exit: a head that turns the single tensor at `position` into the model's outputs (same shapes and dtypes).
+
+    `parameters`: indices of its own weights, which no block names. `working_bytes`: its largest working set.
+    """
+
+    name: str
+    position: int
+    flop: float
+    parameters: tuple[int, ...] = ()
+    working_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """A model. `inputs` and `outputs` are tensor indices in the order of the flattened call and return value."""
 
@@ -89,6 +104,7 @@ class Graph:
     outputs: tuple[TensorIndex, ...]
     parameters: tuple[Parameter, ...] = ()
     weights_hash: str = ""  # content hash of all weights, so that a profile knows its model
+    exits: tuple[Exit, ...] = ()  # ascending in position
     _last_use: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
     _hash: str = field(init=False, repr=False, compare=False, default="")
 
@@ -123,6 +139,21 @@ class Graph:
             yield "inputs or outputs name a tensor that is not there"
         elif any(self.tensors[t].producer != -1 for t in self.inputs):
             yield "an input tensor has a producer"
+        yield from self._exit_violations()
+
+    def _exit_violations(self) -> Iterator[str]:
+        names = [e.name for e in self.exits]
+        for name in sorted({n for n in names if not n or names.count(n) > 1}):
+            yield f"exit name {name!r} must be unique and not empty"
+        if [e.position for e in self.exits] != sorted(e.position for e in self.exits):
+            yield "exits must ascend in position"
+        for place in self.exits:
+            if not 0 < place.position < len(self.blocks):
+                yield f"exit {place.name}: position {place.position} must lie inside (0, {len(self.blocks)})"
+            if not (place.flop >= 0 and math.isfinite(place.flop)) or place.working_bytes < 0:
+                yield f"exit {place.name}: flop and working set must be finite and not negative"
+            if any(not 0 <= p < len(self.parameters) for p in place.parameters):
+                yield f"exit {place.name} names a parameter that is not there"
 
     @property
     def num_blocks(self) -> int:
@@ -144,10 +175,19 @@ class Graph:
         """Positions strictly inside where exactly one tensor crosses: the chain of the papers."""
         return tuple(p for p in range(1, self.num_blocks) if len(self.frontier(p)) == 1)
 
-    def segment_parameter_bytes(self, start: int, stop: int) -> int:
-        """Bytes of the weights that blocks [start, stop) need, shared ones once."""
-        used = {p for block in self.blocks[start:stop] for p in block.parameters}
-        return sum(self.parameters[p].size_bytes for p in used)
+    def exit(self, name: str) -> Exit | None:
+        """The exit called `name`, or None."""
+        return next((e for e in self.exits if e.name == name), None)
+
+    def segment_parameters(self, start: int, stop: int, exit_name: str = "") -> frozenset[int]:
+        """Indices of the parameters that blocks [start, stop), and the exit at their end if one is named, need."""
+        place = self.exit(exit_name)
+        own = place.parameters if place else ()
+        return frozenset((*own, *(p for block in self.blocks[start:stop] for p in block.parameters)))
+
+    def segment_parameter_bytes(self, start: int, stop: int, exit_name: str = "") -> int:
+        """Bytes of the weights that blocks [start, stop) (and the exit at their end) need, shared ones once."""
+        return sum(self.parameters[p].size_bytes for p in self.segment_parameters(start, stop, exit_name))
 
     def segment_flop(self, start: int, stop: int) -> float:
         """FLOP of blocks [start, stop)."""

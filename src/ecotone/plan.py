@@ -3,6 +3,9 @@
 A value: frozen, comparable, JSON in one place, no tensors inside. Legend: k stages; transfer i in [0, k] stands before
 stage i (transfer 0 brings the inputs from the source, transfer k takes the outputs to the sink). A transfer whose two
 ends are the same device moves nothing and has the codec "none". Ranges are half-open from 0.
+
+Exits: a stage may end with one. Requests whose confidence there reaches the threshold leave: the exit's outputs go to the
+sink over the stage's *exit transfer*. Edges are numbered: 0..k the transfers, then the exit transfers in order of stages.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ LOCAL = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Blocks [start, stop) on `device`, run by `executor` ("name:precision"). Never empty."""
+    """Blocks [start, stop) on `device`, run by `executor` ("name:precision"). Never empty.
+
+    `exit`: the head that runs at its end ("": none); a request leaves there when its confidence is at least `threshold`.
+    """
 
     device: DeviceId
     start: int
     stop: int
     executor: str = "torch:fp32"
+    exit: str = ""
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +56,16 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """k stages in order and the k + 1 transfers round them. `epoch` orders plans of one deployment."""
+    """k stages in order and the k + 1 transfers round them, and one transfer to the sink for every stage with an exit.
+
+    `epoch` orders plans of one deployment.
+    """
 
     graph_hash: str
     stages: tuple[Stage, ...]
     transfers: tuple[Transfer, ...]
     epoch: int = 0
+    exit_transfers: tuple[Transfer, ...] = ()
 
     def __post_init__(self) -> None:
         schema.check("plan", self._violations())
@@ -76,9 +88,23 @@ class Plan:
                 yield f"transfer {i} does not lead into stage {i}"
             if self.transfers[i + 1].source != stage.device or self.transfers[i + 1].position != stage.stop:
                 yield f"transfer {i + 1} does not lead out of stage {i}"
-        for i, transfer in enumerate(self.transfers):
+        for i, transfer in enumerate(self.edges):
             if transfer.is_local != (transfer.codec == LOCAL):
                 yield f'transfer {i}: codec must be "{LOCAL}" exactly where source and target are the same device'
+        yield from self._exit_violations()
+
+    def _exit_violations(self) -> Iterator[str]:
+        leaving = [(i, stage) for i, stage in enumerate(self.stages) if stage.exit]
+        if len(leaving) != len(self.exit_transfers):
+            yield f"{len(leaving)} stages have an exit, there are {len(self.exit_transfers)} exit transfers"
+            return
+        last = self.stages[-1].stop
+        for (i, stage), transfer in zip(leaving, self.exit_transfers, strict=True):
+            ends = (transfer.source, transfer.target, transfer.position)
+            if ends != (stage.device, self.transfers[-1].target, last):
+                yield f"the exit transfer of stage {i} must lead from {stage.device} to the sink, at position {last}"
+            if i == len(self.stages) - 1:
+                yield "the last stage has an exit; the model's end is the exit there"
 
     @property
     def source(self) -> DeviceId:
@@ -92,6 +118,17 @@ class Plan:
     def devices(self) -> tuple[DeviceId, ...]:
         """Devices that compute, in order of first use."""
         return tuple(dict.fromkeys(stage.device for stage in self.stages))
+
+    @property
+    def edges(self) -> tuple[Transfer, ...]:
+        """All transfers by number: the k + 1 between stages, then those of the exits."""
+        return (*self.transfers, *self.exit_transfers)
+
+    def exit_edge(self, stage: int) -> int | None:
+        """The number of the edge over which requests leave at the end of `stage`; None where it has no exit."""
+        if not self.stages[stage].exit:
+            return None
+        return len(self.transfers) + sum(bool(s.exit) for s in self.stages[:stage])
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -119,7 +156,8 @@ class Plan:
         for transfer, stage in zip(self.transfers, self.stages, strict=False):
             if not transfer.is_local:
                 parts.append(f"({transfer.codec})")
-            parts.append(f"{stage.device}[{stage.start}:{stage.stop}] {stage.executor} ->")
+            leaves = f" exit {stage.exit}>={stage.threshold:.3g}" if stage.exit else ""
+            parts.append(f"{stage.device}[{stage.start}:{stage.stop}] {stage.executor}{leaves} ->")
         last = self.transfers[-1]
         return " ".join([*parts, *([] if last.is_local else [f"({last.codec})"]), str(self.sink)])
 
@@ -139,7 +177,12 @@ def _against(plan: Plan, graph: Graph, cluster: Cluster) -> Iterator[str]:
     for name in (plan.source, plan.sink, *plan.devices):
         if name not in known:
             yield f"names device {name!r}; devices are {', '.join(known)}"
-    for transfer in plan.transfers:
+    for stage in plan.stages:
+        place = graph.exit(stage.exit)
+        if stage.exit and (place is None or place.position != stage.stop):
+            known_exits = ", ".join(f"{e.name} at {e.position}" for e in graph.exits) or "none"
+            yield f"stage [{stage.start}, {stage.stop}) ends with exit {stage.exit!r}; exits of the model are {known_exits}"
+    for transfer in plan.edges:
         if not transfer.is_local and cluster.link(transfer.source, transfer.target) is None:
             yield f"sends from {transfer.source} to {transfer.target}, but the cluster has no such link"
     for stage in plan.stages:
@@ -147,7 +190,7 @@ def _against(plan: Plan, graph: Graph, cluster: Cluster) -> Iterator[str]:
         if device and device.executors and stage.executor not in device.executors:
             yield f"device {stage.device} may not use executor {stage.executor}"
     for name in plan.devices:
-        used = {p for s in plan.stages if s.device == name for b in graph.blocks[s.start : s.stop] for p in b.parameters}
+        used = {p for s in plan.stages if s.device == name for p in graph.segment_parameters(s.start, s.stop, s.exit)}
         need = sum(graph.parameters[p].size_bytes for p in used)
         if name in known and need > known[name].memory_bytes:
             yield f"needs {need} bytes of weights on {name}, which has {known[name].memory_bytes} bytes of memory"

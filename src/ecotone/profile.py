@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ecotone import schema
+from ecotone.accuracy import AccuracyTable
 from ecotone.cluster import DeviceId
 
-__all__ = ["CodecCost", "ExecutorFailure", "LinkFit", "Payload", "Profile", "SegmentTime"]
+__all__ = ["CodecCost", "ExecutorFailure", "ExitTime", "LinkFit", "Payload", "Profile", "SegmentTime"]
 
 SCHEMA, VERSION = "ecotone.profile", 1
 
@@ -40,6 +41,21 @@ class SegmentTime:
             yield "start and stop must be 0 <= start <= stop"
         if not _sane(self.median_s, self.spread_s, self.relative_error) or self.memory_bytes < 0:
             yield "times, memory and error must be finite and not negative"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitTime:
+    """The head of exit `exit` by `executor` on `device`, confidence and decision included, above the segment before it."""
+
+    device: DeviceId
+    executor: str
+    exit: str
+    median_s: float
+    relative_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        ok = _sane(self.median_s, self.relative_error)
+        schema.check(f"exit {self.exit} on {self.device}", [] if ok else ["time and error must be finite, not negative"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +133,8 @@ class Profile:
     codecs: tuple[CodecCost, ...] = ()
     payloads: tuple[Payload, ...] = ()
     failures: tuple[ExecutorFailure, ...] = ()
+    exits: tuple[ExitTime, ...] = ()
+    accuracy: AccuracyTable | None = None  # where it is there, its losses count instead of the payloads' disagreement
     key: str = ""  # hash of model, devices and versions: the file is reused while it stays the same
     versions: dict[str, str] | None = None
     machine: str = ""
@@ -136,6 +154,8 @@ class Profile:
         for payload in self.payloads:
             if payload.position > self.num_blocks:
                 yield f"payload at {payload.position} lies beyond block {self.num_blocks}"
+        if self.accuracy is not None and self.accuracy.graph_hash != self.graph_hash:
+            yield "the accuracy table is of another graph"
 
     def to_json(self) -> str:
         return schema.dump_json(self, SCHEMA, VERSION)

@@ -35,6 +35,8 @@ _SCALES: dict[str, dict[str, float]] = {
     "joule": {p + "J": f for p, f in (_SMALL | _DECIMAL).items()} | {"Wh": 3600.0},
     "joule_per_byte": {p + "J/B": f for p, f in (_SMALL | _DECIMAL).items()},
     "watt": {p + "W": f for p, f in (_SMALL | _DECIMAL).items()},
+    "money_per_s": {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600, "/d": 1 / 86400},
+    "money_per_byte": {f"/{p}B": 1 / f for p, f in (_DECIMAL | _BINARY).items()},
 }
 _EXAMPLES = {
     "s": '"22 ms"',
@@ -45,6 +47,8 @@ _EXAMPLES = {
     "joule": '"1.5 J"',
     "joule_per_byte": '"100 nJ/B"',
     "watt": '"7.5 W"',
+    "money_per_s": '"0.90 /h"',
+    "money_per_byte": '"0.09 /GB"',
 }
 # Written often, meant in two ways: refused by name.
 _AMBIGUOUS = re.compile(r"^(?:[kKMGT]i?)?(?:b|bps|b/s|Bps)$|^[kKMGT]$")
@@ -84,6 +88,10 @@ def format_quantity(value: float, unit: str) -> str:
         return _scaled(value * 8, "bit/s", _DECIMAL)
     if unit == "bytes":
         return _scaled(value, "B", _DECIMAL)
+    if unit == "money_per_s":
+        return f"{value * 3600:.4g} /h"
+    if unit == "money_per_byte":
+        return f"{value * 1e9:.4g} /GB"
     if unit in ("s", "joule", "joule_per_byte", "watt"):
         symbol = {"s": "s", "joule": "J", "joule_per_byte": "J/B", "watt": "W"}[unit]
         return _scaled(value, symbol, {k: v for k, v in _SMALL.items() if k != "u"})

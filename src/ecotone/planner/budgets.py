@@ -87,8 +87,8 @@ def _totals(chain: Chain, asked: Asked) -> list[tuple[FloatArray, FloatArray]]:
     def crossing(table: FloatArray, limit: float) -> FloatArray:
         return np.broadcast_to(_share(np.where(np.isfinite(table), table, 0.0), limit)[:, :, None, None], shape)
 
-    if np.where(np.isfinite(chain.disagreement), chain.disagreement, 0.0).max(initial=0.0) > 0 and asked.loss_points < 100:
-        found.append((nothing, crossing(chain.disagreement, asked.loss_points / 100)))
+    if np.where(np.isfinite(chain.loss), chain.loss, 0.0).max(initial=0.0) > 0 and asked.loss_points < 100:
+        found.append((nothing, crossing(chain.loss, asked.loss_points)))
     if math.isfinite(asked.error):
         found.append((_share(chain.stage_error, asked.error), crossing(chain.codec_error, asked.error)))
     if math.isfinite(asked.size_bytes):

@@ -54,7 +54,7 @@ class Chain:
     size: FloatArray  # (P, K) bytes
     encode: FloatArray  # (P, K, D) seconds
     decode: FloatArray  # (P, K, D) seconds
-    disagreement: FloatArray  # (P, K)
+    loss: FloatArray  # (P, K) points
     codec_error: FloatArray  # (P, K)
     send: FloatArray  # (P, K, D, D) bytes / rate; inf where there is no link or the codec is not admissible
     transfer: FloatArray  # (P, K, D, D) seconds
@@ -224,7 +224,7 @@ def _failing(failures: list[tuple[int, int]], cuts: NDArray[np.intp]) -> BoolArr
 
 
 def _admissible(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> tuple[tuple[str, ...], FloatArray]:
-    """Codecs worth a column, and (P, K, 3): bytes (inf where not admissible), disagreement, relative error."""
+    """Codecs worth a column, and (P, K, 3): bytes (inf where not admissible), points lost, relative error."""
     names = {UNMEASURED_CODEC} | {p.codec for p in model.profile.payloads}
     codecs = tuple(sorted(n for n in names if not asked.codecs or n in asked.codecs))
     if not codecs:
@@ -240,8 +240,9 @@ def _admissible(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> tuple
             payload = model.payload(position, codec)
             if payload is None or not (codec == UNMEASURED_CODEC or model.is_measured(position, codec)):
                 continue
-            if 100 * payload.disagreement <= asked.loss_points and payload.relative_error <= asked.error:
-                found[i, k] = payload.size_bytes, payload.disagreement, payload.relative_error
+            loss = model.loss_points(position, codec)
+            if loss <= asked.loss_points and payload.relative_error <= asked.error:
+                found[i, k] = payload.size_bytes, loss, payload.relative_error
     return codecs, found
 
 
@@ -275,7 +276,7 @@ def _transfers(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> dict[s
     transfer = encode[:, :, :, None] + latency + send + decode[:, :, None, :]
     best, choice = _fastest(transfer)
     return {
-        "codecs": codecs, "size": size, "encode": encode, "decode": decode, "disagreement": payload[:, :, 1],
+        "codecs": codecs, "size": size, "encode": encode, "decode": decode, "loss": payload[:, :, 1],
         "codec_error": payload[:, :, 2], "send": send, "transfer": transfer, "best": best, "choice": choice,
     }  # fmt: skip
 

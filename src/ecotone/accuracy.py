@@ -1,0 +1,116 @@
+"""What a plan's choices do to the answers, as measured on a calibration set: the table A(cut, codec, exits, variant).
+
+Losses are in points: percent of decisions, of the reference (the whole model, unsplit, in float32) less the cell. With
+labels a decision counts when it is right, without when it agrees with the reference. Each loss has a confidence interval of
+the paired difference; `fitted_points` is the loss made monotone along the codec's ladder (more bits never lose more), which
+is what the planner reads. Data only, made by ecotone.profiling; how losses compose over a plan is equation 11 of cost.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ecotone import schema
+
+__all__ = ["NOWHERE", "AccuracyTable", "Cell", "ExitPolicy"]
+
+SCHEMA, VERSION = "ecotone.accuracy", 1
+NOWHERE = -1
+"""The position of a cell in which nothing crosses a link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """The frontier at `position` crosses in `codec`; requests leave by `policy` ("": no exits); of the model `variant`.
+
+    `variant`: the content hash of another graph with the same inputs and outputs; "": the table's own.
+    """
+
+    position: int = NOWHERE
+    codec: str = "none"
+    policy: str = ""
+    variant: str = ""
+    num_decisions: int
+    points: float  # percent right (labelled) or alike (not labelled)
+    loss_points: float  # as measured; below 0 where the cell happens to be better
+    low_points: float  # confidence interval of the loss
+    high_points: float
+    fitted_points: float  # monotone, never below 0
+    disagreement: float = 0.0  # share of decisions unlike the reference's
+
+    def __post_init__(self) -> None:
+        values = (self.points, self.loss_points, self.low_points, self.high_points, self.fitted_points)
+        ok = all(math.isfinite(v) for v in values) and self.num_decisions > 0 and 0 <= self.disagreement <= 1
+        ok = ok and self.low_points <= self.high_points and self.fitted_points >= 0
+        where = f"accuracy at {self.position} in {self.codec}"
+        schema.check(where, [] if ok else ["points must be finite, low at most high, and decisions above zero"])
+
+    @property
+    def key(self) -> tuple[int, str, str, str]:
+        return (self.position, self.codec, self.policy, self.variant)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitPolicy:
+    """Thresholds for some exits of the graph, in order of position, and what they do on the calibration set.
+
+    `shares[i]`: of all requests, how many leave at `exits[i]`; the rest, 1 - sum, go to the end. `loss_points` as in a Cell.
+    """
+
+    name: str
+    exits: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
+    loss_points: float
+    low_points: float = 0.0
+    high_points: float = 0.0
+    num_samples: int = 0
+
+    def __post_init__(self) -> None:
+        schema.check(f"exit policy {self.name}", self._violations())
+
+    def _violations(self) -> Iterator[str]:
+        if not self.name or not self.exits:
+            yield "needs a name and at least one exit"
+        if not len(self.exits) == len(self.thresholds) == len(self.shares):
+            yield "exits, thresholds and shares must be equally many"
+        if any(s < 0 for s in self.shares) or sum(self.shares) > 1 + 1e-9:
+            yield f"shares {self.shares} must not be negative, nor above 1 together"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyTable:
+    """Cells of one graph on one calibration set. `key`: hash of all that it depends on; it is reused while that is equal."""
+
+    graph_hash: str
+    data_hash: str
+    is_labelled: bool
+    reference_points: float  # of the whole model in float32; 100 where not labelled
+    cells: tuple[Cell, ...]
+    policies: tuple[ExitPolicy, ...] = ()
+    confidence: float = 0.95
+    key: str = ""
+    _by_key: dict[tuple[int, str, str, str], Cell] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._by_key.update({cell.key: cell for cell in self.cells})
+        twice = len(self.cells) - len(self._by_key)
+        schema.check("accuracy table", [f"{twice} cells are given twice"] if twice else [])
+
+    def cell(self, position: int, codec: str, policy: str = "", variant: str = "") -> Cell | None:
+        """The cell, or None where it was not measured."""
+        return self._by_key.get((position, codec, policy, variant))
+
+    def policy(self, name: str) -> ExitPolicy | None:
+        """The exit policy of that name, or None."""
+        return next((p for p in self.policies if p.name == name), None)
+
+    def to_json(self) -> str:
+        return schema.dump_json(self, SCHEMA, VERSION)
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "accuracy table") -> AccuracyTable:
+        """Read a table; raises SchemaError naming every violation."""
+        return schema.load_json(AccuracyTable, text, SCHEMA, VERSION, where)
