@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": DATA | {"codec", "model", "executors", "wire"},
     "runtime": RUNTIME,
     "serving": RUNTIME | {"runtime"},
+    "llm": RUNTIME | {"runtime"},
     "lab": DATA | {"trace", "trust", "runtime"},
     "web": {"units", "schema", "plan", "trace"},
     "cli": {"*"},

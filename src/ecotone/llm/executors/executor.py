@@ -1,0 +1,70 @@
+"""The one interface behind every shard executor, and what a shard says of itself.
+
+A shard executor holds the packed weights of a span and works on the shard's KvCache. Several may share one cache: one
+for prompts, one for decoding (`phases.py`). An executor's id is "name:precision" ("torch:fp32", "native:int4").
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ecotone.llm.config import DecoderConfig
+from ecotone.llm.kv import KvCache
+from ecotone.llm.step import Span, Step
+from ecotone.llm.weights import WeightSource
+from ecotone.units import EcotoneError
+
+__all__ = ["ShardError", "ShardExecutor", "ShardFactory"]
+
+
+class ShardError(EcotoneError):
+    """A shard executor is unknown or missing here, or cannot prepare or run a span."""
+
+
+class ShardExecutor(Protocol):
+    """Runs steps of one span. Not thread-safe: one step at a time, from one thread.
+
+    `weight_bytes` is what the packed weights take in memory, `bits_per_weight` the average over matrices, scales included.
+    """
+
+    id: str
+    config: DecoderConfig
+    span: Span
+    cache: KvCache
+    weight_bytes: int
+    bits_per_weight: float
+
+    def forward(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+        """Compute `step`: room in the cache is made first, and every row's tokens are in the cache afterwards.
+
+        `x`: token ids (T,) where the span embeds, else hidden states (T, width), any float type. Returns float32 logits
+        (step.num_logits, vocabulary) where the span has the head, else hidden states (T, width), float32.
+        Raises KvCacheFull or SlotError before anything is computed; the shard stays usable.
+        """
+        ...
+
+
+class ShardFactory(Protocol):
+    """One kind of executor. `id` is "name:precision"."""
+
+    @property
+    def id(self) -> str: ...
+
+    def available(self, accelerator: str) -> str:
+        """ "" when this executor works for `accelerator` ("cpu", "cuda", "mps"), else the reason and the remedy."""
+        ...
+
+    def supports(self, config: DecoderConfig) -> str:
+        """ "" when every option of `config` is computed, else which is not."""
+        ...
+
+    def load(
+        self, source: WeightSource, span: Span, cache: KvCache, accelerator: str = "cpu", threads: int = 1, context: int = 0
+    ) -> ShardExecutor:
+        """Read and pack the weights of `span`. `context`: the longest sequence to come (0: the model's own maximum).
+
+        Raises ShardError where the executor cannot, ModelError where the weights are wrong.
+        """
+        ...

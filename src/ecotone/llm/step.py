@@ -1,0 +1,102 @@
+"""The words between an engine and a shard: which layers a shard holds, and which tokens one step computes.
+
+Pure data. A step is a ragged batch: decode rows (one token), chunks of prompts and windows of drafts may share it.
+Tensors of a step are flat: row after row, so that token t of row r lies at `offsets[r] + t`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ecotone.schema import check
+
+__all__ = ["Row", "Span", "Step"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Layers [start, stop), with the embedding before them and the final norm and head after them where flagged.
+
+    A span without layers that only embeds, or only makes logits, is a span too.
+    """
+
+    start: int
+    stop: int
+    embedding: bool = False
+    head: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = [] if 0 <= self.start <= self.stop else [f"layers [{self.start}, {self.stop})"]
+        if self.start == self.stop and not self.embedding and not self.head:
+            wrong.append("holds nothing")
+        check("span", wrong)
+
+    @property
+    def num_layers(self) -> int:
+        return self.stop - self.start
+
+    def describe(self) -> str:
+        """For people: "embedding + layers [0, 4) + head"."""
+        layers = [f"layers [{self.start}, {self.stop})"] if self.num_layers else []
+        return " + ".join(["embedding"] * self.embedding + layers + ["head"] * self.head)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """`count` tokens of sequence `slot` from position `start`; the last `num_logits` of them ask for logits.
+
+    A `start` below the length that the slot has is the order to roll back to it.
+    """
+
+    slot: int
+    start: int
+    count: int
+    num_logits: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [f"{n} is {v}" for n, v in (("slot", self.slot), ("start", self.start)) if v < 0]
+        if self.count < 1 or not 0 <= self.num_logits <= self.count:
+            wrong.append(f"{self.count} tokens, {self.num_logits} logits")
+        check("row", wrong)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Rows of different slots that are computed together."""
+
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        slots = [row.slot for row in self.rows]
+        wrong = [] if slots else ["no rows"]
+        wrong += (
+            [f"slot {s} appears twice" for s in sorted({s for s in slots if slots.count(s) > 1})] if len(slots) > 1 else []
+        )
+        check("step", wrong)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+    @property
+    def num_logits(self) -> int:
+        return sum(row.num_logits for row in self.rows)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each row begins in the flat tensors, and the end of the last."""
+        return (0, *accumulate(row.count for row in self.rows))
+
+    def logit_indices(self) -> list[int]:
+        """Flat positions that ask for logits, in order."""
+        ends = self.offsets[1:]
+        return [i for row, end in zip(self.rows, ends, strict=True) for i in range(end - row.num_logits, end)]
+
+    def positions(self) -> list[int]:
+        """The position of every token in its own sequence, flat."""
+        return [p for row in self.rows for p in range(row.start, row.stop)]
