@@ -58,5 +58,8 @@ def unpack_matrix(packed: torch.Tensor, outputs: int, inputs: int, bits: int) ->
         halves = torch.stack([vectors & 15, vectors >> 4], 2).view(tiles, groups, 2, 4, TILE, 4)
         values = halves.permute(0, 4, 1, 2, 3, 5).reshape(tiles, TILE, groups, GROUP).float() - 8
     else:
-        values = vectors.reshape(tiles, groups, 8, TILE, 4).permute(0, 3, 1, 2, 4).reshape(tiles, TILE, groups, GROUP).float() - 128
+        values = (
+            vectors.reshape(tiles, groups, 8, TILE, 4).permute(0, 3, 1, 2, 4).reshape(tiles, TILE, groups, GROUP).float()
+            - 128
+        )
     return (values * scale.permute(0, 2, 1)[..., None]).reshape(tiles * TILE, -1)[:outputs, :inputs]

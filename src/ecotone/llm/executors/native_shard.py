@@ -119,7 +119,13 @@ class NativeShard:
         if wanted:
             norm, head = ctypes.byref(self._final_norm), ctypes.byref(self._head)
             self._library.ecotone_head(
-                ctypes.byref(self._model), norm, head, len(wanted), picked_TW.data_ptr(), self.config.logit_softcap, made_TV.data_ptr()
+                ctypes.byref(self._model),
+                norm,
+                head,
+                len(wanted),
+                picked_TW.data_ptr(),
+                self.config.logit_softcap,
+                made_TV.data_ptr(),
             )
         return made_TV
 

@@ -20,9 +20,7 @@ VERSION = 1
 WORTH_BYTES = 1 << 22  # below, packing takes less time than a look at the disk
 
 
-def packed(
-    source: WeightSource, recipe: Recipe, form: str, pack: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def packed(source: WeightSource, recipe: Recipe, form: str, pack: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """`pack(source.read(recipe))`, a flat uint8 tensor, from disk where it was packed before."""
     weight = source.read(recipe)
     if weight.nbytes < WORTH_BYTES:
