@@ -16,7 +16,7 @@ from ecotone.llm.config import ModelError
 __all__ = ["Detokeniser", "TextModel"]
 
 UNFINISHED = "\ufffd"  # what decoders put in place of bytes that are not a character
-MAX_HELD_TOKENS = 8  # a character has at most 4 bytes: longer than this, the bytes are simply not text
+MAX_WINDOW_TOKENS = 64  # bytes that are no text for so long are told as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +94,41 @@ class TextModel:
 
 
 class Detokeniser:
-    """Text piece by piece: `push(token)` gives what is certain, `finish()` what was held back. O(1) tokens per push.
+    """Text piece by piece: `push(token)` gives what is certain, `finish()` what was held back.
 
-    Decodes a short window of tokens that began on a character, since tokenizers join pieces with regard to neighbours;
-    what is new is the difference to the window's text before.
+    Decodes a short window of tokens, since tokenizers join pieces with regard to neighbours; what was told of the
+    window's text before is left out. Decoders end in replacement characters where the last bytes are not a whole
+    character: those are held back (one per character or one per byte, and then also for whole ones in the same run of
+    byte tokens, which were told already). Where all is whole the window moves on, to the tokens since it last did.
     """
 
     def __init__(self, model: TextModel, special: bool):
         self._model, self._special = model, special
-        self._window: list[int] = []  # tokens since the last one whose text is settled, that one first
-        self._settled = 0  # how many of them are told already
-        self.text = ""
+        self._skipped = frozenset() if special else frozenset(model.tokenizer.all_special_ids)
+        self._window: list[int] = []
+        self._fresh = 0  # index in the window of the first token after the last whole point
+        self._told = 0  # characters of the window's text that were given out
 
     def push(self, token: int) -> str:
         """What `token` makes certain of the text; "" while a character is not whole."""
-        self._window.append(token)
-        piece = self._new()
-        if piece.endswith(UNFINISHED) and len(self._window) - self._settled < MAX_HELD_TOKENS:
+        if token in self._skipped:
             return ""
-        return self._tell(piece)
+        self._window.append(token)
+        whole = self._model.decode(self._window, self._special)
+        is_open = whole.endswith(UNFINISHED) and len(self._window) <= MAX_WINDOW_TOKENS
+        piece = (whole.rstrip(UNFINISHED) if is_open else whole)[self._told :]
+        self._told += len(piece)
+        if not is_open:
+            self._move()
+        return piece
 
     def finish(self) -> str:
-        """The rest: bytes that never became a character, as replacement characters."""
-        return self._tell(self._new()) if len(self._window) > self._settled else ""
-
-    def _new(self) -> str:
-        before = self._model.decode(self._window[: self._settled], self._special)
-        return self._model.decode(self._window, self._special)[len(before) :]
-
-    def _tell(self, piece: str) -> str:
-        if piece:
-            self._window, self._settled = self._window[self._settled :], len(self._window) - self._settled
-            self.text += piece
+        """The rest: bytes that never became a character, as a replacement character."""
+        piece = self._model.decode(self._window, self._special)[self._told :] if self._window else ""
+        self._told += len(piece)
         return piece
+
+    def _move(self) -> None:
+        fresh = self._window[self._fresh :]
+        if told := self._model.decode(fresh, self._special):  # a window must begin with text, to be context for the next
+            self._window, self._fresh, self._told = fresh, len(fresh), len(told)

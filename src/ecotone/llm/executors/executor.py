@@ -29,12 +29,23 @@ class ShardExecutor(Protocol):
     `weight_bytes` is what the packed weights take in memory, `bits_per_weight` the average over matrices, scales included.
     """
 
-    id: str
-    config: DecoderConfig
-    span: Span
-    cache: KvCache
-    weight_bytes: int
-    bits_per_weight: float
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    @property
+    def span(self) -> Span: ...
+
+    @property
+    def cache(self) -> KvCache: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    @property
+    def bits_per_weight(self) -> float: ...
 
     def forward(self, step: Step, x: torch.Tensor) -> torch.Tensor:
         """Compute `step`: room in the cache is made first, and every row's tokens are in the cache afterwards.

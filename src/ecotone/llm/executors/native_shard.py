@@ -196,7 +196,8 @@ class NativeShard:
         self._positions: torch.Tensor | None = None
         if self.span.embedding:
             shared = self.span.head and self.config.tied
-            self._table = self._head if shared else self._matrix(by_name["embedding.weight"], None, self.bits)
+            bits = head_bits if self.config.tied else self.bits  # the same numbers whether or not the head is here
+            self._table = self._head if shared else self._matrix(by_name["embedding.weight"], None, bits)
             if self.config.learned_positions:
                 self._positions = self._source.read(by_name["positions.weight"]).float()
                 self.weight_bytes += self._positions.nbytes

@@ -1,8 +1,8 @@
 """Shards by OpenVINO on the CPU, paged attention over our own cache: strong at prompts, above all on processors with AMX.
 
 fp32 and bf16 by precision hint, int8 (per output) and int4 (groups of 64) by NNCF weight compression. The hint follows
-the cache: bfloat16 cache, bfloat16 computation. The compressed model is kept on disk. OpenVINO may die (a division by zero was
-seen with one thread): before a combination of precision and threads is trusted it runs once in a process of its own.
+the cache: bfloat16 cache, bfloat16 computation. The compressed model is kept on disk. OpenVINO may die (a division by
+zero was seen with one thread): a combination of precision and threads first runs once in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from ecotone.executors.cache import executor_store, joined, key_of, parted
 from ecotone.executors.preparation import cpu_flags
