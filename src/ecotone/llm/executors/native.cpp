@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,7 +21,7 @@
 typedef float vf __attribute__((vector_size(64), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
-enum { LANES = 16, GROUP = 32, BLOCK = 32, ROWS = 4 };
+enum { LANES = 16, GROUP = 32, BLOCK = 32, ROWS = 4, RUN = 16, MANY_QUERIES = 8 };
 enum { SILU, GELU, GELU_TANH, RELU };
 
 extern "C" {
@@ -403,52 +404,151 @@ template <typename T> void rotate_and_keep(const Model& model, const Layer& laye
     }
 }
 
-// One token's queries of one key-value head over its context.
-template <typename T>
-void attend(const Model& model, const Layer& layer, const Step& step, int t, int kv, const float* q, float* out, std::vector<float>& scratch) {
-    const int size = model.head_size, shared = model.heads / model.kv_heads, position = step.positions[t];
-    const int first = layer.window ? std::max(0, position - layer.window + 1) : 0, count = position + 1 - first;
-    const int padded = (count + LANES - 1) / LANES * LANES;
-    scratch.resize(size_t(shared) * padded + size);
-    float *scores = scratch.data(), *row = scores + size_t(shared) * padded;
-    const int32_t* table = step.tables + step.table_of_token[t];
-    for (int p = first; p <= position; p++) {
-        const T* k = (const T*)layer.keys + ((size_t(table[p / BLOCK]) * model.kv_heads + kv) * BLOCK + p % BLOCK) * size;
-        for (int i = 0; i < size; i++) row[i] = read(k + i);
-        for (int g = 0; g < shared; g++) {
-            float dot = 0;
-            const float* query = q + g * size;
-#pragma omp simd reduction(+ : dot)
-            for (int i = 0; i < size; i++) dot += query[i] * row[i];
-            dot *= model.scale;
-            scores[size_t(g) * padded + p - first] = model.softcap > 0 ? model.softcap * std::tanh(dot / model.softcap) : dot;
-        }
-    }
-    for (int g = 0; g < shared; g++) {
-        float *s = scores + size_t(g) * padded, top = s[0], total = 0;
-        for (int i = count; i < padded; i++) s[i] = -1e30f;
+inline vf read16(const float* p) { return load(p); }
+inline vf read16(const uint16_t* p) {
+    typedef uint16_t v16 __attribute__((vector_size(32), aligned(2)));
+    v16 half; std::memcpy(&half, p, sizeof half);
+    const vu bits = __builtin_convertvector(half, vu) << 16;
+    vf made; std::memcpy(&made, &bits, sizeof made);
+    return made;
+}
+inline float sum_of(vf v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float total = 0;
+    for (int j = 0; j < LANES; j++) total += v[j];
+    return total;
+#endif
+}
+
+// Scores into chances: the softmax of s[begin, stop), zero elsewhere up to `padded`, a multiple of 16.
+void softmax(float* s, int begin, int stop, int padded) {
+    float top = -1e30f, total = 0;
 #pragma omp simd reduction(max : top)
-        for (int i = 0; i < count; i++) top = std::max(top, s[i]);
-        vf sums = {};
-        for (int i = 0; i < padded; i += LANES) {
-            vf e = vexp(load(s + i) - top);
-            if (i + LANES > count)
-                for (int j = std::max(0, count - i); j < LANES; j++) e[j] = 0;
-            store(s + i, e);
-            sums += e;
+    for (int i = begin; i < stop; i++) top = std::max(top, s[i]);
+    for (int i = begin / LANES * LANES; i < stop; i += LANES) store(s + i, vexp(load(s + i) - top));
+    std::memset(s, 0, begin * sizeof(float));
+    std::memset(s + stop, 0, (padded - stop) * sizeof(float));
+#pragma omp simd reduction(+ : total)
+    for (int i = begin; i < stop; i++) total += s[i];
+    const float scale = 1.0f / total;
+    for (int i = begin; i < stop; i++) s[i] *= scale;
+}
+
+// G queries of one token that share one key-value head, over its context. Needs a head size that 16 divides.
+template <typename T, int G>
+void attend(const Model& model, const Layer& layer, const Step& step, int t, int kv, const float* q, float* out, std::vector<float>& scratch) {
+    const int size = model.head_size, position = step.positions[t], low = layer.window ? std::max(0, position - layer.window + 1) : 0;
+    const int base = low / BLOCK * BLOCK, blocks = position / BLOCK - low / BLOCK + 1, padded = blocks * BLOCK;
+    scratch.resize(size_t(G) * padded);
+    float* scores = scratch.data();
+    const int32_t* table = step.tables + step.table_of_token[t] + base / BLOCK;
+    for (int b = 0; b < blocks; b++) {
+        const T* k = (const T*)layer.keys + (size_t(table[b]) * model.kv_heads + kv) * BLOCK * size;
+        const int stop = std::min<int>(BLOCK, position + 1 - base - b * BLOCK);
+        for (int p = 0; p < stop; p++) {
+            vf sums[G] = {};
+            for (int i = 0; i < size; i += LANES) {
+                const vf row = read16(k + p * size + i);
+                for (int g = 0; g < G; g++) sums[g] += row * load(q + g * size + i);
+            }
+            for (int g = 0; g < G; g++) scores[size_t(g) * padded + b * BLOCK + p] = sum_of(sums[g]) * model.scale;
         }
-        for (int j = 0; j < LANES; j++) total += sums[j];
-        for (int i = 0; i < count; i++) s[i] /= total;
-        std::memset(out + g * size, 0, size * sizeof(float));
     }
-    for (int p = first; p <= position; p++) {
-        const T* v = (const T*)layer.values + ((size_t(table[p / BLOCK]) * model.kv_heads + kv) * BLOCK + p % BLOCK) * size;
-        for (int i = 0; i < size; i++) row[i] = read(v + i);
-        for (int g = 0; g < shared; g++) {
-            const float chance = scores[size_t(g) * padded + p - first];
-            for (int i = 0; i < size; i++) out[g * size + i] += chance * row[i];
+    for (int g = 0; g < G; g++) {
+        float* s = scores + size_t(g) * padded;
+        if (model.softcap > 0)
+            for (int i = low - base; i <= position - base; i++) s[i] = model.softcap * std::tanh(s[i] / model.softcap);
+        softmax(s, low - base, position - base + 1, padded);
+    }
+    for (int i = 0; i < size; i += LANES) {
+        vf sums[G] = {};
+        for (int b = 0; b < blocks; b++) {
+            const T* v = (const T*)layer.values + (size_t(table[b]) * model.kv_heads + kv) * BLOCK * size + i;
+            const int stop = std::min<int>(BLOCK, position + 1 - base - b * BLOCK);
+            for (int p = 0; p < stop; p++) {
+                const vf row = read16(v + p * size);
+                for (int g = 0; g < G; g++) sums[g] += scores[size_t(g) * padded + b * BLOCK + p] * row;
+            }
+        }
+        for (int g = 0; g < G; g++) store(out + g * size + i, sums[g]);
+    }
+}
+
+template <typename T>
+void attend_token(const Model& model, const Layer& layer, const Step& step, int t, int kv, const float* q, float* out, std::vector<float>& scratch) {
+    const int shared = model.heads / model.kv_heads, size = model.head_size;
+    for (int g = 0; g < shared;) {
+        const float* query = q + g * size;
+        float* y = out + g * size;
+        if (shared - g >= 4) attend<T, 4>(model, layer, step, t, kv, query, y, scratch), g += 4;
+        else if (shared - g >= 2) attend<T, 2>(model, layer, step, t, kv, query, y, scratch), g += 2;
+        else attend<T, 1>(model, layer, step, t, kv, query, y, scratch), g += 1;
+    }
+}
+
+// Several consecutive tokens of one sequence: a block of keys is transposed once, so that lanes are positions.
+template <typename T>
+void attend_run(const Model& model, const Layer& layer, const Step& step, int t, int many, int kv, const float* q, size_t q_stride,
+                float* out, size_t out_stride, std::vector<float>& scratch) {
+    const int size = model.head_size, shared = model.heads / model.kv_heads, pairs = many * shared;
+    const int start = step.positions[t], low = layer.window ? std::max(0, start - layer.window + 1) : 0;
+    const int base = low / BLOCK * BLOCK, blocks = (start + many - 1) / BLOCK - low / BLOCK + 1, padded = blocks * BLOCK;
+    scratch.resize(size_t(pairs) * padded + size_t(size) * BLOCK);
+    float *scores = scratch.data(), *wide = scores + size_t(pairs) * padded;
+    const int32_t* table = step.tables + step.table_of_token[t] + base / BLOCK;
+    for (int b = 0; b < blocks; b++) {
+        const T* k = (const T*)layer.keys + (size_t(table[b]) * model.kv_heads + kv) * BLOCK * size;
+        for (int p = 0; p < BLOCK; p++)
+            for (int i = 0; i < size; i++) wide[i * BLOCK + p] = read(k + p * size + i);
+        for (int pair = 0; pair < pairs; pair++) {
+            const float* query = q + (pair / shared) * q_stride + (pair % shared) * size;
+            vf first = {}, second = {};
+            for (int i = 0; i < size; i++) {
+                first += query[i] * load(wide + i * BLOCK);
+                second += query[i] * load(wide + i * BLOCK + LANES);
+            }
+            float* s = scores + size_t(pair) * padded + b * BLOCK;
+            store(s, first * model.scale);
+            store(s + LANES, second * model.scale);
+            if (model.softcap > 0)
+                for (int p = 0; p < BLOCK; p++) s[p] = model.softcap * std::tanh(s[p] / model.softcap);
         }
     }
+    for (int pair = 0; pair < pairs; pair++) {
+        const int position = start + pair / shared, begin = (layer.window ? std::max(0, position - layer.window + 1) : 0) - base;
+        softmax(scores + size_t(pair) * padded, std::max(0, begin), position - base + 1, padded);
+        std::memset(out + (pair / shared) * out_stride + (pair % shared) * size, 0, size * sizeof(float));
+    }
+    for (int b = 0; b < blocks; b++) {
+        const T* v = (const T*)layer.values + (size_t(table[b]) * model.kv_heads + kv) * BLOCK * size;
+        for (int i = 0; i < BLOCK * size; i++) wide[i] = read(v + i);
+        for (int pair = 0; pair < pairs; pair++) {
+            const float* s = scores + size_t(pair) * padded + b * BLOCK;
+            float* y = out + (pair / shared) * out_stride + (pair % shared) * size;
+            int i = 0;
+            for (; i + LANES <= size; i += LANES) {
+                vf sum = load(y + i);
+                for (int p = 0; p < BLOCK; p++) sum += s[p] * load(wide + p * size + i);
+                store(y + i, sum);
+            }
+            for (; i < size; i++)
+                for (int p = 0; p < BLOCK; p++) y[i] += s[p] * wide[p * size + i];
+        }
+    }
+}
+
+// Tokens [first, second) of one sequence, at consecutive positions, few enough that their scores stay in the cache.
+std::vector<std::pair<int, int>> runs_of(const Step& step) {
+    std::vector<std::pair<int, int>> made;
+    for (int t = 0; t < step.tokens; t++) {
+        const bool follows = t > 0 && step.table_of_token[t] == step.table_of_token[t - 1] &&
+                             step.positions[t] == step.positions[t - 1] + 1 && t - made.back().first < RUN;
+        if (follows) made.back().second = t + 1;
+        else made.emplace_back(t, t + 1);
+    }
+    return made;
 }
 
 template <typename T> void attention(const Model& model, const Layer& layer, const Step& step, Scratch& s) {
@@ -456,12 +556,19 @@ template <typename T> void attention(const Model& model, const Layer& layer, con
     const size_t stride = size_t(model.heads + 2 * model.kv_heads) * size, queries = size_t(model.heads) * size;
     s.angles.resize(2 * size);
     for (int t = 0; t < step.tokens; t++) rotate_and_keep<T>(model, layer, step, t, &s.qkv[t * stride], s.angles.data());
+    const auto runs = runs_of(step);
+    const int jobs = int(runs.size()) * model.kv_heads;
 #pragma omp parallel for num_threads(model.threads) if (model.threads > 1) schedule(dynamic)
-    for (int job = 0; job < step.tokens * model.kv_heads; job++) {
+    for (int job = 0; job < jobs; job++) {
         thread_local std::vector<float> scratch;
-        const int t = job / model.kv_heads, kv = job % model.kv_heads;
+        const int kv = job % model.kv_heads, begin = runs[job / model.kv_heads].first, end = runs[job / model.kv_heads].second;
         const size_t at = size_t(kv) * shared * size;
-        attend<T>(model, layer, step, t, kv, &s.qkv[t * stride + at], &s.attended[t * queries + at], scratch);
+        float *q = &s.qkv[begin * stride + at], *out = &s.attended[begin * queries + at];
+        if ((end - begin) * shared >= MANY_QUERIES || size % LANES)
+            attend_run<T>(model, layer, step, begin, end - begin, kv, q, stride, out, queries, scratch);
+        else
+            for (int t = begin; t < end; t++)
+                attend_token<T>(model, layer, step, t, kv, q + (t - begin) * stride, out + (t - begin) * queries, scratch);
     }
 }
 
