@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from ecotone.cli.demo_model import ASSETS, TileNet, frames, read_frame, tile_accuracy, tilenet
+from ecotone.llm.text import TextModel
+from ecotone.llm.weights import Checkpoint
 
 pytestmark = pytest.mark.torch
 
@@ -127,3 +129,20 @@ def test_fan_in_loses_an_eye_and_no_frame(tmp_path: Path) -> None:
     assert alone is not None
     assert 12 < int(both[1]) + int(alone[1]) <= 16
     assert int(both[2]) > int(alone[2]) > 40
+
+
+def test_a_small_language_model_and_its_drafter_are_trained_and_load(tmp_path: Path) -> None:
+    lines = [
+        f"{name}:\nI have {n} {thing}, said {name}.\n\n" for n in range(300) for name in "AB" for thing in ("cats", "dogs")
+    ]
+    (tmp_path / "text.txt").write_text("".join(lines))
+    small = ("--data", "text.txt", "--width", "96", "--layers", "1", "--vocabulary", "300", "--steps", "2")
+    for more in ((), ("--out", "drafter", "--teacher", "tiny-llm")):
+        words = run("train_tiny_llm.py", *small, *more, folder=tmp_path)
+        assert re.search(r"held-out loss \d\.\d{3} nats per token", words)
+    model, drafter = (Checkpoint.open(tmp_path / name) for name in ("tiny-llm", "drafter"))
+    assert model.config.num_kv_heads == 1
+    assert drafter.config.vocabulary == model.config.vocabulary == 300
+    text = TextModel.open(tmp_path / "drafter")
+    assert text.render([{"role": "user", "content": "cats?"}]) == "USER:\ncats?<|end|>\n\nASSISTANT:\n"
+    assert text.stop_token in model.config.stop_tokens

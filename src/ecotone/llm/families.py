@@ -60,7 +60,7 @@ class _Reader:
             raise ModelError(f"{self.where}: {name} is {value!r}, not true or false")
         return value
 
-    def object(self, name: str) -> Mapping[str, Any]:
+    def mapping(self, name: str) -> Mapping[str, Any]:
         value = self._get(name, {})
         if not isinstance(value, dict):
             raise ModelError(f"{self.where}: {name} is {value!r}, not an object")
@@ -161,7 +161,7 @@ def _rope(r: _Reader, parameters: Mapping[str, Any], theta: float, head_size: in
 
 
 def _one_rope(r: _Reader, head_size: int, positions: int, theta: float = 10_000.0) -> tuple[RopeConfig, ...]:
-    parameters = r.object("rope_parameters") or r.object("rope_scaling")
+    parameters = r.mapping("rope_parameters") or r.mapping("rope_scaling")
     return (_rope(r, parameters, r.number("rope_theta", theta), head_size, positions),)
 
 
@@ -332,8 +332,8 @@ def _gemma3(r: _Reader) -> DecoderConfig:
     window, every = r.integer("sliding_window", 4096), r.integer("sliding_window_pattern", 6)
     slides = _layer_types(r, len(c["layers"]), lambda i: (i + 1) % every != 0)
     c["layers"] = tuple(LayerConfig(window=window if s else 0, rope=int(s)) for s in slides)
-    both = _Reader(r.object("rope_parameters"), f"{r.where}: rope_parameters")
-    whole, near = both.object("full_attention") or r.object("rope_scaling"), both.object(SLIDING)
+    both = _Reader(r.mapping("rope_parameters"), f"{r.where}: rope_parameters")
+    whole, near = both.mapping("full_attention") or r.mapping("rope_scaling"), both.mapping(SLIDING)
     ropes = (
         _rope(r, whole, r.number("rope_theta", 1e6), c["head_size"], c["max_positions"]),
         _rope(r, near, r.number("rope_local_base_freq", 1e4), c["head_size"], c["max_positions"]),

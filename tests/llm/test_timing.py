@@ -1,0 +1,60 @@
+"""What is timed: each kind of layer once, with the cache filled as the load says, the fastest run counted."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from decoder_families import Made
+
+from ecotone.llm.executors.torch_shard import TorchShards
+from ecotone.llm.kv import KvCache
+from ecotone.llm.step import Span, Step
+from ecotone.llm.timing import REPEATS, Load, layer_kinds, measure
+from ecotone.llm.weights import WeightSource
+
+pytestmark = pytest.mark.torch
+
+
+class Watched:
+    """A factory whose shards note every step and compute nothing."""
+
+    id = "watched:fp32"
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Span, Step]] = []
+
+    def available(self, accelerator: str) -> str:
+        return ""
+
+    def supports(self, config: object) -> str:
+        return ""
+
+    def load(self, source: WeightSource, span: Span, cache: KvCache, *_: object) -> object:
+        shard = TorchShards("torch:fp32").load(source, span, cache)
+        forward = shard.forward
+
+        def noted(step: Step, x: torch.Tensor) -> torch.Tensor:
+            self.steps.append((span, step))
+            return forward(step, x)
+
+        shard.forward = noted  # type: ignore[method-assign]
+        return shard
+
+
+def test_parts_loads_and_the_least_of_several_runs(family: Made) -> None:
+    source = family("gemma3")[1]  # windows of 6 in layers 0 and 2, none in layer 1
+    loads = (Load(rows=2, count=1, context=40), Load(rows=1, count=9, context=0), Load(rows=1, count=9, context=10_000))
+    ticks = itertools.accumulate(itertools.cycle((0.0, 5.0, 0.0, 3.0, 0.0, 4.0, 0.0, 8.0, 0.0, 6.0)))
+    watched = Watched()
+    times = measure(watched, source, torch.float32, loads, clock=lambda: next(ticks))  # type: ignore[arg-type]
+    assert list(layer_kinds(source.config).values()) == [0, 1]
+    assert [(t.part, t.load) for t in times] == [
+        (part, load) for part in ("0", "1", "embedding", "head") for load in loads[:2]
+    ]
+    assert {t.step_s for t in times} == {3.0}
+    assert all(t.weight_bytes > 0 for t in times)
+    decoding = [step for span, step in watched.steps if span.num_layers and len(step.rows) == 2]
+    assert len(decoding) == 2 * (REPEATS + 1)
+    assert all(row.start == 40 for step in decoding for row in step.rows)
