@@ -18,6 +18,7 @@ from ecotone.llm.executors.native_packing import BITS_PER_WEIGHT, pack_matrix, u
 from ecotone.llm.executors.native_shard import NativeShards
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.recipes import Recipe
+from ecotone.llm.step import Row
 from ecotone.llm.weights import WeightSource
 
 pytestmark = [pytest.mark.torch, pytest.mark.skipif(not compiler(), reason="no C++ compiler here")]
@@ -54,7 +55,11 @@ def difference(made: list[torch.Tensor], right: list[torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_computed_as_the_reference_does(name: str, family: Made) -> None:
-    source = Kept(family(name)[1], 16)
+    source = family(name)[1]
+    right = ragged(Chain(TorchShards("torch:fp32"), source), SEQUENCES, [7, 1, 12])
+    for cut, chunks in ((None, [45]), (1, [7, 1, 12])):
+        assert difference(ragged(Chain(NativeShards("native:fp32"), source, cut), SEQUENCES, chunks), right) < 1e-5
+    source = Kept(source, 16)
     right = ragged(Chain(TorchShards("torch:fp32"), source), SEQUENCES, [7, 1, 12])
     factory = NativeShards("native:bf16", OLDER)
     if OLDER != "native":  # without bfloat16 units activations stay float32
@@ -64,7 +69,7 @@ def test_every_family_is_computed_as_the_reference_does(name: str, family: Made)
         assert difference(ragged(half, SEQUENCES, [5, 2]), right) < 0.08
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
 @pytest.mark.parametrize("processor", ["native", OLDER])
 def test_products(bits: int, processor: str) -> None:
     library, reason = library_for(processor)
@@ -78,7 +83,7 @@ def test_products(bits: int, processor: str) -> None:
         assert float((made - right).norm()) < 0.012 * float(right.norm())
 
 
-@pytest.mark.parametrize(("bits", "error"), [(4, 0.1), (8, 0.01), (16, 0.003)])
+@pytest.mark.parametrize(("bits", "error"), [(4, 0.1), (8, 0.01), (16, 0.003), (32, 1e-9)])
 def test_what_packing_keeps(bits: int, error: float) -> None:
     weight = torch.randn(64, 96)
     packed = pack_matrix(weight, bits)
@@ -95,6 +100,18 @@ def test_quantised_shards_stay_near_their_own_weights(bits: int, family: Made) -
         chain = Chain(NativeShards(f"native:int{bits}"), source, cut=2)
         assert difference(ragged(chain, SEQUENCES, [7, 1, 12]), right) < 0.12  # 8-bit activations through three layers
         assert bits < chain.shards[1].bits_per_weight < bits + 4.6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+def test_a_token_has_the_same_bits_alone_and_among_others(precision: str, family: Made) -> None:
+    for name in ("llama", "gemma2", "qwen3-moe"):
+        alone, together = (Chain(NativeShards(f"native:{precision}"), family(name)[1]) for _ in range(2))
+        for chain in (alone, together):
+            ragged(chain, [s[:8] for s in SEQUENCES], [8])
+        one = [alone.run([Row(slot=1, start=8 + i, count=1, num_logits=1)], SEQUENCES[1][8 + i : 9 + i]) for i in range(15)]
+        rows = [Row(slot=0, start=8, count=3, num_logits=3), Row(slot=1, start=8, count=15, num_logits=15)]
+        window = together.run(rows, torch.cat([SEQUENCES[0][8:11], SEQUENCES[1][8:23]]))[3:]
+        assert torch.equal(window, torch.cat(one))
 
 
 def test_several_threads_compute_the_same(family: Made) -> None:

@@ -18,7 +18,7 @@ __all__ = ["IDS", "ShardError", "ShardExecutor", "ShardFactory", "by_id", "cache
 
 _ALL: tuple[ShardFactory, ...] = (
     *(TorchShards(f"torch:{precision}") for precision in ("fp32", "bf16", "int8", "int4")),
-    *(NativeShards(f"native:{precision}") for precision in ("bf16", "int8", "int4")),
+    *(NativeShards(f"native:{precision}") for precision in ("fp32", "bf16", "int8", "int4")),
     *(OpenVinoShards(f"openvino:{precision}") for precision in ("fp32", "bf16", "int8", "int4")),
 )
 IDS = tuple(factory.id for factory in _ALL)

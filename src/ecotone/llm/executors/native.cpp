@@ -2,7 +2,7 @@
 //
 // Matrices are tiles of 16 outputs. In a tile, 32 inputs at a time: 4 bits: 256 bytes, vector j of 4 holds inputs
 // 4j..4j+3 of each output in low nibbles and 16+4j.. in high ones, then 16 half-precision scales (4.5 bits per weight);
-// 8 bits: 8 vectors, then the scales (8.5 bits); 16 bits: bfloat16, two inputs at a time. Lane r of a vector is output r,
+// 8 bits: 8 vectors, then the scales (8.5 bits); 16 bits: bfloat16, two inputs at a time; 32 bits: one. Lane r is output r,
 // so sums need no reduction across lanes and a scale is used once per 32 inputs. Activations are rounded to 8 bits per
 // 32 inputs for 4- and 8-bit weights (as llama.cpp does). Integer products by AVX-512 VNNI, AVX2 or NEON dot product.
 // Keys and values lie in blocks of 32 positions, (block, head, position, head size), float32 or bfloat16.
@@ -21,7 +21,7 @@
 typedef float vf __attribute__((vector_size(64), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
-enum { LANES = 16, GROUP = 32, BLOCK = 32, ROWS = 4, RUN = 16, MANY_QUERIES = 8 };
+enum { LANES = 16, GROUP = 32, BLOCK = 32, ROWS = 4, RUN = 16 };
 enum { SILU, GELU, GELU_TANH, RELU };
 
 extern "C" {
@@ -96,7 +96,7 @@ struct Activations {
 void prepare(Activations& a, const float* x, int rows, int inputs, int bits) {
     const int padded = (inputs + GROUP - 1) / GROUP * GROUP, groups = padded / GROUP;
     a.padded = padded;
-    if (bits == 16) {
+    if (bits >= 16) {
         a.half.assign(size_t(rows) * padded, 0);
         a.wide.assign(size_t(rows) * padded, 0);
         for (int m = 0; m < rows; m++)
@@ -284,16 +284,29 @@ template <int M> void float_tile(const uint8_t* w, const Activations& a, int row
     for (int m = 0; m < M; m++) total[m] = part[0][m] + part[1][m];
 }
 
+template <int M> void single_tile(const uint8_t* w, const Activations& a, int row, vf* total) {
+    vf part[2][M] = {};
+    for (int k = 0; k < a.padded; k += 2)
+        for (int j = 0; j < 2; j++, w += 64) {
+            const vf v = load((const float*)w);
+            for (int m = 0; m < M; m++) part[j][m] += v * a.wide[size_t(row + m) * a.padded + k + j];
+        }
+    for (int m = 0; m < M; m++) total[m] = part[0][m] + part[1][m];
+}
+
+inline size_t group_bytes(int bits) { return bits == 4 ? 288 : bits == 8 ? 544 : bits == 16 ? 1024 : 2048; }
+
 template <int M> void tile(const Matrix& w, const uint8_t* data, const Activations& a, int row, vf* total) {
     if (w.bits == 4) integer_tile<4, M>(data, a, row, total);
     else if (w.bits == 8) integer_tile<8, M>(data, a, row, total);
-    else float_tile<M>(data, a, row, total);
+    else if (w.bits == 16) float_tile<M>(data, a, row, total);
+    else single_tile<M>(data, a, row, total);
 }
 
 // y (rows, outputs) = w x + bias, or added to y.
 void multiply(const Matrix& w, const Activations& a, int rows, float* y, bool add, int threads) {
     const int tiles = (w.outputs + LANES - 1) / LANES;
-    const size_t bytes_of_tile = size_t(a.padded / GROUP) * (w.bits == 4 ? 288 : w.bits == 8 ? 544 : 1024);
+    const size_t bytes_of_tile = size_t(a.padded / GROUP) * group_bytes(w.bits);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int n = 0; n < tiles; n++) {
         const uint8_t* data = w.data + n * bytes_of_tile;
@@ -564,7 +577,8 @@ template <typename T> void attention(const Model& model, const Layer& layer, con
         const int kv = job % model.kv_heads, begin = runs[job / model.kv_heads].first, end = runs[job / model.kv_heads].second;
         const size_t at = size_t(kv) * shared * size;
         float *q = &s.qkv[begin * stride + at], *out = &s.attended[begin * queries + at];
-        if ((end - begin) * shared >= MANY_QUERIES || size % LANES)
+        // By the number of tokens alone: one token is then computed with the same bits alone and in a window of drafts.
+        if (end - begin == RUN || size % LANES)
             attend_run<T>(model, layer, step, begin, end - begin, kv, q, stride, out, queries, scratch);
         else
             for (int t = begin; t < end; t++)
@@ -667,7 +681,7 @@ void ecotone_head(const Model* model, const Norm* norm, const Matrix* head, int3
 // Rows `ids` of a table packed like a matrix, times `scale`: x (rows, inputs).
 void ecotone_embed(const Matrix* table, const int64_t* ids, int32_t rows, float scale, float* x) {
     const int inputs = table->inputs, groups = (inputs + GROUP - 1) / GROUP, bits = table->bits;
-    const size_t bytes_of_group = bits == 4 ? 288 : bits == 8 ? 544 : 1024;
+    const size_t bytes_of_group = group_bytes(bits);
     for (int m = 0; m < rows; m++) {
         const int lane = int(ids[m] % LANES);
         const uint8_t* data = table->data + size_t(ids[m] / LANES) * groups * bytes_of_group;
@@ -675,7 +689,9 @@ void ecotone_embed(const Matrix* table, const int64_t* ids, int32_t rows, float 
             const uint8_t* group = data + size_t(k / GROUP) * bytes_of_group;
             const int i = k % GROUP;
             float value;
-            if (bits == 16) {
+            if (bits == 32) {
+                std::memcpy(&value, group + i * 64 + lane * 4, 4);
+            } else if (bits == 16) {
                 uint16_t b; std::memcpy(&b, group + (i / 2) * 64 + lane * 4 + (i % 2) * 2, 2);
                 value = from_bf16(b);
             } else {

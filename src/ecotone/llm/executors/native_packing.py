@@ -1,4 +1,4 @@
-"""Matrices in the tiles that native.cpp reads (its head says how): 4.5, 8.5 or 16 bits per weight. Pure tensor operations.
+"""Matrices in the tiles that native.cpp reads (its head says how), 4.5, 8.5, 16 or 32 bits per weight: tensor operations.
 
 4 bits as llama.cpp's Q4_0 (symmetric, the value of largest magnitude maps to -8), 8 bits as its Q8_0, per 32 inputs.
 """
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 __all__ = ["BITS_PER_WEIGHT", "GROUP", "TILE", "pack_matrix", "unpack_matrix"]
 
 TILE, GROUP = 16, 32
-BITS_PER_WEIGHT = {4: 4.5, 8: 8.5, 16: 16.0}
+BITS_PER_WEIGHT = {4: 4.5, 8: 8.5, 16: 16.0, 32: 32.0}
 
 
 def pack_matrix(weight_NK: torch.Tensor, bits: int) -> torch.Tensor:
@@ -19,6 +19,8 @@ def pack_matrix(weight_NK: torch.Tensor, bits: int) -> torch.Tensor:
     outputs, inputs = weight_NK.shape
     padded = pad(weight_NK.float(), (0, -inputs % GROUP, 0, -outputs % TILE))
     tiles, groups = padded.shape[0] // TILE, padded.shape[1] // GROUP
+    if bits == 32:
+        return padded.view(tiles, TILE, groups * GROUP).permute(0, 2, 1).contiguous().view(torch.uint8).flatten()
     if bits == 16:
         pairs = padded.to(torch.bfloat16).view(tiles, TILE, groups * GROUP // 2, 2)
         return pairs.permute(0, 2, 1, 3).contiguous().view(torch.uint8).flatten()
@@ -47,6 +49,9 @@ def _quantised(grouped: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
 def unpack_matrix(packed: torch.Tensor, outputs: int, inputs: int, bits: int) -> torch.Tensor:
     """What `pack_matrix` kept of a matrix, float32 (outputs, inputs)."""
     tiles, groups = -(-outputs // TILE), -(-inputs // GROUP)
+    if bits == 32:
+        singles = packed.view(torch.float32).view(tiles, groups * GROUP, TILE)
+        return singles.permute(0, 2, 1).reshape(tiles * TILE, -1)[:outputs, :inputs]
     if bits == 16:
         pairs = packed.view(torch.bfloat16).view(tiles, groups * GROUP // 2, TILE, 2)
         return pairs.permute(0, 2, 1, 3).reshape(tiles * TILE, -1)[:outputs, :inputs].float()

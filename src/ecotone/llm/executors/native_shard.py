@@ -1,8 +1,9 @@
-"""Shards by our own fused CPU kernels (native.cpp): weights of 4, 8 or 16 bits, one call for all layers of a step.
+"""Shards by our own fused CPU kernels (native.cpp): weights of 4, 8, 16 or 32 bits, one call for all layers of a step.
 
 Made for decoding and for windows of drafts: a step of four tokens costs little more than one. Every family is computed.
 Needs a C++ compiler on the machine, once. Hidden states and logits are float32; with 4- and 8-bit weights activations
-are rounded to 8 bits per 32 inputs. The head keeps 8 bits under int4, and a tied table is held once.
+are rounded to 8 bits per 32 inputs. The head keeps 8 bits under int4, and a tied table is held once. A token is computed
+with the same bits alone, in a batch and in a window of fewer than 16 tokens: speculation cannot change greedy text.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from ecotone.llm.weights import WeightSource
 
 __all__ = ["NativeShard", "NativeShards"]
 
-BITS = {"int4": 4, "int8": 8, "bf16": 16}
+BITS = {"int4": 4, "int8": 8, "bf16": 16, "fp32": 32}
 
 
 @dataclass(frozen=True, slots=True)
 class NativeShards:
-    """`id` is "native:int4", "native:int8" or "native:bf16"; `processor` is the compiler's name of one."""
+    """`id` is "native:int4", "native:int8", "native:bf16" or "native:fp32"; `processor` is the compiler's name of one."""
 
     id: str
     processor: str = "native"

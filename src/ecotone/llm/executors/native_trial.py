@@ -15,7 +15,7 @@ def main() -> int:
     """0 where every precision multiplies as its unpacked weights do."""
     made = load_library(sys.argv[1])
     weight_NK, x_TK = torch.randn(40, 96), torch.randn(5, 96)
-    for bits in (4, 8, 16):
+    for bits in (4, 8, 16, 32):
         packed, y_TN = pack_matrix(weight_NK, bits), torch.empty(5, 40)
         matrix = Matrix(packed.data_ptr(), None, 40, 96, bits)
         made.ecotone_multiply(ctypes.byref(matrix), x_TK.data_ptr(), 5, y_TN.data_ptr(), 1)
