@@ -1,4 +1,4 @@
-"""Models of every family, made once per session; a cache folder of each test's own."""
+"""Models of every family, made once per session; a cache folder of the session's own, so that kernels compile once."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Made:
         return known[name]
 
     return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ECOTONE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
