@@ -20,17 +20,16 @@ from pathlib import Path
 import torch
 
 from ecotone.executors.cache import cache_root, key_of
+from ecotone.llm.executors import native_trial
+from ecotone.llm.executors.native_packing import BITS_PER_WEIGHT, pack_matrix, unpack_matrix
+from ecotone.llm.executors.native_trial import HEAD, Matrix
 from ecotone.schema import write_aside
 
 __all__ = ["Layer", "Matrix", "Model", "Norm", "Rope", "StepRecord", "compiler", "library", "library_for", "load_library"]
 
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
-COMPILE_S, TRIAL_S = 120, 60
+COMPILE_S, TRIAL_S, MAX_ERROR = 120, 60, 0.02
 P, I32, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
-
-
-class Matrix(ctypes.Structure):
-    _fields_ = [("data", P), ("bias", P), ("outputs", I32), ("inputs", I32), ("bits", I32)]
 
 
 class Norm(ctypes.Structure):
@@ -139,13 +138,24 @@ def _try(built: Path) -> str:
     mark = built.with_suffix(".tried")
     if mark.is_file():
         return ""
-    command = [sys.executable, "-m", "ecotone.llm.executors.native_trial", str(built)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "its trial did not end in time"
-    if done.returncode:
-        return f"its trial ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1][:160]}"
+    generator = torch.Generator().manual_seed(0)
+    weight_NK, x_TK = torch.randn(40, 96, generator=generator), torch.randn(5, 96, generator=generator)
+    for bits in BITS_PER_WEIGHT:
+        packed = pack_matrix(weight_NK, bits)
+        content = HEAD.pack(40, 96, 5, bits) + packed.numpy().tobytes() + x_TK.numpy().tobytes()
+        command = [sys.executable, native_trial.__file__, str(built)]
+        try:
+            done = subprocess.run(command, input=content, capture_output=True, timeout=TRIAL_S, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return "its trial did not end in time"
+        if done.returncode or len(done.stdout) != 4 * 5 * 40:
+            last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+            return f"its trial ended with {done.returncode}: {last[:160]}"
+        made_TN = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(5, 40)
+        right_TN = x_TK @ unpack_matrix(packed, 40, 96, bits).t()
+        error = float((made_TN - right_TN).norm() / right_TN.norm())
+        if not error < MAX_ERROR:
+            return f"its {bits}-bit product was wrong by {error:.3f} in its trial"
     _remember(mark, "well")
     return ""
 

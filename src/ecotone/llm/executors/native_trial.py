@@ -1,30 +1,41 @@
-"""Run as a process of its own: multiplies by a freshly compiled library and exits with 1 where the product is wrong."""
+"""Run as a file in a process of its own: one product by a freshly compiled library, raw bytes in and out.
+
+    python native_trial.py library.so < (outputs, inputs, rows, bits as int32; packed matrix; float32 activations)
+
+Imports nothing of ours and no torch, so that a trial takes no time; who called it judges the product.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 
-import torch
-
-from ecotone.llm.executors.native_library import Matrix, load_library
-from ecotone.llm.executors.native_packing import pack_matrix, unpack_matrix
+HEAD = struct.Struct("<4i")
 
 
-def main() -> int:
-    """0 where every precision multiplies as its unpacked weights do."""
-    made = load_library(sys.argv[1])
-    weight_NK, x_TK = torch.randn(40, 96), torch.randn(5, 96)
-    for bits in (4, 8, 16, 32):
-        packed, y_TN = pack_matrix(weight_NK, bits), torch.empty(5, 40)
-        matrix = Matrix(packed.data_ptr(), None, 40, 96, bits)
-        made.ecotone_multiply(ctypes.byref(matrix), x_TK.data_ptr(), 5, y_TN.data_ptr(), 1)
-        right_TN = x_TK @ unpack_matrix(packed, 40, 96, bits).t()
-        if not float((y_TN - right_TN).norm()) < 0.02 * float(right_TN.norm()):
-            print(f"{bits}-bit product is wrong by {float((y_TN - right_TN).norm() / right_TN.norm()):.3f}", file=sys.stderr)
-            return 1
-    return 0
+class Matrix(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p), ("bias", ctypes.c_void_p),
+        ("outputs", ctypes.c_int32), ("inputs", ctypes.c_int32), ("bits", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Read a product's operands from standard input and write the product (rows, outputs), float32."""
+    content = sys.stdin.buffer.read()
+    outputs, inputs, rows, bits = HEAD.unpack_from(content)
+    split = len(content) - 4 * rows * inputs
+    packed = ctypes.create_string_buffer(content[HEAD.size : split])
+    x = ctypes.create_string_buffer(content[split:])
+    y = ctypes.create_string_buffer(4 * rows * outputs)
+    matrix = Matrix(ctypes.addressof(packed), None, outputs, inputs, bits)
+    multiply = ctypes.CDLL(sys.argv[1]).ecotone_multiply
+    multiply.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
+    multiply.restype = None
+    multiply(ctypes.byref(matrix), x, rows, y, 1)
+    sys.stdout.buffer.write(y.raw[: 4 * rows * outputs])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
