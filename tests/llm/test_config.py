@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ecotone
 from ecotone.llm.config import DecoderConfig, LayerConfig, ModelError
 from ecotone.llm.families import SUPPORTED, load_config, read_config
 from ecotone.llm.recipes import span_recipes, weight_bytes
@@ -21,6 +23,16 @@ LLAMA2_7B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000,
     "num_hidden_layers": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "eos_token_id": 2,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["config", "families", "step", "blocks", "recipes"])
+def test_what_a_planner_reads_needs_no_torch(name: str) -> None:
+    tree = ast.parse((Path(ecotone.__file__).parent / "llm" / f"{name}.py").read_text())
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = [n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in found]
+    ours = {module.removeprefix("ecotone.llm.") for module in imported if module and module.startswith("ecotone.llm.")}
+    assert not {"torch", "transformers", "numpy"} & {str(module).split(".")[0] for module in imported}
+    assert ours <= {"config", "families", "step", "blocks", "recipes"}
 
 
 def test_a_known_model_has_its_known_size() -> None:

@@ -15,6 +15,7 @@ from ecotone.llm.executors.executor import ShardError
 from ecotone.llm.executors.openvino_shard import OpenVinoShards
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.executors.trial import TRIAL_CONFIG
+from ecotone.llm.kv import KvCacheFull
 from ecotone.llm.step import Row
 from ecotone.llm.weights import RandomWeights
 
@@ -67,6 +68,23 @@ def test_two_executors_share_one_cache_and_roll_back() -> None:
     assert difference([again], [right[1][10:]]) < 1e-5
     single = Chain(decode, RANDOM).shards[0].weight_bytes
     assert chain.shards[0].weight_bytes > 1.9 * single  # two copies are counted
+
+
+@pytest.mark.parametrize("cut", [None, 1])
+def test_a_mixed_step_is_split_by_rows(cut: int | None) -> None:
+    plain, mixed = Chain(FLOAT, RANDOM, cut), Chain(by_id("torch:bf16+torch:fp32"), RANDOM, cut)
+    for chain in (plain, mixed):
+        chain.run([Row(slot=0, start=0, count=8)], SEQUENCES[0][:8])
+    rows = [Row(slot=0, start=8, count=2, num_logits=2), Row(slot=1, start=0, count=30, num_logits=3)]
+    rows.append(Row(slot=2, start=0, count=1, num_logits=1))
+    ids = torch.cat([SEQUENCES[0][8:10], SEQUENCES[1][:30], SEQUENCES[0][:1]])
+    right, made = plain.run(rows, ids), mixed.run(rows, ids)
+    few = [0, 1, 5]
+    assert torch.allclose(made[few], right[few], atol=1e-4)
+    assert 1e-4 < difference([made[2:5]], [right[2:5]]) < 0.05  # the other executor's rounding
+    with pytest.raises(KvCacheFull):
+        mixed.run([Row(slot=8, start=0, count=3), Row(slot=9, start=0, count=10_000)], torch.zeros(10_003, dtype=torch.long))
+    assert mixed.shards[0].cache.tables.length(8) == 0
 
 
 def test_catalogue_and_refusals(family: Made) -> None:

@@ -1,7 +1,8 @@
 """One shard whose prompts and whose decoding are computed by two executors over one cache.
 
 Which executor is fast differs by phase: prompts are bound by arithmetic, decoding by the bytes of weights. Both copies of
-the weights are counted in `weight_bytes`. Keys and values need no hand-over: both write the same blocks.
+the weights are counted in `weight_bytes`. Keys and values need no hand-over: both write the same blocks. A step that mixes
+prompts and decoding is split by rows, so that what a row gets does not depend on who shares its step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FEW_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class PhasedShards:
-    """`prefill` computes steps of more than `few_tokens` tokens, `decode` the others. `id` is "prefill's+decode's"."""
+    """`prefill` computes rows of more than `few_tokens` tokens, `decode` the others. `id` is "prefill's+decode's"."""
 
     prefill: ShardFactory
     decode: ShardFactory
@@ -57,4 +58,19 @@ class PhasedShard:
         self.bits_per_weight = decode.bits_per_weight
 
     def forward(self, step: Step, x: torch.Tensor) -> torch.Tensor:
-        return (self.decode if step.num_tokens <= self.few_tokens else self.prefill).forward(step, x)
+        is_few = [row.count <= self.few_tokens for row in step.rows]
+        if all(is_few):
+            return self.decode.forward(step, x)
+        if not any(is_few):
+            return self.prefill.forward(step, x)
+        if self.span.num_layers:
+            self.cache.extend(step)  # for all rows or for none; the two parts below then find their room again
+        parts = torch.split(x, [row.count for row in step.rows])
+        counts = [row.num_logits if self.span.head else row.count for row in step.rows]
+        made: dict[int, torch.Tensor] = {}
+        for executor, wanted in ((self.prefill, False), (self.decode, True)):
+            own = [index for index, few in enumerate(is_few) if few == wanted]
+            rows = tuple(step.rows[index] for index in own)
+            answer = executor.forward(Step(rows=rows), torch.cat([parts[index] for index in own]))
+            made |= dict(zip(own, torch.split(answer, [counts[index] for index in own]), strict=True))
+        return torch.cat([made[index] for index in range(len(step.rows))])
