@@ -17,11 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from benchmarks import report
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.config import DecoderConfig, LayerConfig, RopeConfig
 from ecotone.llm.executors import IDS, ShardExecutor, by_id, cache_dtype, catalogue
 from ecotone.llm.kv import KvCache
-from ecotone.llm.step import Row, Span, Step
 from ecotone.llm.weights import RandomWeights
+from ecotone.llmplan import Span
 from ecotone.units import EcotoneError
 
 SHAPE = DecoderConfig(

@@ -17,7 +17,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "ecotone"
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
-DATA = {"units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio"}
+DATA = {
+    "units",
+    "schema",
+    "graph",
+    "cluster",
+    "accuracy",
+    "profile",
+    "plan",
+    "plancost",
+    "planset",
+    "llmplan",
+    "linktrace",
+    "radio",
+}
 PLANNER = DATA | {"cost"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
@@ -34,13 +47,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plancost": {"units", "schema", "cluster"},
     "plan": {"units", "schema", "graph", "cluster"},
     "planset": {"units", "schema", "graph", "cluster", "plan"},
+    "llmplan": {"units", "schema", "cluster"},
     "linktrace": {"units", "schema"},
     "radio": {"units", "schema"},
     "trace": {"units", "schema", "plan"},
     "cost": DATA,
     "planner": PLANNER,
     "protocol": PROTOCOL,
-    "simulator": PROTOCOL | {"protocol"},
+    "decoding": PROTOCOL | {"protocol"},
+    "simulator": PROTOCOL | {"protocol", "decoding"},
     "policies": PROTOCOL | {"protocol", "simulator"},
     "codec": {"units", "schema", "plan"},
     "model": {"units", "schema", "graph"},
@@ -49,14 +64,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "profiling": DATA | {"codec", "model", "executors", "wire"},
     "runtime": RUNTIME,
     "serving": RUNTIME | {"runtime"},
-    "llm": RUNTIME | {"runtime"},
+    "llm": RUNTIME | {"runtime", "decoding"},
     "lab": DATA | {"trace", "trust", "runtime"},
     "web": {"units", "schema", "plan", "trace"},
     "cli": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},
 }
-PURE = DATA | {"trace", "cost", "planner", "protocol", "simulator", "policies"}
+PURE = DATA | {"trace", "cost", "planner", "protocol", "decoding", "simulator", "policies"}
 NO_TORCH = PURE | {"web"}
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {

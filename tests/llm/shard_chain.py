@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.executors.executor import ShardExecutor, ShardFactory
 from ecotone.llm.kv import KvCache
-from ecotone.llm.step import Row, Span, Step
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 
 
 def spans(num_layers: int, cut: int | None) -> list[Span]:

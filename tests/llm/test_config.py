@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ecotone
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.config import DecoderConfig, LayerConfig, ModelError
 from ecotone.llm.families import SUPPORTED, load_config, read_config
 from ecotone.llm.recipes import span_recipes, weight_bytes
-from ecotone.llm.step import Row, Span, Step
+from ecotone.llmplan import Span
 from ecotone.units import EcotoneError
 
 pytestmark = pytest.mark.pure
@@ -25,14 +26,14 @@ LLAMA2_7B = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["config", "families", "step", "blocks", "recipes"])
+@pytest.mark.parametrize("name", ["config", "families", "recipes"])
 def test_what_a_planner_reads_needs_no_torch(name: str) -> None:
     tree = ast.parse((Path(ecotone.__file__).parent / "llm" / f"{name}.py").read_text())
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = [n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in found]
     ours = {module.removeprefix("ecotone.llm.") for module in imported if module and module.startswith("ecotone.llm.")}
     assert not {"torch", "transformers", "numpy"} & {str(module).split(".")[0] for module in imported}
-    assert ours <= {"config", "families", "step", "blocks", "recipes"}
+    assert ours <= {"config", "families", "recipes"}
 
 
 def test_a_known_model_has_its_known_size() -> None:

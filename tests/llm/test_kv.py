@@ -7,10 +7,11 @@ import torch
 from decoder_families import VOCABULARY, Made
 from shard_chain import Chain
 
+from ecotone.decoding.step import Row
 from ecotone.llm.executors.executor import ShardError
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.kv import BLOCK_TOKENS, KvCache, KvCacheFull, SlotError
-from ecotone.llm.step import Row, Span
+from ecotone.llmplan import Span
 from ecotone.units import EcotoneError
 
 pytestmark = pytest.mark.torch

@@ -10,6 +10,7 @@ import torch
 from decoder_families import FAMILIES, VOCABULARY, Made
 from shard_chain import Chain, ragged
 
+from ecotone.decoding.step import Row
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.executors import native_library
 from ecotone.llm.executors.executor import ShardError
@@ -18,7 +19,6 @@ from ecotone.llm.executors.native_packing import BITS_PER_WEIGHT, pack_matrix, u
 from ecotone.llm.executors.native_shard import NativeShards
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.recipes import Recipe
-from ecotone.llm.step import Row
 from ecotone.llm.weights import WeightSource
 
 pytestmark = [pytest.mark.torch, pytest.mark.skipif(not compiler(), reason="no C++ compiler here")]

@@ -10,13 +10,13 @@ import torch
 from decoder_families import VOCABULARY, Made
 from shard_chain import Chain, ragged
 
+from ecotone.decoding.step import Row
 from ecotone.llm.executors import IDS, by_id, cache_dtype, catalogue, trial
 from ecotone.llm.executors.executor import ShardError
 from ecotone.llm.executors.openvino_shard import OpenVinoShards
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.executors.trial import TRIAL_CONFIG
 from ecotone.llm.kv import KvCacheFull
-from ecotone.llm.step import Row
 from ecotone.llm.weights import RandomWeights
 
 pytestmark = pytest.mark.torch

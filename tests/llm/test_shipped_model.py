@@ -10,8 +10,8 @@ from shard_chain import Chain
 from transformers import AutoModelForCausalLM
 
 import ecotone
+from ecotone.decoding.step import Row
 from ecotone.llm.executors.torch_shard import TorchShards
-from ecotone.llm.step import Row
 from ecotone.llm.text import TextModel
 from ecotone.llm.weights import Checkpoint
 

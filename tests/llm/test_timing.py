@@ -8,11 +8,12 @@ import pytest
 import torch
 from decoder_families import Made
 
+from ecotone.decoding.step import Step
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.kv import KvCache
-from ecotone.llm.step import Span, Step
 from ecotone.llm.timing import REPEATS, Load, layer_kinds, measure
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 
 pytestmark = pytest.mark.torch
 

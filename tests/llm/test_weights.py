@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ecotone.llm.config import ModelError
 from ecotone.llm.recipes import layer_recipes, span_recipes
-from ecotone.llm.step import Span
 from ecotone.llm.weights import Checkpoint, RandomWeights, content_key, find_model, read_all
+from ecotone.llmplan import Span
 
 pytestmark = pytest.mark.torch
 

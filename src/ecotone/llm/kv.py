@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ecotone.llm.blocks import BlockTables, KvCacheFull, SlotError
+from ecotone.decoding.blocks import BlockTables, KvCacheFull, SlotError
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.config import DecoderConfig
-from ecotone.llm.step import Row, Span, Step
+from ecotone.llmplan import Span
 from ecotone.units import EcotoneError, format_quantity
 
 __all__ = ["BLOCK_TOKENS", "KvCache", "KvCacheFull", "SlotError"]

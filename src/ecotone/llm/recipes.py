@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ecotone.llm.config import DecoderConfig
-from ecotone.llm.step import Span
+from ecotone.llmplan import Span
 
 __all__ = ["Recipe", "layer_recipes", "span_recipes", "weight_bytes"]
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.config import DecoderConfig, LayerConfig
 from ecotone.llm.executors.executor import ShardExecutor, ShardFactory
 from ecotone.llm.kv import BLOCK_TOKENS, KvCache
-from ecotone.llm.step import Row, Span, Step
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 
 __all__ = ["Load", "ShardTime", "layer_kinds", "measure"]
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.families import load_config
 from ecotone.llm.recipes import Recipe, span_recipes
-from ecotone.llm.step import Span
+from ecotone.llmplan import Span
 
 __all__ = ["Checkpoint", "RandomWeights", "WeightSource", "content_key", "find_model", "read_all"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
+from ecotone.decoding.step import Step
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.kv import BLOCK_TOKENS, KvCache
-from ecotone.llm.step import Step
 
 __all__ = ["StepAttention"]
 

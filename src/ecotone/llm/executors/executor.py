@@ -10,10 +10,11 @@ from typing import Protocol
 
 import torch
 
+from ecotone.decoding.step import Step
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.kv import KvCache
-from ecotone.llm.step import Span, Step
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 from ecotone.units import EcotoneError
 
 __all__ = ["ShardError", "ShardExecutor", "ShardFactory"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ecotone.decoding.step import Step
 from ecotone.llm.config import ACTIVATIONS, DecoderConfig
 from ecotone.llm.executors import native_library as abi
 from ecotone.llm.executors.executor import ShardError
@@ -23,8 +24,8 @@ from ecotone.llm.executors.torch_shard import check_input
 from ecotone.llm.kv import KvCache
 from ecotone.llm.recipes import Recipe, span_recipes
 from ecotone.llm.rope import frequencies
-from ecotone.llm.step import Span, Step
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 
 __all__ = ["NativeShard", "NativeShards"]
 

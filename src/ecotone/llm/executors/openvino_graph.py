@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ecotone.llm.config import DecoderConfig, LayerConfig
-from ecotone.llm.step import Span
+from ecotone.llmplan import Span
 
 __all__ = ["arrays", "build", "paged", "unsupported"]
 

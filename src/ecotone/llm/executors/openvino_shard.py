@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ecotone.decoding.step import Step
 from ecotone.executors.cache import executor_store, joined, key_of, parted
 from ecotone.executors.preparation import cpu_flags
 from ecotone.executors.quantisation import quiet
@@ -32,8 +33,8 @@ from ecotone.llm.executors.trial import trial_reason
 from ecotone.llm.kv import KvCache
 from ecotone.llm.recipes import Recipe, span_recipes
 from ecotone.llm.rope import Rotation
-from ecotone.llm.step import Span, Step
 from ecotone.llm.weights import WeightSource, content_key
+from ecotone.llmplan import Span
 
 __all__ = ["OpenVinoShard", "OpenVinoShards"]
 

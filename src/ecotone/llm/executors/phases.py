@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ecotone.decoding.step import Step
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.executors.executor import ShardExecutor, ShardFactory
 from ecotone.llm.kv import KvCache
-from ecotone.llm.step import Span, Step
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 
 __all__ = ["PhasedShard", "PhasedShards"]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ecotone.decoding.step import Step
 from ecotone.executors.preparation import engine_threads
 from ecotone.executors.torch_eager import accelerator_reason
 from ecotone.llm.config import DecoderConfig
@@ -20,8 +21,8 @@ from ecotone.llm.executors.linears import PRECISIONS, Packed, pack
 from ecotone.llm.kv import KvCache
 from ecotone.llm.recipes import Recipe, span_recipes
 from ecotone.llm.rope import Rotation
-from ecotone.llm.step import Span, Step
 from ecotone.llm.weights import WeightSource
+from ecotone.llmplan import Span
 
 __all__ = ["TorchShard", "TorchShards", "check_input"]
 

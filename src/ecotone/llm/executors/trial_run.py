@@ -7,12 +7,13 @@ import sys
 
 import torch
 
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.executors.openvino_shard import OpenVinoShards
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.executors.trial import TRIAL_CONFIG, random_ids
 from ecotone.llm.kv import KvCache
-from ecotone.llm.step import Row, Span, Step
 from ecotone.llm.weights import RandomWeights
+from ecotone.llmplan import Span
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "int8": 0.1, "int4": 0.6}
 

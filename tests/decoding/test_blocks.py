@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecotone.llm.blocks import BlockTables, KvCacheFull, SlotError
-from ecotone.llm.step import Row
+from ecotone.decoding.blocks import BlockTables, KvCacheFull, SlotError
+from ecotone.decoding.step import Row
 
 pytestmark = pytest.mark.pure
 

@@ -1,4 +1,4 @@
-"""The words between an engine and a shard: which layers a shard holds, and which tokens one step computes.
+"""The words between an engine and a shard: which tokens one step computes.
 
 Pure data. A step is a ragged batch: decode rows (one token), chunks of prompts and windows of drafts may share it.
 Tensors of a step are flat: row after row, so that token t of row r lies at `offsets[r] + t`.
@@ -11,35 +11,7 @@ from itertools import accumulate
 
 from ecotone.schema import check
 
-__all__ = ["Row", "Span", "Step"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Layers [start, stop), with the embedding before them and the final norm and head after them where flagged.
-
-    A span without layers that only embeds, or only makes logits, is a span too.
-    """
-
-    start: int
-    stop: int
-    embedding: bool = False
-    head: bool = False
-
-    def __post_init__(self) -> None:
-        wrong = [] if 0 <= self.start <= self.stop else [f"layers [{self.start}, {self.stop})"]
-        if self.start == self.stop and not self.embedding and not self.head:
-            wrong.append("holds nothing")
-        check("span", wrong)
-
-    @property
-    def num_layers(self) -> int:
-        return self.stop - self.start
-
-    def describe(self) -> str:
-        """For people: "embedding + layers [0, 4) + head"."""
-        layers = [f"layers [{self.start}, {self.stop})"] if self.num_layers else []
-        return " + ".join(["embedding"] * self.embedding + layers + ["head"] * self.head)
+__all__ = ["Row", "Step"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

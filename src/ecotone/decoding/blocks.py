@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ecotone.llm.step import Row
+from ecotone.decoding.step import Row
 from ecotone.units import EcotoneError
 
 __all__ = ["BlockTables", "KvCacheFull", "SlotError"]
