@@ -1,7 +1,7 @@
 """Which blocks of the key-value pool belong to which sequence: tables, reference counts, copy on write.
 
-Pure bookkeeping over block numbers; `kv.py` holds the memory and does the copies that are asked for here. One table
-serves all layers of a shard. A block holds `block_tokens` consecutive positions of one sequence, or of several that were
+Pure bookkeeping over block numbers; `llm/kv.py` holds the memory and does the copies that are asked for here. One table
+serves all layers of a shard; the driver keeps one of its own that counts what the shards' will have done. A block holds `block_tokens` consecutive positions of one sequence, or of several that were
 forked and agree on them: a shared block is copied before it is written. Every operation is O(blocks it touches).
 """
 
@@ -131,6 +131,17 @@ class BlockTables:
             self._release(table[index])
             table[index] = copies[-1][1]
         return copies
+
+    def resize(self, num_blocks: int) -> None:
+        """Have `num_blocks` in all from now on; for tables that only count. Raises KvCacheFull where more are in use."""
+        used = self.num_blocks - len(self._free)
+        if used > num_blocks:
+            raise KvCacheFull(used, 0, num_blocks, self.block_tokens)
+        for number in range(len(self._users), len(self._users) + max(0, num_blocks - self.num_blocks)):
+            self._users.append(0)
+            self._free.append(number)
+        del self._free[num_blocks - used :]
+        self.num_blocks = num_blocks
 
     def _partly_shared(self, row: Row) -> bool:
         table = self._tables.get(row.slot)

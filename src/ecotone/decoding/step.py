@@ -11,7 +11,10 @@ from itertools import accumulate
 
 from ecotone.schema import check
 
-__all__ = ["Row", "Step"]
+__all__ = ["FEW_TOKENS", "Row", "Step"]
+
+FEW_TOKENS = 8
+"""Rows of up to so many tokens are decoding: executors made of two compute them by the one for decoding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ecotone.decoding.step import Step
+from ecotone.decoding.step import FEW_TOKENS, Step
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.executors.executor import ShardExecutor, ShardFactory
 from ecotone.llm.kv import KvCache
@@ -19,9 +19,6 @@ from ecotone.llm.weights import WeightSource
 from ecotone.llmplan import Span
 
 __all__ = ["PhasedShard", "PhasedShards"]
-
-FEW_TOKENS = 8
-
 
 @dataclass(frozen=True, slots=True)
 class PhasedShards:

@@ -1,0 +1,278 @@
+"""Which frames are sent, and when: admission, prompts in chunks, decoding without bubbles, drafts.
+
+*No bubbles* (EdgeShard, arXiv 2405.14371): a group of requests starts its next token as soon as its own last one is back,
+whatever others do. n requests over D devices with slowest part tau take max(n*tau, T) per token each, instead of
+T + (n-1)*tau. Here n requests are dealt into G = min(n, depth) frames, depth = T/tau, since a frame of several rows costs
+an executor little more than one of one row, and fewer frames than that leave devices idle.
+
+*Prompts* are cut into chunks (pace.py), several in flight, so that stages work on different chunks; short prompts go before
+the next chunk of a long one, which gets every second frame at least. Prompts and decoding are frames of their own: what a
+request waits for is known, and executors by phase are not mixed.
+
+*Memory*: a request is admitted when its prompt fits; where keys run out later, cached prefixes go, then the request that
+came last is put back and computed again. O(requests) per frame.
+"""
+
+from __future__ import annotations
+
+from ecotone.decoding.blocks import KvCacheFull
+from ecotone.decoding.frame import FrameRow, Open
+from ecotone.decoding.requests import Request
+from ecotone.decoding.speculation import PLAIN, DraftAsk, SpeculationPolicy, SpeculationState, Window
+from ecotone.decoding.state import Mode, State
+from ecotone.decoding.words import Ending, WantDrafts
+
+__all__ = ["Dispatcher"]
+
+_MAX_ROWS = 256
+
+
+class Dispatcher:
+    """Sends what may be sent now. `policy` None: no drafts."""
+
+    def __init__(self, state: State, policy: SpeculationPolicy | None):
+        self._state, self._policy = state, policy
+        self._last_long = False  # the last chunk was of a long prompt
+        self._tickets = 0
+        self._accepted = self._judged = 1.0  # of all drafts, fading
+        self.draft_s = 0.0
+
+    def run(self) -> None:
+        """Admit and send until nothing more may be sent."""
+        state = self._state
+        if state.mode is not Mode.RUNNING:
+            return
+        self._admit()
+        self._send_prompts()
+        self._send_decoding()
+        self._send_drafts()
+
+    # ---- admission -------------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        state = self._state
+        while state.waiting and len(state.by_slot) < state.settings.max_slots:
+            request = state.waiting[0]
+            if not self._fits(request):
+                return
+            state.waiting.pop(0)
+            request.slot, state.next_slot = state.next_slot, state.next_slot + 1
+            request.sent = state.ledger.begin(request.slot, request.tokens)
+            if request.cached < 0:
+                request.cached = request.sent
+                state.counts["prompt_tokens"] += request.prompt_length
+                state.counts["cached_tokens"] += request.sent
+            request.compute_again([(a, b - a) for a, b in request.again], request.sent)
+            state.by_slot[request.slot] = request
+            known = tuple(request.tokens[: request.sent])
+            state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the request's tokens fit with a block to spare for everyone who is at work."""
+        ledger, state = self._state.ledger, self._state
+        need = ledger.tables.blocks_for(len(request.tokens) + 1) - ledger.matched(request.tokens) // ledger.block_tokens
+        free = ledger.num_free_blocks - len(state.by_slot)
+        return free >= need or ledger.blocks_at_hand() - len(state.by_slot) >= need or not state.by_slot
+
+    # ---- prompts ---------------------------------------------------------------------------------------------------------
+
+    def _send_prompts(self) -> None:
+        state = self._state
+        while True:
+            waiting = [r for r in state.by_slot.values() if r.is_prefilling]
+            flying = sum(flight.kind == "prefill" for flight in state.flights.values())
+            if not waiting or flying > len(set(state.nodes())) or len(state.flights) >= state.settings.most_flights:
+                return
+            if not self._send_chunks(waiting):
+                return
+
+    def _send_chunks(self, waiting: list[Request]) -> bool:
+        """One frame of chunks; False where keys ran out."""
+        state, settings = self._state, self._state.settings
+        total = sum(request.num_pending for request in waiting)
+        is_alone = not any(not r.is_prefilling for r in state.by_slot.values())
+        most_s = settings.chunk_s * (4 if is_alone and len(waiting) == 1 else 1)
+        budget = state.pace.chunk(
+            total, most_s, settings.least_chunk_tokens, settings.most_chunk_tokens, settings.chunk_tokens
+        )
+        order = sorted(waiting, key=lambda r: (r.priority, r.num_pending > budget, r.order))
+        long = next((r for r in order if r.num_pending > budget), None)
+        if long is not None and not self._last_long:
+            order = [long, *(r for r in order if r is not long)]
+        rows: list[FrameRow] = []
+        parts: list[tuple[int, int, int, int]] = []
+        for request in order[:_MAX_ROWS]:
+            count = self._chunk_of(request, budget) if request.slot else 0  # put back meanwhile, to make room
+            if count < 1:
+                continue
+            row = self._row(request, tuple(request.tokens[request.sent : request.sent + count]), rows)
+            if row is None:
+                continue  # one that came earlier may find room where this one does not
+            if request.again:
+                request.again.popleft()
+            budget -= count
+            rows.append(row)
+            parts.append((request.number, request.fence, row.start, count))
+        if not rows:
+            return False
+        self._last_long = long is not None and parts[0][0] == long.number
+        self._launch("prefill", rows, parts)
+        return True
+
+    def _chunk_of(self, request: Request, budget: int) -> int:
+        """Tokens of its next row: as they were computed before, else as many as the budget leaves."""
+        if request.again and request.again[0][0] != request.sent:
+            request.again.clear()
+        if request.again and budget > 0:
+            first, last = request.again[0]
+            return last - first
+        return min(request.num_pending, budget)
+
+    # ---- decoding --------------------------------------------------------------------------------------------------------
+
+    def _decoding(self) -> list[Request]:
+        return [r for r in self._state.by_slot.values() if not r.is_prefilling]
+
+    def _send_decoding(self) -> None:
+        state = self._state
+        decoding = self._decoding()
+        ready = [r for r in decoding if r.num_pending == 1 and not r.flying and not r.ticket]
+        if not ready:
+            return
+        ready = self._ask(ready, len(decoding))
+        num_groups = min(len(decoding), state.pace.depth(max(1, len(decoding) // max(1, len(state.nodes())))))
+        flying = sum(flight.kind == "decode" for flight in state.flights.values())
+        size = -(-len(decoding) // max(num_groups, 1))
+        ready.sort(key=lambda r: (r.priority, r.served))
+        while ready and flying < num_groups and len(state.flights) < state.settings.most_flights:
+            group, ready = ready[: min(size, _MAX_ROWS)], ready[min(size, _MAX_ROWS) :]
+            flying += self._send_group(group)
+
+    def _send_group(self, group: list[Request]) -> bool:
+        """The next token of each of `group`, with the first of its drafts; whether anything was sent."""
+        rows: list[FrameRow] = []
+        parts: list[tuple[int, int, int, int]] = []
+        for request in group:
+            if request.slot not in self._state.by_slot:
+                continue  # put back meanwhile, to make room
+            window = self._window(request, len(self._decoding())) if request.proposal else PLAIN
+            drafts = request.proposal[: window.rows - 1]
+            row = self._row(request, (request.tokens[-1], *drafts), rows, num_logits=1 + len(drafts))
+            if row is None:
+                continue
+            request.proposal = request.proposal[len(drafts) :]
+            request.drafts += drafts
+            rows.append(row)
+            parts.append((request.number, request.fence, row.start, len(row.tokens)))
+        if rows:
+            self._launch("decode", rows, parts)
+        return bool(rows)
+
+    # ---- drafts ----------------------------------------------------------------------------------------------------------
+
+    def _window(self, request: Request, num_decoding: int) -> Window:
+        if self._policy is None:
+            return PLAIN
+        state, pace = self._state, self._state.pace
+        return self._policy.decide(
+            SpeculationState(
+                request=request.number, loop_s=pace.loop_s(1), stage_s=pace.stage_s(1), row_s=pace.row_s(),
+                draft_s=self.draft_s, acceptance=request.acceptance, all_acceptance=self._accepted / self._judged / 2,
+                num_drafted=request.num_drafted, num_accepted=request.num_accepted, num_decoding=num_decoding,
+                num_flying=len(state.flights), depth=pace.depth(1), num_tokens=len(request.tokens),
+                num_left=request.most_drafts(state.settings.context),
+            )
+        )  # fmt: skip
+
+    def judged(self, is_right: bool) -> None:
+        """A draft of any request was accepted or refused."""
+        self._accepted = 0.98 * self._accepted + 2 * is_right
+        self._judged = 0.98 * self._judged + 1
+
+    def _ask(self, ready: list[Request], num_decoding: int) -> list[Request]:
+        """Ask for drafts where the policy wants them; the requests that need not wait for any."""
+        asks, rest = [], []
+        for request in ready:
+            window = self._window(request, num_decoding)
+            count = min(window.frames * window.rows - 1, request.most_drafts(self._state.settings.context))
+            if count < 1 or request.proposal or request.is_dry:
+                rest.append(request)
+                continue
+            asks.append(self._ask_one(request, count))
+        if asks:
+            self._state.out.append(WantDrafts(tuple(asks)))
+        return rest
+
+    def _ask_one(self, request: Request, count: int) -> DraftAsk:
+        self._tickets += 1
+        request.ticket = self._tickets
+        context = (*request.tokens, *request.drafts)
+        request.asked_at = len(context)
+        return DraftAsk(
+            request=request.number, ticket=self._tickets, tokens=context, num_settled=len(request.tokens), count=count,
+            params=request.params,
+        )  # fmt: skip
+
+    def _send_drafts(self) -> None:
+        """Further frames of requests that have some in flight, as far as the policy wants and drafts are there."""
+        state, asks = self._state, []
+        decoding = [r for r in self._decoding() if r.flying and r.num_pending <= 0]
+        for request in decoding if self._policy else ():
+            window = self._window(request, len(decoding))
+            room = window.frames - len(request.flying)
+            while room > 0 and request.proposal and len(state.flights) < state.settings.most_flights:
+                drafts = request.proposal[: window.rows]
+                row = self._row(request, tuple(drafts), [], num_logits=len(drafts))
+                if row is None:
+                    break
+                request.proposal = request.proposal[len(drafts) :]
+                request.drafts += drafts
+                self._launch("draft", [row], [(request.number, request.fence, row.start, len(drafts))])
+                room -= 1
+            wanted = min(room * window.rows, request.most_drafts(state.settings.context))
+            if wanted > 0 and not request.proposal and not request.ticket and not request.is_dry and request.flying:
+                asks.append(self._ask_one(request, wanted))
+        if asks:
+            state.out.append(WantDrafts(tuple(asks)))
+
+    # ---- both ------------------------------------------------------------------------------------------------------------
+
+    def _launch(self, kind: str, rows: list[FrameRow], parts: list[tuple[int, int, int, int]]) -> None:
+        state = self._state
+        number = state.launch(kind, rows, parts)
+        for request, *_ in parts:
+            state.requests[request].flying.add(number)
+            state.requests[request].served = number
+
+    def _row(
+        self, request: Request, tokens: tuple[int, ...], beside: list[FrameRow], num_logits: int | None = None
+    ) -> FrameRow | None:
+        """The row of these tokens from where the request is, counted in the ledger; None where keys cannot be had.
+
+        `beside`: rows of the same frame, whose requests cannot be put back any more.
+        """
+        state, start = self._state, request.sent
+        if num_logits is None:
+            num_logits = int(start + len(tokens) == len(request.tokens))
+        while True:
+            try:
+                state.ledger.extend(request.slot, start, len(tokens), len(request.tokens))
+                break
+            except KvCacheFull:
+                if not self._make_room(request, {row.slot for row in beside}):
+                    return None
+        request.sent = start + len(tokens)
+        return FrameRow(request.slot, start, tokens, num_logits, request.fence)
+
+    def _make_room(self, request: Request, held: set[int]) -> bool:
+        """Put the request back that came last and is least urgent, unless that is `request` itself or one ahead of it."""
+        state = self._state
+        last = max((r for r in state.by_slot.values() if r.slot not in held), key=lambda r: (r.priority, r.order))
+        if last is not request and (last.priority, last.order) > (request.priority, request.order):
+            state.counts["put_back"] += 1
+            state.put_back(last)
+            return True
+        if len(state.by_slot) == 1:
+            ending = Ending.LENGTH if request.num_generated else Ending.TOO_LONG
+            state.end(request, ending, "the stages' memory for keys and values is full")
+        return False

@@ -1,0 +1,98 @@
+"""One request at the driver, and one frame in flight: what has been sent, what is settled, what is only guessed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ecotone.decoding.boundary import joined
+from ecotone.decoding.params import SamplingParams
+
+__all__ = ["Flight", "Request"]
+
+_FADE = 0.9
+
+
+@dataclass(slots=True)
+class Request:
+    """`tokens`: prompt and settled answer. `drafts` follow them: guessed, and in flight. `sent`: positions in the pipeline.
+
+    `slot` 0: waits. `fence` rises when what is in flight does not count any more. `again`: (start, stop) of rows to be
+    computed as they were, when a sequence is rebuilt from its token ids. `flying`: numbers of its frames in flight.
+    """
+
+    number: int
+    prompt_length: int
+    tokens: list[int]
+    params: SamplingParams
+    order: int
+    arrived_s: float
+    priority: int = 0
+    deadline_s: float | None = None
+    slot: int = 0
+    fence: int = 0
+    sent: int = 0
+    cached: int = -1  # prompt tokens found in the cache when it first began
+    drafts: list[int] = field(default_factory=list)
+    proposal: list[int] = field(default_factory=list)  # drafted, not sent
+    ticket: int = 0  # of the drafts that were asked for; 0: none
+    asked_at: int = 0  # the position of the first of them
+    is_dry: bool = False  # the drafter had nothing more
+    flying: set[int] = field(default_factory=set)
+    again: deque[tuple[int, int]] = field(default_factory=deque)
+    served: int = 0  # when it last sent, in frames
+    faults: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    acceptance: float = 0.5
+    first_s: float = 0.0
+
+    @property
+    def num_pending(self) -> int:
+        """Settled tokens that are not in the pipeline yet."""
+        return len(self.tokens) - self.sent
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_pending > 1 or (self.num_pending == 1 and bool(self.again))
+
+    def most_drafts(self, context: int) -> int:
+        """Drafts that may still be of use: they end before the answer or the context does."""
+        end = min(self.prompt_length + self.params.max_tokens, context)
+        return max(end - 1 - len(self.tokens) - len(self.drafts) - len(self.proposal), 0)
+
+    def judged(self, is_right: bool) -> None:
+        """A draft was accepted or refused."""
+        self.num_drafted += 1
+        self.num_accepted += is_right
+        self.acceptance = _FADE * self.acceptance + (1 - _FADE) * is_right
+
+    def compute_again(self, pieces: Sequence[tuple[int, int]], start: int) -> None:
+        """Rows from position `start` on are to be computed as they were when they were computed first."""
+        rows = list(joined(list(pieces)))
+        self.again = deque((max(first, start), last) for first, last in rows if last > start)
+
+    def forget_flight(self) -> None:
+        """What is in flight does not count any more."""
+        self.fence += 1
+        self.drafts.clear()
+        self.proposal.clear()
+        self.flying.clear()
+        self.ticket, self.is_dry = 0, False
+
+
+@dataclass(slots=True)
+class Flight:
+    """A frame in flight. `parts`: (request, fence, start, count) of its rows. `kind`: "decode", "draft", "prefill", "order"."""
+
+    number: int
+    kind: str
+    sent_s: float
+    num_tokens: int
+    parts: tuple[tuple[int, int, int, int], ...] = ()
+    size_bytes: int = 0

@@ -1,0 +1,177 @@
+"""A language model made of hashes, to be run in shards: every number depends on every earlier token of its sequence.
+
+Layer l at position p holds key(l, p) = mix(key(l, p - 1), x(l, p)) and gives x(l + 1, p) = mix(l, key(l, p)). A key that is
+stale, missing or of another sequence changes all that follows, so the text is an oracle for everything that moves keys.
+It does the work of ecotone.decoding.work, with block tables as real shards have them: no room is an error here too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ecotone.decoding.blocks import BlockTables
+from ecotone.decoding.frame import Cut, Fork, FrameRow, Open
+from ecotone.decoding.params import SamplingParams
+from ecotone.decoding.tail import Choice, Tail
+from ecotone.decoding.work import Done, ExportWork, ImportWork, StepWork, TrimWork, Work
+from ecotone.units import EcotoneError
+
+__all__ = ["HashShard", "hash_text", "mix"]
+
+_MASK = (1 << 64) - 1
+
+
+def mix(a: int, b: int) -> int:
+    """64 well mixed bits of two numbers (splitmix64's finaliser)."""
+    x = (a * 0x9E3779B97F4A7C15 + b + 0x632BE59BD9B4E019) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+@dataclass(frozen=True, slots=True)
+class _HashChooser:
+    """The next token is the last position's number modulo the vocabulary; `seed` and penalties do not matter."""
+
+    vocabulary: int
+
+    def choose(self, logits: Any, tokens: Sequence[int]) -> Choice:
+        return Choice(int(logits) % self.vocabulary)
+
+
+def hash_text(prompt: Sequence[int], num_layers: int, vocabulary: int, count: int) -> list[int]:
+    """The answer of `count` tokens, computed at once without shards, frames or caches."""
+    keys = [0] * num_layers
+    answer: list[int] = []
+    x = 0
+    for position in range(len(prompt) + count - 1):
+        token = prompt[position] if position < len(prompt) else answer[position - len(prompt)]
+        x = mix(1, token)
+        for layer in range(num_layers):
+            keys[layer] = mix(keys[layer], x)
+            x = mix(layer + 2, keys[layer])
+        if position >= len(prompt) - 1:
+            answer.append(x % vocabulary)
+    return answer
+
+
+@dataclass(slots=True)
+class HashShard:
+    """Layers [first, last) with room for `num_blocks` blocks."""
+
+    first: int
+    last: int
+    num_blocks: int
+    vocabulary: int = 1000
+    block_tokens: int = 32
+    tables: BlockTables = field(init=False)
+    tail: Tail = field(init=False)
+    num_computed: int = 0  # tokens times layers
+    _keys: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # layer -> slot -> key of every position
+
+    def __post_init__(self) -> None:
+        self.tables = BlockTables(max(self.num_blocks, 1), self.block_tokens)
+        self.tail = Tail(self._chooser)
+        self._keys = {layer: {} for layer in range(self.first, self.last)}
+
+    def _chooser(self, params: SamplingParams, prompt_length: int) -> _HashChooser:
+        return _HashChooser(self.vocabulary)
+
+    def do(self, work: Work) -> Done:
+        """The work, done at once; errors are told as a shell tells them."""
+        try:
+            match work:
+                case StepWork():
+                    return self._step(work)
+                case TrimWork():
+                    return self._trim(work)
+                case ExportWork():
+                    return Done(work=work, payload=self._export(work))
+                case ImportWork():
+                    self._import(work)
+                    return Done(work=work)
+        except EcotoneError as error:
+            return Done(work=work, error=str(error))
+
+    def _step(self, work: StepWork) -> Done:
+        for order in work.orders:
+            self._carry_out(order, is_last=work.is_last)
+        if self.first < self.last:
+            self.tables.extend([row.row() for row in work.rows])
+        values, at = [], 0
+        for row in work.rows:
+            count = len(row.tokens)
+            if work.is_first:
+                x = [mix(1, token) for token in row.tokens]
+            else:
+                x = list(struct.unpack_from(f"<{count}Q", work.payload, 8 * at))
+            values.append(self._layers(row, x))
+            at += count
+        if work.is_last:
+            logits = [x for row, xs in zip(work.rows, values, strict=True) for x in xs[len(xs) - row.num_logits :]]
+            return Done(work=work, results=self.tail.judge(work.rows, logits))
+        flat = [x for xs in values for x in xs]
+        return Done(work=work, payload=struct.pack(f"<{len(flat)}Q", *flat))
+
+    def _layers(self, row: FrameRow, x: list[int]) -> list[int]:
+        for layer in range(self.first, self.last):
+            keys = self._keys[layer].setdefault(row.slot, [])
+            if len(keys) < row.start:
+                raise EcotoneError(f"layer {layer}, slot {row.slot}: {len(keys)} keys, a row starts at {row.start}")
+            del keys[row.start :]
+            for index, value in enumerate(x):
+                keys.append(mix(keys[-1] if keys else 0, value))
+                x[index] = mix(layer + 2, keys[-1])
+            self.num_computed += len(x)
+        return x
+
+    def _carry_out(self, order: Open | Fork | Cut, *, is_last: bool) -> None:
+        match order:
+            case Open():
+                self.tail.open(order)
+            case Fork(source, target, length):
+                if self.first < self.last and not self.tables.length(target):
+                    self.tables.fork(source, target, length)
+                    for keys in self._keys.values():
+                        keys[target] = keys[source][:length]
+            case Cut(slot, length):
+                self._cut(slot, length)
+                self.tail.cut(slot, length)
+
+    def _cut(self, slot: int, length: int) -> None:
+        self.tables.truncate(slot, length)
+        for keys in self._keys.values():
+            if length:
+                del keys.get(slot, [])[length:]
+            else:
+                keys.pop(slot, None)
+
+    def _trim(self, work: TrimWork) -> Done:
+        keep = dict(work.keep)
+        for slot in self.tables.slots():
+            self._cut(slot, keep.get(slot, 0))
+        return Done(work=work)
+
+    def _export(self, work: ExportWork) -> bytes:
+        piece, export = work.piece, work.export
+        found = [self._keys[layer][piece.slot][piece.start : piece.stop] for layer in range(export.first, export.last)]
+        return b"".join(struct.pack(f"<{len(keys)}Q", *keys) for keys in found)
+
+    def _import(self, work: ImportWork) -> None:
+        came, piece = work.piece, work.piece.piece
+        assert piece is not None
+        if piece.parent and not self.tables.length(piece.slot):
+            self.tables.fork(piece.parent, piece.slot, piece.shared)
+        held = self.tables.length(piece.slot)
+        if piece.stop > held:
+            row = FrameRow(piece.slot, held, (0,) * (piece.stop - held)).row()
+            self.tables.extend([row])
+        count = piece.stop - piece.start
+        for index, layer in enumerate(range(came.first, came.last)):
+            keys = self._keys[layer].setdefault(piece.slot, [])
+            if piece.parent and len(keys) < piece.shared:
+                keys[:] = self._keys[layer][piece.parent][: piece.shared]
+            keys[piece.start :] = struct.unpack_from(f"<{count}Q", came.payload, 8 * count * index)
