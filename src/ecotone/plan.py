@@ -130,6 +130,11 @@ class Plan:
             return None
         return len(self.transfers) + sum(bool(s.exit) for s in self.stages[:stage])
 
+    def exit_at(self, edge: int) -> str:
+        """The exit whose requests leave over `edge`; "" for an edge between stages."""
+        names = [s.exit for s in self.stages if s.exit]
+        return names[edge - len(self.transfers)] if edge >= len(self.transfers) else ""
+
     @property
     def cuts(self) -> tuple[int, ...]:
         """Positions where something crosses a link, ends excluded when they are local."""
