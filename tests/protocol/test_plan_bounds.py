@@ -267,7 +267,10 @@ def test_every_failure_that_leaves_a_plan_is_a_setting() -> None:
 
 def test_every_way_to_leave_is_a_setting_and_all_of_them_are_sound() -> None:
     (subgraph,) = plan_dataflow(plan_of("b!c!b")).subgraphs
-    on = {s.name: {name for name, rate in s.rates if rate and name.startswith(("inputs", "results"))} for s in subgraph.settings}
+    on = {
+        s.name: {name for name, rate in s.rates if rate and name.startswith(("inputs", "results"))}
+        for s in subgraph.settings
+    }
     assert on == {
         "all nodes answer": {"inputs 0", "inputs 1", "inputs 2", "results"},
         "all nodes answer, leaves after stage 0": {"inputs 0", "results 4"},

@@ -23,7 +23,7 @@ Traces = Mapping[tuple[DeviceId, DeviceId], LinkTrace]
 
 
 def played_s(cost: PlanCost, traces: Traces, start_s: float) -> float:
-    """When a request that begins at `start_s` of the traces ends, in the mean over exits; links without a trace are as `cost` has them."""
+    """When a request that begins at `start_s` of the traces ends, in the mean; links without one are as in `cost`."""
     now_s, mean_s, exits = start_s, 0.0, iter(cost.exit_transfers)
     for stage, transfer in zip(cost.stages, cost.transfers, strict=False):
         now_s = _crossed_s(transfer, traces, now_s) + stage.compute_s

@@ -5,16 +5,16 @@ One request is one token. Per transfer i that leaves its device, and per stage i
     stage i-1 -> [to encode] -> encode i -> [encoded] -> link i -> [under way, arrived] -> decode i -> [inputs] -> stage i
         ^------------- slots: queue_limit ------------'        credit: window bytes               queue_limit
 
-Between stages of one device only [inputs] stands. A stage with an exit has two edges out, of which a request takes one: where
-it leaves is a setting, rates 0 and 1. (It begins only with room on both; both drain, so that stops nobody for good.) The asker
-admits `queue_limit` waiting requests; the coordinator's window
-of `max_in_flight` is a loop from the delivery of results back to the dispatch. A set is a subgraph: the dispatch selects a
-plan (and its active twins), the first result merges; each set of plans that can run together is a setting, so the loss of a
-node is a change of rates. A device computes one stage at a time and codes one body at a time; a firing begins only with room
-for what it makes and then ends, so sharing a processor stops nobody for good and is no part of the graph. `slack` counts
-what is in work outside a queue, and runs that begin at a kept boundary, which take no slot; `stale` what runs hold that
-have ended at the asker (their Cancel travels, or their work is not interrupted). Not counted: letters, weights,
-and runs begun again while an earlier run of the same request still occupies the same plan.
+Between stages of one device only [inputs] stands. A stage with an exit has two edges out, of which a request takes one:
+where it leaves is a setting, rates 0 and 1. (It begins only with room on both; both drain, so that stops nobody for good.)
+The asker admits `queue_limit` waiting requests; the coordinator's window of `max_in_flight` is a loop from the delivery of
+results back to the dispatch. A set is a subgraph: the dispatch selects a plan (and its active twins), the first result
+merges; each set of plans that can run together is a setting, so the loss of a node is a change of rates. A device computes
+one stage at a time and codes one body at a time; a firing begins only with room for what it makes and then ends, so sharing
+a processor stops nobody for good and is no part of the graph. `slack` counts what is in work outside a queue, and runs that
+begin at a kept boundary, which take no slot; `stale` what runs hold that have ended at the asker (their Cancel travels, or
+their work is not interrupted). Not counted: letters, weights, and runs begun again while an earlier run of the same request
+still occupies the same plan.
 """
 
 from __future__ import annotations

@@ -44,7 +44,6 @@ from ecotone.protocol.message import (
     RequestFailed,
     RequestFinished,
     Retire,
-    StagePart,
     Want,
     request_of,
 )
