@@ -184,6 +184,14 @@ class Captured:
         twin.graph_hash = twin.graph.content_hash()
         return twin
 
+    def until_exit(self, name: str) -> Captured:
+        """A small model of its own: the blocks up to this exit and its head, same inputs and outputs; all leave there."""
+        head = self._head(name)
+        module = _UntilExit(self, self.segment(0, head.position, name).module()).eval()
+        args, kwargs = self._in_spec.unflatten(self._leaves)
+        short = f"{self.graph.name} up to {name}"
+        return capture(module, tuple(args), dict(kwargs), name=short, dynamic_batch=self._flat.dynamic)
+
     def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Captured:
         """The same model, without exits, with these tensors in place of its own, by name; shapes and dtypes must stay."""
         known = dict(self._flat.weights)
@@ -227,14 +235,20 @@ class Captured:
         return Segment(program, {spec.name: tensors[spec.name] for spec in specs})
 
     def _exiting(self, start: int, stop: int, exit_name: str) -> Segment:
-        head = next((head for head in self.exits if head.name == exit_name), None)
-        if head is None or head.position != stop or start >= stop:
-            known = ", ".join(f"{h.name} at {h.position}" for h in self.exits) or "none"
+        head = self._head(exit_name)
+        if head.position != stop or start >= stop:
             where = f"segment [{start}, {stop}) of {self.graph.name}"
-            raise ModelError(f"{where} with exit {exit_name!r}: its exits are {known}")
+            raise ModelError(f"{where}: exit {exit_name} stands at {head.position}; end the segment there")
         ends = [self._crossing[index] for index in self.graph.frontier(self.graph.num_blocks)]
         outputs = [replace(self._spec(value), order=()) for value in ends]
         return joined(self.segment(start, stop), head, outputs)
+
+    def _head(self, name: str) -> ExitHead:
+        for head in self.exits:
+            if head.name == name:
+                return head
+        known = ", ".join(f"{h.name} at {h.position}" for h in self.exits) or "none"
+        raise ModelError(f"{self.graph.name}: has no exit {name!r}; its exits are {known}")
 
     def _checked(self, leaf: Any, expected: Tensor) -> torch.Tensor:
         free = set(expected.dynamic_dims)
@@ -302,6 +316,18 @@ class Captured:
             parameters=tuple(sorted(v - len(flat.inputs) for v in read if len(flat.inputs) <= v < flat.first_node)),
             ops=tuple(dict.fromkeys(flat.node(v).op for v in values if flat.node(v).op != GETITEM)),
         )
+
+
+class _UntilExit(torch.nn.Module):
+    """Takes and gives what the whole model does."""
+
+    def __init__(self, captured: Captured, segment: torch.nn.Module):
+        super().__init__()
+        self._captured, self.segment = captured, segment
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        _, *outputs = self.segment(*self._captured.flatten_inputs(args, kwargs))
+        return self._captured.unflatten_outputs(outputs)
 
 
 def _digest_of(hashes: Sequence[str]) -> str:
