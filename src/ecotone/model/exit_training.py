@@ -172,8 +172,7 @@ class _Trainer:
         if options.joint:
             groups.append({"params": list(self.backbone.parameters.values()), "lr": options.rate * options.backbone_rate})
         optimiser = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
-        rates = [group["lr"] for group in groups]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps + 1, pct_start=0.2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, steps))
         done, running = 0, 0.0
         for module in self.modules:
             module.train()
@@ -292,6 +291,12 @@ class _Trainer:
             if number != rule.output:
                 loss = loss + functional.mse_loss(mine.float(), theirs.float())
         return loss
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """Share of the full rate: up over the first fifth, down along half a cosine."""
+    warm = max(1, steps // 5)
+    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def _samples(data: Data) -> Iterable[Sample]:

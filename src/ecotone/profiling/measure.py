@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ecotone import schema
+from ecotone.accuracy import AccuracyTable
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.codec import ImageSpec
 from ecotone.executors.cache import cache_root, key_of
@@ -83,6 +84,7 @@ def measure(
     measured: Sequence[DeviceMeasurement] = (),
     links: Sequence[LinkFit] = (),
     image: ImageSpec | None = None,
+    accuracy: AccuracyTable | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -90,9 +92,10 @@ def measure(
 
     `samples`: flat inputs (`captured.flatten_inputs`), real ones where accuracy matters; empty: the capture's examples.
     `measured`: what nodes sent; the other devices must be emulated or alike this machine and are measured here. `links`:
-    fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the profile's
-    file (None: in the cache), reused while its key is equal; with links given those are put into it anew. Raises
-    EcotoneError where no executor runs the model on some device.
+    fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `accuracy`: the table
+    that the profile gets, such as that of exit policies. `path`: the profile's file (None: in the cache), reused while its
+    key is equal; links and accuracy given are put into it anew. Raises EcotoneError where no executor runs the model on
+    some device.
     """
     options = options or MeasureOptions()
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
@@ -100,7 +103,7 @@ def measure(
     target = Path(path) if path is not None else default_path(key)
     known = _reused(target, key)
     if known is not None:
-        return replace(known, links=tuple(links)) if links else known
+        return replace(known, links=tuple(links) or known.links, accuracy=accuracy or known.accuracy)
     torch.manual_seed(options.seed)
     cuts = candidate_cuts(captured.graph, options.max_cuts)
     values = frontier_values(captured, samples, cuts)
@@ -125,6 +128,8 @@ def measure(
         codecs=tuple(c for m in measurements for c in m.codecs),
         payloads=payloads(captured, samples, cuts, options.codecs, image=image, frontiers=values, progress=progress),
         failures=tuple(f for m in measurements for f in m.failures),
+        exits=tuple(e for m in measurements for e in m.exits),
+        accuracy=accuracy,
         key=key,
         versions=software_versions(),
         machine=f"{platform.machine()} {cpu_flags()} {os.cpu_count()} cores",

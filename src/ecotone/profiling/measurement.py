@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ecotone import schema
 from ecotone.cluster import Device, DeviceId
-from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
+from ecotone.profile import CodecCost, ExecutorFailure, ExitTime, SegmentTime
 
 __all__ = ["DeviceMeasurement", "MeasureOptions", "Progress"]
 
@@ -58,6 +58,7 @@ class DeviceMeasurement:
     segments: tuple[SegmentTime, ...] = ()
     codecs: tuple[CodecCost, ...] = ()
     failures: tuple[ExecutorFailure, ...] = ()
+    exits: tuple[ExitTime, ...] = ()
     slowdown: float = 1.0
 
     def for_device(self, device: Device) -> DeviceMeasurement:
@@ -78,11 +79,13 @@ class DeviceMeasurement:
             for c in self.codecs
         ]
         failures = [replace(f, device=device.name) for f in self.failures]
+        exits = [replace(e, device=device.name, median_s=e.median_s * factor) for e in self.exits]
         return DeviceMeasurement(
             device=device.name,
             segments=tuple(segments),
             codecs=tuple(codecs),
             failures=tuple(failures),
+            exits=tuple(exits),
             slowdown=device.slowdown,
         )
 

@@ -15,16 +15,19 @@ import psutil
 import torch
 
 from ecotone import profiling
+from ecotone.accuracy import AccuracyTable
 from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.codec import ImageSpec
 from ecotone.model import Captured
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling import DeviceMeasurement, MeasureOptions, Progress
+from ecotone.profiling.device import before_exits
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.deployment import deploy
 from ecotone.runtime.launch import Nodes, attach
 from ecotone.runtime.probe import measure_link
+from ecotone.runtime.stages import Piece
 from ecotone.schema import read, write
 from ecotone.trust.identity import Identity
 from ecotone.units import EcotoneError
@@ -43,25 +46,36 @@ def measure(
     samples: Sequence[Sequence[torch.Tensor]] = (),
     options: MeasureOptions | None = None,
     image: ImageSpec | None = None,
+    accuracy: AccuracyTable | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
-    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and
-    `path`. Raises NodeUnreachable or EcotoneError in bounded time.
+    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image`, `accuracy`
+    and `path`. Raises NodeUnreachable or EcotoneError in bounded time.
     """
     if isinstance(nodes, Cluster):
         if nodes.emulate or len(nodes.devices) == 1:
             return profiling.measure(
-                captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path
+                captured,
+                nodes,
+                samples=samples,
+                options=options,
+                image=image,
+                accuracy=accuracy,
+                progress=progress,
+                path=path,
             )
         with attach(nodes) as attached:
-            return measure(captured, attached, samples=samples, options=options, image=image, progress=progress, path=path)
+            return measure(
+                captured, attached, samples=samples, options=options, image=image, accuracy=accuracy, progress=progress,
+                path=path,
+            )  # fmt: skip
     cluster = nodes.cluster
     if cluster.emulate:
         return profiling.measure(
-            captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path
+            captured, cluster, samples=samples, options=options, image=image, accuracy=accuracy, progress=progress, path=path
         )
     options = options or MeasureOptions()
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
@@ -76,6 +90,7 @@ def measure(
         measured=measured,
         links=links,
         image=image,
+        accuracy=accuracy,
         progress=progress,
         path=path,
     )
@@ -93,8 +108,9 @@ def _ask_node(
     """Send the model in pieces to a real node and let it measure them on itself."""
     graph, cuts = captured.graph, profiling.candidate_cuts(captured.graph, options.max_cuts)
     length, source = graph.num_blocks, nodes.cluster.source
-    pieces = {(0, length), *itertools.pairwise(cuts)}
+    pieces: set[Piece] = {(0, length), *itertools.pairwise(cuts)}
     pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}
+    pieces |= {(start, place.position, place.name) for place, start in before_exits(graph, cuts)}
     whole = Plan(
         graph_hash=graph.content_hash(),
         stages=(Stage(device=device.name, start=0, stop=length),),
