@@ -34,6 +34,7 @@ def simulate(
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
+    exits: options.Exits = "",
     requests: Annotated[int, typer.Option(help="How many requests to send.", min=1, max=1_000_000)] = 200,
     arrivals: Annotated[str, typer.Option(help="closed:4 (so many at once), periodic:20/s, or poisson:20/s.")] = "closed:1",
     links: Annotated[float, typer.Option(help="Multiply every link's rate by this: 0.125 is eight times slower.")] = 1.0,
@@ -57,7 +58,7 @@ def simulate(
         raise EcotoneError(f"--links is {links}, must be above zero")
     pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, adapt=False)
     deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
-    work = load_work(model, cluster, quiet=json_output)
+    work = load_work(model, cluster, exits=exits, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     known = tuple(device.name for device in work.cluster.devices)
     script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))

@@ -16,10 +16,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from ecotone.accuracy import AccuracyTable
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
+from ecotone.model.exit_file import read_exits
 from ecotone.plan import Plan, plan_violations
 from ecotone.planner import (
     TIE,
@@ -35,6 +37,7 @@ from ecotone.planner import (
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import MeasureOptions, default_path, profile_key
+from ecotone.profiling.calibration import Outcomes, policy_table, usual_policies
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
@@ -69,6 +72,7 @@ class Work:
     preparation: Preparation
     quiet: bool = False
     samples: tuple[tuple[torch.Tensor, ...], ...] = field(default=())
+    accuracy: AccuracyTable | None = None  # with the policies of its exits
 
 
 def here() -> Cluster:
@@ -90,26 +94,42 @@ def load_work(
     *,
     input_shape: str = "",
     samples: str = "",
+    exits: str = "",
     quiet: bool = False,
 ) -> Work:
-    """Load and capture `model`, read the cluster, prepare the samples; raises EcotoneError naming what is wrong."""
+    """Load and capture `model`, read the cluster, prepare samples and exits; raises EcotoneError naming what is wrong."""
     machines = load_cluster(cluster)
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
             raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
         captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name)
+    accuracy = None
+    if exits:
+        captured, accuracy = _attached(loaded, captured, exits)
     graph = captured.graph
     if not quiet:
         work_flop, weights = graph.segment_flop(0, graph.num_blocks), graph.segment_parameter_bytes(0, graph.num_blocks)
         size = f"{work_flop / 1e9:.3g} GFLOP, {weights / 1e6:.3g} MB of weights"
         err.print(f"[dim]{graph.name}: {graph.num_blocks} blocks, {size}")
     preparation = Preparation.of(loaded, captured)
-    work = Work(loaded, captured, machines, preparation, quiet)
+    work = Work(loaded, captured, machines, preparation, quiet, accuracy=accuracy)
     if samples:
         items = [item for item, _ in zip(open_source(samples, "all"), range(MAX_SAMPLES), strict=False)]
         work.samples = tuple(preparation.flat(item) for item in items)
     return work
+
+
+def _attached(loaded: LoadedModel, captured: Captured, exits: str) -> tuple[Captured, AccuracyTable | None]:
+    """The model with the exits of a file, and the policies that its calibration gives."""
+    if exits == "own" and not loaded.exits:
+        raise EcotoneError(f"{loaded.name}: brings no exits of its own; make some with ecotone exits, then give the file")
+    file = read_exits(Path(loaded.exits if exits == "own" else exits))
+    captured = file.attach(captured)
+    outcomes = Outcomes.from_tensors([head.name for head in captured.exits], file.data)
+    if outcomes is None:
+        return captured, None
+    return captured, policy_table(captured.graph, outcomes, usual_policies(outcomes, captured.graph))
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
@@ -142,8 +162,9 @@ def make_profile(
         file.unlink(missing_ok=True)
     with progress_bar("profiling", work.quiet) as report:
         return measure(
-            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image, path=file, progress=report
-        )
+            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image, accuracy=work.accuracy,
+            path=file, progress=report,
+        )  # fmt: skip
 
 
 def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:

@@ -52,7 +52,7 @@ class _Layer(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, whole: bool) -> None:
         super().__init__()
         if whole:
-            body = [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)]
+            body: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)]
         else:
             body = [
                 nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False), nn.BatchNorm2d(inputs),
@@ -195,9 +195,8 @@ def fold_temperature(head: Head, output: int, temperature: float) -> None:
 def _fused(head: nn.Module) -> nn.Module:
     """A copy in evaluation mode, every batch norm folded into the convolution before it: fewer operators and weights."""
     head = copy.deepcopy(head).eval()
-    for module in list(head.modules()):
-        layers = list(module.children()) if isinstance(module, nn.Sequential) else []
-        for i, (layer, norm) in enumerate(itertools.pairwise(layers)):
+    for module in [m for m in head.modules() if isinstance(m, nn.Sequential)]:
+        for i, (layer, norm) in enumerate(itertools.pairwise(list(module))):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 module[i], module[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
     return head.eval()

@@ -35,7 +35,7 @@ from ecotone.units import EcotoneError
 
 __all__ = [
     "BUDGETS", "CalibrationError", "Outcomes", "Result", "best_rules", "calibrate", "judge", "observe", "policy_table",
-    "spent_flop",
+    "spent_flop", "usual_policies",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -147,23 +147,35 @@ def calibrate(
 ) -> tuple[ExitPolicy, ...]:
     """For each budget and each subset of the exits the thresholds that save the most FLOP, where they save any.
 
-    Raises CalibrationError for a budget that no subset keeps with any saving, naming the nearest that one does.
+    Equal ones come once, under the least budget. Raises CalibrationError for a budget that no subset keeps with any saving, naming the nearest that one does.
     """
     if bound not in ("mean", "high") or any(not b >= 0 for b in budgets) or not budgets:
         raise CalibrationError(f"budgets {list(budgets)} by {bound!r}: points of 0 or more, by mean or high")
     known = [e.name for e in graph.exits if e.name in outcomes.exits]
     if not known or len(known) > MOST_EXITS:
         raise CalibrationError(f"{len(known)} exits to calibrate; must be 1 to {MOST_EXITS}")
-    policies = []
-    for budget in budgets:
-        before = len(policies)
-        for size in range(1, len(known) + 1):
-            for subset in itertools.combinations(known, size):
-                policy = _policy(outcomes.of(subset), graph, budget, bound, confidence)
-                policies += [policy] if policy else []
-        if len(policies) == before:
+    policies: dict[tuple[tuple[str, ...], tuple[float, ...]], ExitPolicy] = {}
+    for budget in sorted(budgets):
+        found = [_policy(outcomes.of(s), graph, budget, bound, confidence) for s in _subsets(known)]
+        if not any(found):
             raise CalibrationError(_nearest(outcomes.of(known), graph, budget, bound, confidence))
-    return tuple(policies)
+        for policy in filter(None, found):
+            policies.setdefault((policy.exits, policy.thresholds), policy)
+    return tuple(policies.values())
+
+
+def usual_policies(outcomes: Outcomes, graph: Graph) -> tuple[ExitPolicy, ...]:
+    """calibrate() for the usual budgets, those left out that nothing keeps; raises CalibrationError where none is kept."""
+    found: list[ExitPolicy] = []
+    reason = None
+    for budget in BUDGETS:
+        try:
+            found += calibrate(outcomes, graph, budgets=(budget,))
+        except CalibrationError as error:
+            reason = error
+    if not found and reason is not None:
+        raise reason
+    return tuple(found)
 
 
 def judge(
@@ -279,6 +291,10 @@ class _Best:
     saved: float
 
 
+def _subsets(exits: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return itertools.chain.from_iterable(itertools.combinations(exits, n) for n in range(1, len(exits) + 1))
+
+
 def _policy(outcomes: Outcomes, graph: Graph, budget: float, bound: str, confidence: float) -> ExitPolicy | None:
     best = _cheapest(outcomes, graph, budget, bound, confidence)
     if best is None or not best.saved > 0:
@@ -357,11 +373,12 @@ def _last_threshold(
     return (0.0 if best == len(order) else float((sure[best - 1] + sure[best]) / 2)), float(saved[best])
 
 
-def _half_width(total: Floats | float, squares: Floats | float, outcomes: Outcomes, confidence: float) -> Floats | float:
+def _half_width(total: Floats | float, squares: Floats | float, outcomes: Outcomes, confidence: float) -> Floats:
     """Of the normal interval of a mean of paired differences, one wrong decision added to what was seen."""
     size, mean = len(outcomes), total / len(outcomes)
     variance = np.maximum((squares + outcomes.decisions**-2.0) / size - mean**2, 0.0)
-    return NormalDist().inv_cdf(0.5 + confidence / 2) * np.sqrt(variance / size)
+    half: Floats = NormalDist().inv_cdf(0.5 + confidence / 2) * np.sqrt(variance / size)
+    return half
 
 
 def _result(outcomes: Outcomes, graph: Graph, left: NDArray[np.intp], confidence: float) -> Result:
@@ -382,11 +399,7 @@ def _nearest(outcomes: Outcomes, graph: Graph, budget: float, bound: str, confid
     low, high = budget, 100.0
     for _ in range(20):
         middle = (low + high) / 2
-        kept = any(
-            _policy(outcomes.of(subset), graph, middle, bound, confidence)
-            for size in range(1, len(outcomes.exits) + 1)
-            for subset in itertools.combinations(outcomes.exits, size)
-        )
+        kept = any(_policy(outcomes.of(s), graph, middle, bound, confidence) for s in _subsets(outcomes.exits))
         low, high = (low, middle) if kept else (middle, high)
     what = "surely" if bound == "high" else "on these samples"
     if high >= 100.0:

@@ -78,7 +78,7 @@ def profile_device(
         folder = Path(name)
         ranges = [(0, length), *((0, c) for c in cuts[1:-1]), *((c, length) for c in cuts[1:-1])]
         before = before_exits(captured.graph, cuts)
-        pieces = [(start, place.position) for place, start in before]
+        pieces: list[tuple[int, int] | tuple[int, int, str]] = [(start, place.position) for place, start in before]
         pieces += [(start, place.position, place.name) for place, start in before]
         write_model(folder, captured, [*ranges, *pieces], values)
         whole = [Step(executor=executor, start=0, stop=length) for executor in names]

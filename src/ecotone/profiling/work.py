@@ -99,7 +99,7 @@ def _deciding(compiled: Compiled, rule: ExitRule | None) -> Compiled:
     if rule is None:
         return compiled
 
-    def run(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def run(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         made = compiled(tensors)
         rule.of_request(made[-rule.num_outputs :])
         return made
