@@ -84,9 +84,7 @@ def test_a_position_that_is_no_frontier_of_one_tensor_is_refused_with_the_neares
 # ---- heads ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet", "vit", "swin", "mamba", "unet"]
-)
+@pytest.mark.parametrize("name", ["resnet", "vit", "swin", "mamba", "unet"])
 def test_a_head_for_any_kind_of_tensor_gives_just_the_outputs_of_the_model(name: str) -> None:
     module, args, kwargs = zoo.build(name)
     captured = capture(module, args, kwargs, name=name)

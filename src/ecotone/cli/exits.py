@@ -20,7 +20,8 @@ from ecotone.model import Captured
 from ecotone.model.exit_file import write_exits
 from ecotone.model.exit_places import exit_places, flop_share
 from ecotone.model.exit_training import Sample, TrainOptions, train_exits
-from ecotone.profiling.calibration import BUDGETS, Outcomes, best_rules, calibrate, judge, usual_policies
+from ecotone.profiling.calibration import BUDGETS, best_rules, calibrate, judge, usual_policies
+from ecotone.profiling.exit_outcomes import Outcomes
 from ecotone.schema import write
 from ecotone.serving.sources import Item, open_source
 from ecotone.units import EcotoneError

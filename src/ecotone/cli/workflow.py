@@ -37,7 +37,8 @@ from ecotone.planner import (
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import MeasureOptions, default_path, profile_key
-from ecotone.profiling.calibration import Outcomes, policy_table, usual_policies
+from ecotone.profiling.calibration import policy_table, usual_policies
+from ecotone.profiling.exit_outcomes import Outcomes
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside

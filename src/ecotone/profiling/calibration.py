@@ -9,88 +9,41 @@ model's own). From that any thresholds can be judged without running anything: w
 
 Exact on the grid: every combination of `grid` quantiles per exit but the last, and for the last every sample's own value by
 one sorted pass (O(grid^(E-1) N log N); tests hold it against enumeration). A threshold is the middle between two samples.
-The loss of a policy comes with a normal interval of the paired difference, one wrong decision added so that few samples
-promise little. With `bound="high"` the upper end must keep the budget: what new data may lose, not only what this did.
-Calibration data must not be data that exits or backbone learnt from.
+
+Thresholds chosen on a set look better there than elsewhere, since the search finds its lucky stretches. So each is chosen
+for several *nominal* budgets on all folds but one and judged on that one; the loss of a policy and its interval are those of
+the folds left out, and the nominal budget is the one whose loss there keeps the real one (with `bound="high"`: whose upper
+end does, which is what new data may lose). The interval is normal, of the paired difference, one wrong decision added so
+that few samples promise little. Calibration data must not be data that exits or backbone learnt from.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.graph import Graph
-from ecotone.model import Captured, ModelError
-from ecotone.model.confidence import MEASURES, OVER, ExitRule
+from ecotone.model import Captured
+from ecotone.model.confidence import MEASURES, OVER
 from ecotone.model.exit_training import Data, Progress
-from ecotone.units import EcotoneError
+from ecotone.profiling.exit_outcomes import CalibrationError, Floats, Outcomes, observed
 
 __all__ = [
-    "BUDGETS", "CalibrationError", "Outcomes", "Result", "best_rules", "calibrate", "judge", "observe", "policy_table",
-    "spent_flop", "usual_policies",
+    "BUDGETS", "Result", "best_rules", "calibrate", "judge", "policy_table", "spent_flop", "usual_policies",
 ]  # fmt: skip
 
-Floats = NDArray[np.float64]
 BUDGETS = (0.25, 0.5, 1.0, 2.0)
 GRID = {1: 1, 2: 100, 3: 32, 4: 12}  # quantiles per exit but the last, by number of exits
 MOST_EXITS = max(GRID)
-
-
-class CalibrationError(EcotoneError):
-    """No thresholds keep a budget, or the data says nothing of these exits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What a calibration set showed. `sure` and `right`: (samples, exits); `final`: (samples,); rights are shares in [0, 1].
-
-    `is_labelled`: right means as labelled. `decisions` that a sample has.
-    """
-
-    exits: tuple[str, ...]
-    sure: Floats
-    right: Floats
-    final: Floats
-    is_labelled: bool
-    decisions: int = 1
-
-    def __len__(self) -> int:
-        return len(self.final)
-
-    def of(self, exits: Sequence[str]) -> Outcomes:
-        """The same of some of the exits."""
-        columns = [self.exits.index(name) for name in exits]
-        return replace(self, exits=tuple(exits), sure=self.sure[:, columns], right=self.right[:, columns])
-
-    def rows(self, chosen: NDArray[np.intp]) -> Outcomes:
-        """The same of some of the samples."""
-        return replace(self, sure=self.sure[chosen], right=self.right[chosen], final=self.final[chosen])
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """As tensors for a file."""
-        found = {"sure": self.sure, "right": self.right, "final": self.final}
-        return {name: torch.from_numpy(values.astype(np.float32)) for name, values in found.items()} | {
-            "labelled": torch.tensor([int(self.is_labelled), self.decisions])
-        }
-
-    @staticmethod
-    def from_tensors(exits: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Outcomes | None:
-        """What `tensors` gave; None where they are not there or do not fit."""
-        try:
-            sure, right, final = (tensors[name].double().numpy() for name in ("sure", "right", "final"))
-            labelled, decisions = tensors["labelled"].tolist()
-        except (KeyError, RuntimeError, ValueError, TypeError):
-            return None
-        fits = sure.shape == right.shape == (len(final), len(exits)) and len(final) > 0
-        return Outcomes(tuple(exits), sure, right, final, bool(labelled), max(1, decisions)) if fits else None
+NOMINAL = 8  # nominal budgets that are tried for each real one
+FOLDS, FEWEST_IN_FOLD = 5, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +55,6 @@ class Result:
     loss_points: float
     low_points: float
     high_points: float
-
-
-def observe(captured: Captured, data: Data, *, progress: Progress | None = None) -> Outcomes:
-    """Run the exits of `captured` on samples that nobody learnt from; raises ModelError where one does not fit."""
-    (outcomes,) = _observed(captured, data, [[head.rule for head in captured.exits]], progress)
-    return outcomes
 
 
 def best_rules(
@@ -122,13 +69,10 @@ def best_rules(
         raise CalibrationError(f"{captured.graph.name}: has no exits to calibrate; attach or train some")
     kinds = [(measure, over) for measure in MEASURES for over in OVER]
     rules = [[replace(head.rule, measure=m, over=o) for head in own] for m, o in kinds]
-    found = _observed(captured, data, rules, progress)
+    found = observed(captured, data, rules, progress)
     chosen = []
     for head in own:
-        saved = [
-            best.saved if (best := _cheapest(each.of([head.name]), captured.graph, budget, "mean", 0.95)) else -math.inf
-            for each in found
-        ]
+        saved = [_search(each.of([head.name]), captured.graph, [budget])[0].saved for each in found]
         chosen.append(int(np.argmax(saved)))
     better = captured.with_exits(
         [replace(head, rule=rules[c][i]) for i, (head, c) in enumerate(zip(own, chosen, strict=True))]
@@ -144,38 +88,31 @@ def calibrate(
     budgets: Sequence[float] = BUDGETS,
     confidence: float = 0.95,
     bound: str = "mean",
+    folds: int = FOLDS,
 ) -> tuple[ExitPolicy, ...]:
     """For each budget and each subset of the exits the thresholds that save the most FLOP, where they save any.
 
-    Equal ones come once, under the least budget. Raises CalibrationError for a budget that no subset keeps with any saving, naming the nearest that one does.
+    Equal ones come once, under the least budget. `folds` 1: judged on the data that they were chosen on. Raises
+    CalibrationError for a budget that no subset keeps with any saving, naming the nearest that one does.
     """
-    if bound not in ("mean", "high") or any(not b >= 0 for b in budgets) or not budgets:
-        raise CalibrationError(f"budgets {list(budgets)} by {bound!r}: points of 0 or more, by mean or high")
+    if bound not in ("mean", "high") or any(not 0 <= b <= 100 for b in budgets) or not budgets or folds < 1:
+        raise CalibrationError(
+            f"budgets {list(budgets)} by {bound!r} over {folds} folds: points of 0 to 100, by mean or high"
+        )
     known = [e.name for e in graph.exits if e.name in outcomes.exits]
     if not known or len(known) > MOST_EXITS:
         raise CalibrationError(f"{len(known)} exits to calibrate; must be 1 to {MOST_EXITS}")
-    policies: dict[tuple[tuple[str, ...], tuple[float, ...]], ExitPolicy] = {}
-    for budget in sorted(budgets):
-        found = [_policy(outcomes.of(s), graph, budget, bound, confidence) for s in _subsets(known)]
-        if not any(found):
-            raise CalibrationError(_nearest(outcomes.of(known), graph, budget, bound, confidence))
-        for policy in filter(None, found):
-            policies.setdefault((policy.exits, policy.thresholds), policy)
-    return tuple(policies.values())
+    policies, unkept = _calibrated(outcomes, graph, known, sorted(set(budgets)), confidence, bound, folds)
+    if unkept:
+        raise CalibrationError(_nearest(outcomes.of(known), graph, unkept[0], confidence, bound, folds))
+    return policies
 
 
 def usual_policies(outcomes: Outcomes, graph: Graph) -> tuple[ExitPolicy, ...]:
     """calibrate() for the usual budgets, those left out that nothing keeps; raises CalibrationError where none is kept."""
-    found: list[ExitPolicy] = []
-    reason = None
-    for budget in BUDGETS:
-        try:
-            found += calibrate(outcomes, graph, budgets=(budget,))
-        except CalibrationError as error:
-            reason = error
-    if not found and reason is not None:
-        raise reason
-    return tuple(found)
+    known = [e.name for e in graph.exits if e.name in outcomes.exits]
+    policies, _ = _calibrated(outcomes, graph, known, BUDGETS, 0.95, "mean", FOLDS)
+    return policies or calibrate(outcomes, graph)
 
 
 def judge(
@@ -186,10 +123,7 @@ def judge(
     if unknown or len(exits) != len(thresholds) or any(math.isnan(t) or t < 0 for t in thresholds):
         raise CalibrationError(f"thresholds {list(thresholds)} for exits {list(exits)}: give each exit one, 0 or more")
     own = outcomes.of(exits)
-    left = np.full(len(own), len(exits))
-    for number in reversed(range(len(exits))):
-        left[own.sure[:, number] >= thresholds[number]] = number
-    return _result(own, graph, left, confidence)
+    return _result(own, graph, _where(own, thresholds), confidence)
 
 
 def spent_flop(graph: Graph, exits: Sequence[str]) -> Floats:
@@ -213,75 +147,6 @@ def policy_table(graph: Graph, outcomes: Outcomes, policies: Sequence[ExitPolicy
     )  # fmt: skip
 
 
-# ---- running -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Seen:
-    sure: list[Floats] = field(default_factory=list)  # per rule set: (samples, exits)
-    right: list[Floats] = field(default_factory=list)
-    final: list[Floats] = field(default_factory=list)
-    decisions: int = 1
-
-
-def _observed(
-    captured: Captured, data: Data, rules: Sequence[Sequence[ExitRule]], progress: Progress | None
-) -> list[Outcomes]:
-    """One Outcomes per set of rules, from one pass over the data."""
-    if not captured.exits:
-        raise CalibrationError(f"{captured.graph.name}: has no exits to calibrate; attach or train some")
-    stops = (0, *(head.position for head in captured.exits))
-    exiting = [
-        captured.segment(a, head.position, head.name).module()
-        for a, head in zip(stops, captured.exits, strict=False)
-    ]  # fmt: skip
-    last = captured.segment(stops[-1], captured.graph.num_blocks).module()
-    seen, labelled, samples = _Seen(), [], data() if callable(data) else data
-    total = 0 if callable(data) else len(data)
-    for number, (inputs, labels) in enumerate(samples):
-        with torch.no_grad():
-            tensors, exits = tuple(inputs), []
-            for module in exiting:
-                frontier, *outputs = module(*tensors)
-                tensors = (frontier,)
-                exits.append(outputs)
-            final = list(last(*tensors))
-        seen.sure.append(np.stack([_surest(exits, row) for row in rules]))
-        rule = captured.exits[0].rule
-        decided = final[rule.output]
-        seen.decisions = max(1, decided.numel() // (len(decided) * decided.shape[rule.dim]))
-        seen.right.append(np.stack([_right(outputs, final, labels, rule) for outputs in exits], axis=1))
-        seen.final.append(_right(final, final, labels, rule))
-        labelled.append(labels is not None)
-        if progress:
-            progress(number + 1, max(total, number + 1), "calibration")
-    if not labelled:
-        raise CalibrationError(f"exits of {captured.graph.name}: there are no samples to calibrate on")
-    if any(labelled) != all(labelled):
-        raise CalibrationError("some samples have labels and some have none; give all or none")
-    sure, right, final_right = np.concatenate(seen.sure, axis=1), np.concatenate(seen.right), np.concatenate(seen.final)
-    names = tuple(head.name for head in captured.exits)
-    return [Outcomes(names, sure[i], right, final_right, all(labelled), seen.decisions) for i in range(len(rules))]
-
-
-def _surest(exits: Sequence[Sequence[torch.Tensor]], rules: Sequence[ExitRule]) -> Floats:
-    """(samples, exits)."""
-    found = [rule.of_samples(outputs).double().numpy() for outputs, rule in zip(exits, rules, strict=True)]
-    return np.stack(found, axis=1)
-
-
-def _right(
-    outputs: Sequence[torch.Tensor], final: Sequence[torch.Tensor], labels: torch.Tensor | None, rule: ExitRule
-) -> Floats:
-    """Per sample the share of its decisions that are right, or like the model's own: (samples,)."""
-    chosen = outputs[rule.output].argmax(rule.dim)
-    wanted = final[rule.output].argmax(rule.dim) if labels is None else labels
-    if tuple(wanted.shape) != tuple(chosen.shape):
-        raise ModelError(f"labels {list(wanted.shape)}: the model decides {list(chosen.shape)} times; give them so shaped")
-    found: Floats = (chosen == wanted).reshape(len(chosen), -1).double().mean(1).numpy()
-    return found
-
-
 # ---- choosing ------------------------------------------------------------------------------------------------------------
 
 
@@ -291,33 +156,89 @@ class _Best:
     saved: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Thresholds of all samples, and what those of the other folds lost on each fold."""
+
+    exits: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    shares: tuple[float, ...]
+    saved: float
+    loss_points: float
+    half_points: float
+
+    def points(self, bound: str) -> float:
+        return self.loss_points + (self.half_points if bound == "high" else 0.0)
+
+    def policy(self, budget: float, num_samples: int) -> ExitPolicy:
+        return ExitPolicy(
+            name=f"{'+'.join(self.exits)} within {budget:g}", exits=self.exits, thresholds=self.thresholds,
+            shares=self.shares, loss_points=self.loss_points, low_points=self.loss_points - self.half_points,
+            high_points=self.loss_points + self.half_points, num_samples=num_samples,
+        )  # fmt: skip
+
+
 def _subsets(exits: Sequence[str]) -> Iterator[tuple[str, ...]]:
     return itertools.chain.from_iterable(itertools.combinations(exits, n) for n in range(1, len(exits) + 1))
 
 
-def _policy(outcomes: Outcomes, graph: Graph, budget: float, bound: str, confidence: float) -> ExitPolicy | None:
-    best = _cheapest(outcomes, graph, budget, bound, confidence)
-    if best is None or not best.saved > 0:
-        return None
-    result = judge(outcomes, graph, outcomes.exits, best.thresholds, confidence)
-    if min(result.shares) <= 0:
-        return None  # an exit that nobody takes: a smaller subset does the same for less
-    return ExitPolicy(
-        name=f"{'+'.join(outcomes.exits)} within {budget:g}", exits=outcomes.exits, thresholds=best.thresholds,
-        shares=result.shares, loss_points=result.loss_points, low_points=result.low_points,
-        high_points=result.high_points, num_samples=len(outcomes),
-    )  # fmt: skip
+def _calibrated(
+    outcomes: Outcomes,
+    graph: Graph,
+    exits: Sequence[str],
+    budgets: Sequence[float],
+    confidence: float,
+    bound: str,
+    folds: int,
+) -> tuple[tuple[ExitPolicy, ...], list[float]]:
+    """Policies within ascending `budgets`, and the budgets that nothing keeps."""
+    levels = sorted({b * i / NOMINAL for b in budgets for i in range(NOMINAL + 1)})
+    tried = [t for s in _subsets(exits) for t in _tried(outcomes.of(s), graph, levels, confidence, folds)]
+    policies: dict[tuple[tuple[str, ...], tuple[float, ...]], ExitPolicy] = {}
+    unkept = []
+    for budget in budgets:
+        best: dict[tuple[str, ...], _Tried] = {}
+        for each in tried:
+            if each.points(bound) <= budget + 1e-9 and (each.exits not in best or each.saved > best[each.exits].saved):
+                best[each.exits] = each
+        for each in best.values():
+            policies.setdefault((each.exits, each.thresholds), each.policy(budget, len(outcomes)))
+        unkept += [] if best else [budget]
+    return tuple(policies.values()), unkept
 
 
-def _cheapest(outcomes: Outcomes, graph: Graph, budget: float, bound: str, confidence: float) -> _Best | None:
-    """The thresholds of least FLOP that keep `budget`; None where none do."""
+def _tried(outcomes: Outcomes, graph: Graph, levels: Sequence[float], confidence: float, folds: int) -> Iterator[_Tried]:
+    """For each nominal budget what was chosen for it, where that saves something and every exit is taken by someone."""
+    size = len(outcomes)
+    folds = min(folds, max(1, size // FEWEST_IN_FOLD))
+    fold = np.random.default_rng(size).permutation(size) % folds
+    lost = np.zeros((len(levels), size))
+    for number in range(folds):
+        others = outcomes.rows(np.flatnonzero(fold != number)) if folds > 1 else outcomes
+        rows = np.flatnonzero(fold == number)
+        part = outcomes.rows(rows)
+        for level, best in enumerate(_search(others, graph, levels)):
+            lost[level, rows] = _lost(part, _where(part, best.thresholds))
+    for level, best in enumerate(_search(outcomes, graph, levels)):
+        left = _where(outcomes, best.thresholds)
+        shares = tuple(float((left == e).mean()) for e in range(len(outcomes.exits)))
+        if best.saved > 0 and min(shares) > 0:  # else a smaller subset does the same for less
+            total, squares = float(lost[level].sum()), float((lost[level] ** 2).sum())
+            half = 100 * float(_half_width(total, squares, outcomes, confidence))
+            yield _Tried(outcomes.exits, best.thresholds, shares, best.saved, 100 * total / size, half)
+
+
+def _search(outcomes: Outcomes, graph: Graph, budgets: Sequence[float]) -> list[_Best]:
+    """For each budget the thresholds of least FLOP that keep it on these samples; at worst those at which nobody leaves."""
     spent = spent_flop(graph, outcomes.exits) / graph.segment_flop(0, graph.num_blocks)
-    best: _Best | None = None
+    best: list[_Best | None] = [None] * len(budgets)
     for thresholds, left in _combinations(outcomes):
-        found = _last_threshold(outcomes, spent, left, budget, bound, confidence)
-        if found is not None and (best is None or found[1] > best.saved + 1e-12):
-            best = _Best((*thresholds, found[0]), found[1])
-    return best
+        for number, found in enumerate(_last_thresholds(outcomes, spent, left, budgets)):
+            known = best[number]
+            if found is not None and (known is None or found[1] > known.saved + 1e-12):
+                best[number] = _Best((*thresholds, found[0]), found[1])
+    nobody = _Best((_above(1.0),) * len(outcomes.exits), float(1 - spent[-1]))
+    return [each or nobody for each in best]
 
 
 def _combinations(outcomes: Outcomes) -> Iterator[tuple[tuple[float, ...], NDArray[np.intp]]]:
@@ -344,64 +265,77 @@ def _above(sure: float) -> float:
     return float(np.nextafter(max(1.0, sure), 2.0))
 
 
-def _last_threshold(
-    outcomes: Outcomes, spent: Floats, left: NDArray[np.intp], budget: float, bound: str, confidence: float
-) -> tuple[float, float] | None:
-    """The best threshold of the last exit, given where the others let samples leave: (threshold, saved); one sorted pass."""
+def _last_thresholds(
+    outcomes: Outcomes, spent: Floats, left: NDArray[np.intp], budgets: Sequence[float]
+) -> list[tuple[float, float] | None]:
+    """Per budget the best threshold of the last exit, given where the others let samples leave, and what is saved then.
+
+    One sorted pass: all samples that reach the last exit, the surest first.
+    """
     last, size = len(outcomes.exits) - 1, len(outcomes)
-    reach = np.flatnonzero(left == last)
     gone = np.flatnonzero(left < last)
-    lost_before = (outcomes.final - outcomes.right[np.arange(size), np.minimum(left, last)])[gone]
-    spent_before = float(spent[left[gone]].sum())
+    lost_before = float((outcomes.final[gone] - outcomes.right[gone, left[gone]]).sum())
+    reach = np.flatnonzero(left == last)
     order = reach[np.argsort(-outcomes.sure[reach, last], kind="stable")]
     sure = outcomes.sure[order, last]
-    lost = outcomes.final[order] - outcomes.right[order, last]
     counts = np.arange(len(order) + 1)  # so many leave at the last exit
-    total = float(lost_before.sum()) + np.concatenate([[0.0], np.cumsum(lost)])
-    squares = float((lost_before**2).sum()) + np.concatenate([[0.0], np.cumsum(lost**2)])
-    saved = 1 - (spent_before + counts * spent[last] + (len(order) - counts) * spent[last + 1]) / size
-    points = 100 * total / size
-    if bound == "high":
-        points = points + 100 * _half_width(total, squares, outcomes, confidence)
-    allowed = points <= budget + 1e-9
-    allowed[1:-1] &= sure[:-1] > sure[1:]  # samples equally sure leave together
-    if not allowed.any():
-        return None
-    best = int(np.flatnonzero(allowed)[np.argmax(saved[allowed])])
-    if best == 0:
-        return _above(float(outcomes.sure[:, last].max())), float(saved[0])
-    return (0.0 if best == len(order) else float((sure[best - 1] + sure[best]) / 2)), float(saved[best])
+    lost = lost_before + np.concatenate([[0.0], np.cumsum(outcomes.final[order] - outcomes.right[order, last])])
+    spent_all = float(spent[left[gone]].sum()) + counts * spent[last] + (len(order) - counts) * spent[last + 1]
+    apart = np.ones(len(counts), dtype=bool)
+    apart[1:-1] = sure[:-1] > sure[1:]  # samples equally sure leave together
+    found: list[tuple[float, float] | None] = []
+    for budget in budgets:
+        allowed = np.flatnonzero(apart & (100 * lost / size <= budget + 1e-9))
+        if not len(allowed):
+            found.append(None)
+            continue
+        best = int(allowed[-1])  # who leaves earlier spends less
+        between = [_above(float(outcomes.sure[:, last].max())), *((sure[:-1] + sure[1:]) / 2), 0.0]
+        found.append((float(between[best]) if len(order) else between[0], float(1 - spent_all[best] / size)))
+    return found
 
 
-def _half_width(total: Floats | float, squares: Floats | float, outcomes: Outcomes, confidence: float) -> Floats:
+def _where(outcomes: Outcomes, thresholds: Sequence[float]) -> NDArray[np.intp]:
+    """The number of the exit at which each sample leaves; that of exits: at the end."""
+    left = np.full(len(outcomes), len(thresholds))
+    for number in reversed(range(len(thresholds))):
+        left[outcomes.sure[:, number] >= thresholds[number]] = number
+    return left
+
+
+def _lost(outcomes: Outcomes, left: NDArray[np.intp]) -> Floats:
+    """Right at the end less right where it left, per sample."""
+    rights = np.concatenate([outcomes.right, outcomes.final[:, None]], axis=1)
+    lost: Floats = outcomes.final - rights[np.arange(len(outcomes)), left]
+    return lost
+
+
+def _half_width(total: float, squares: float, outcomes: Outcomes, confidence: float) -> float:
     """Of the normal interval of a mean of paired differences, one wrong decision added to what was seen."""
     size, mean = len(outcomes), total / len(outcomes)
-    variance = np.maximum((squares + outcomes.decisions**-2.0) / size - mean**2, 0.0)
-    half: Floats = NormalDist().inv_cdf(0.5 + confidence / 2) * np.sqrt(variance / size)
-    return half
+    variance = max((squares + outcomes.decisions**-2.0) / size - mean**2, 0.0)
+    return NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(variance / size)
 
 
 def _result(outcomes: Outcomes, graph: Graph, left: NDArray[np.intp], confidence: float) -> Result:
-    size, last = len(outcomes), len(outcomes.exits)
     spent = spent_flop(graph, outcomes.exits) / graph.segment_flop(0, graph.num_blocks)
-    rights = np.concatenate([outcomes.right, outcomes.final[:, None]], axis=1)
-    lost = outcomes.final - rights[np.arange(size), left]
-    half = 100 * float(_half_width(float(lost.sum()), float((lost**2).sum()), outcomes, confidence))
+    lost = _lost(outcomes, left)
+    half = 100 * _half_width(float(lost.sum()), float((lost**2).sum()), outcomes, confidence)
     loss = 100 * float(lost.mean())
     return Result(
-        shares=tuple(float((left == e).mean()) for e in range(last)), saved=1 - float(spent[left].mean()),
+        shares=tuple(float((left == e).mean()) for e in range(len(outcomes.exits))), saved=1 - float(spent[left].mean()),
         loss_points=loss, low_points=loss - half, high_points=loss + half,
     )  # fmt: skip
 
 
-def _nearest(outcomes: Outcomes, graph: Graph, budget: float, bound: str, confidence: float) -> str:
+def _nearest(outcomes: Outcomes, graph: Graph, budget: float, confidence: float, bound: str, folds: int) -> str:
     """Why a budget is not kept, and the least one that would be."""
-    low, high = budget, 100.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        kept = any(_policy(outcomes.of(s), graph, middle, bound, confidence) for s in _subsets(outcomes.exits))
-        low, high = (low, middle) if kept else (middle, high)
-    what = "surely" if bound == "high" else "on these samples"
-    if high >= 100.0:
+    levels = [0.0, *np.geomspace(max(budget, 0.01), 100.0, 24).tolist()]
+    tried = [t for s in _subsets(outcomes.exits) for t in _tried(outcomes.of(s), graph, levels, confidence, folds)]
+    if not tried:
         return f"{graph.name}: no exit saves anything within any budget; train the exits longer, or put them elsewhere"
-    return f"{graph.name}: no thresholds save compute and {what} lose at most {budget:g} points; the nearest is {high:.3g}"
+    nearest = min(each.points(bound) for each in tried)
+    what = "surely" if bound == "high" else "on samples left out"
+    return (
+        f"{graph.name}: no thresholds save compute and {what} lose at most {budget:g} points; the nearest is {nearest:.3g}"
+    )
