@@ -124,22 +124,22 @@ def test_more_budget_never_saves_less_and_all_of_it_lets_everyone_leave_first() 
 def test_rates_and_losses_that_were_predicted_hold_on_other_data() -> None:
     errors, inside, excess, over, naive = [], [], [], [], []
     for seed in (11, 21, 31):
-        graph, known, fresh = graph_of(2), drawn(1500, 2, seed), drawn(20_000, 2, seed + 1)
-        for policy in calibrate(known, graph, budgets=(1.0, 2.0)):
+        graph, known, fresh = graph_of(3), drawn(400, 3, seed), drawn(20_000, 3, seed + 1)
+        for policy in calibrate(known, graph, budgets=(2.0, 4.0)):
             seen = judge(fresh, graph, policy.exits, policy.thresholds)
             errors += [abs(a - b) for a, b in zip(policy.shares, seen.shares, strict=True)]
             inside.append(policy.low_points <= seen.loss_points <= policy.high_points)
             excess.append(seen.loss_points - policy.loss_points)
-        for policy in calibrate(known, graph, budgets=(2.0,), bound="high"):
-            over.append(judge(fresh, graph, policy.exits, policy.thresholds).loss_points > 2.0)
-        for policy in calibrate(known, graph, budgets=(1.0, 2.0), folds=1):
+        for policy in calibrate(known, graph, budgets=(4.0,), bound="high"):
+            over.append(judge(fresh, graph, policy.exits, policy.thresholds).loss_points > 4.0)
+        for policy in calibrate(known, graph, budgets=(2.0, 4.0), folds=1):
             naive.append(judge(fresh, graph, policy.exits, policy.thresholds).loss_points - policy.loss_points)
-    assert max(errors) < 0.045  # three standard errors of a share of 1500
+    assert max(errors) < 0.1  # four standard errors of a share of 400
     assert float(np.mean(inside)) > 0.8  # of 95 %, less what choosing costs
     assert not any(over)
     # Judged on the very samples that they were chosen on, thresholds look better than they are; left-out folds mend that.
-    assert float(np.mean(naive)) > float(np.mean(excess)) + 0.1
-    assert abs(float(np.mean(excess))) < 0.25
+    assert float(np.mean(naive)) > float(np.mean(excess)) + 0.3
+    assert abs(float(np.mean(excess))) < 0.6
 
 
 def hopeless() -> Outcomes:

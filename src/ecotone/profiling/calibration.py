@@ -231,14 +231,15 @@ def _tried(outcomes: Outcomes, graph: Graph, levels: Sequence[float], confidence
 def _search(outcomes: Outcomes, graph: Graph, budgets: Sequence[float]) -> list[_Best]:
     """For each budget the thresholds of least FLOP that keep it on these samples; at worst those at which nobody leaves."""
     spent = spent_flop(graph, outcomes.exits) / graph.segment_flop(0, graph.num_blocks)
-    best: list[_Best | None] = [None] * len(budgets)
-    for thresholds, left in _combinations(outcomes):
-        for number, found in enumerate(_last_thresholds(outcomes, spent, left, budgets)):
-            known = best[number]
-            if found is not None and (known is None or found[1] > known.saved + 1e-12):
-                best[number] = _Best((*thresholds, found[0]), found[1])
     nobody = _Best((_above(1.0),) * len(outcomes.exits), float(1 - spent[-1]))
-    return [each or nobody for each in best]
+    best, limits = [nobody] * len(budgets), np.array(budgets, dtype=np.float64)
+    most = np.full(len(budgets), nobody.saved)
+    for thresholds, left in _combinations(outcomes):
+        saved, counts, sure = _last_exit(outcomes, spent, left, limits)
+        for number in np.flatnonzero(saved > most + 1e-12).tolist():
+            most[number] = saved[number]
+            best[number] = _Best((*thresholds, _between(sure, int(counts[number]))), float(saved[number]))
+    return best
 
 
 def _combinations(outcomes: Outcomes) -> Iterator[tuple[tuple[float, ...], NDArray[np.intp]]]:
@@ -265,34 +266,32 @@ def _above(sure: float) -> float:
     return float(np.nextafter(max(1.0, sure), 2.0))
 
 
-def _last_thresholds(
-    outcomes: Outcomes, spent: Floats, left: NDArray[np.intp], budgets: Sequence[float]
-) -> list[tuple[float, float] | None]:
-    """Per budget the best threshold of the last exit, given where the others let samples leave, and what is saved then.
+def _last_exit(
+    outcomes: Outcomes, spent: Floats, left: NDArray[np.intp], budgets: Floats
+) -> tuple[Floats, NDArray[np.intp], Floats]:
+    """Given where the other exits let samples leave, what the last one can save within each budget (-inf: it is not kept).
 
-    One sorted pass: all samples that reach the last exit, the surest first.
+    With how many leave there then, and how sure it is of those who reach it, falling: one sorted pass for all budgets.
     """
     last, size = len(outcomes.exits) - 1, len(outcomes)
-    gone = np.flatnonzero(left < last)
+    gone, reach = np.flatnonzero(left < last), np.flatnonzero(left == last)
     lost_before = float((outcomes.final[gone] - outcomes.right[gone, left[gone]]).sum())
-    reach = np.flatnonzero(left == last)
     order = reach[np.argsort(-outcomes.sure[reach, last], kind="stable")]
     sure = outcomes.sure[order, last]
-    counts = np.arange(len(order) + 1)  # so many leave at the last exit
     lost = lost_before + np.concatenate([[0.0], np.cumsum(outcomes.final[order] - outcomes.right[order, last])])
-    spent_all = float(spent[left[gone]].sum()) + counts * spent[last] + (len(order) - counts) * spent[last + 1]
-    apart = np.ones(len(counts), dtype=bool)
+    apart = np.ones(len(order) + 1, dtype=bool)
     apart[1:-1] = sure[:-1] > sure[1:]  # samples equally sure leave together
-    found: list[tuple[float, float] | None] = []
-    for budget in budgets:
-        allowed = np.flatnonzero(apart & (100 * lost / size <= budget + 1e-9))
-        if not len(allowed):
-            found.append(None)
-            continue
-        best = int(allowed[-1])  # who leaves earlier spends less
-        between = [_above(float(outcomes.sure[:, last].max())), *((sure[:-1] + sure[1:]) / 2), 0.0]
-        found.append((float(between[best]) if len(order) else between[0], float(1 - spent_all[best] / size)))
-    return found
+    allowed = apart & (100 * lost / size <= budgets[:, None] + 1e-9)
+    counts = len(order) - np.argmax(allowed[:, ::-1], axis=1)  # the most: who leaves earlier spends less
+    total = float(spent[left[gone]].sum()) + counts * spent[last] + (len(order) - counts) * spent[last + 1]
+    return np.where(allowed.any(axis=1), 1 - total / size, -math.inf), counts, sure
+
+
+def _between(sure: Floats, count: int) -> float:
+    """A threshold at which the first `count` of these, which fall, leave."""
+    if count == 0:
+        return _above(float(sure[0]) if len(sure) else 1.0)
+    return 0.0 if count == len(sure) else float((sure[count - 1] + sure[count]) / 2)
 
 
 def _where(outcomes: Outcomes, thresholds: Sequence[float]) -> NDArray[np.intp]:
