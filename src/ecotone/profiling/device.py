@@ -56,8 +56,7 @@ def profile_device(
     """Measure `captured` on this machine as `device` (its accelerator, threads, executors; times stretched by slowdown).
 
     `cuts` ascend from 0 to L; `samples` are flat inputs, empty: the capture's examples; `frontiers` saves computing them;
-    `image` says how pixels became the input.
-    Raises EcotoneError where no executor runs the whole model.
+    `image` says how pixels became the input. Raises EcotoneError where no executor runs the whole model.
     """
     options = options or MeasureOptions()
     cuts = tuple(cuts)
@@ -78,8 +77,7 @@ def profile_device(
         folder = Path(name)
         ranges = [(0, length), *((0, c) for c in cuts[1:-1]), *((c, length) for c in cuts[1:-1])]
         before = before_exits(captured.graph, cuts)
-        pieces: list[tuple[int, int] | tuple[int, int, str]] = [(start, place.position) for place, start in before]
-        pieces += [(start, place.position, place.name) for place, start in before]
+        pieces = [(start, place.position, name) for place, start in before for name in ("", place.name)]
         write_model(folder, captured, [*ranges, *pieces], values)
         whole = [Step(executor=executor, start=0, stop=length) for executor in names]
         outcomes = [_do(folder, device, whole, options.screening_rounds, run)]
@@ -89,12 +87,7 @@ def profile_device(
         kept = _kept(outcomes[0].timed, options)
         for group in _groups(captured, kept, cuts):
             outcomes.append(_do(folder, device, group, options.rounds, run))
-        both = [
-            Step(executor=name, start=start, stop=place.position, exit=exit_name)
-            for place, start in before
-            for name in kept
-            for exit_name in ("", place.name)
-        ]
+        both = [Step(executor=name, start=a, stop=b, exit=exit_name) for a, b, exit_name in pieces for name in kept]
         exits = _exit_times(device, _do(folder, device, both, options.rounds, run)) if both else ()
     picture = next((t for t in values[cuts[0]][0] if t.is_floating_point() and is_picture(tuple(t.shape))), None)
     codecs = profile_codecs(device.name, options.codecs, image=image, picture=picture, progress=bar.more)
@@ -102,15 +95,10 @@ def profile_device(
     # The whole model is in every pass; the last pass is the thorough one.
     latest = {(e["executor"], e["start"], e["stop"]): e for outcome in outcomes for e in outcome.timed}
     found = [_segment_time(device, event) for event in latest.values()]
-    failures += [
-        ExecutorFailure(device=device.name, executor=s.executor, start=s.start, stop=s.stop, reason=reason)
-        for outcome in outcomes
-        for s, reason in outcome.failed
-    ]
-    measured = DeviceMeasurement(
+    failures += [_failure(device, step, reason) for outcome in outcomes for step, reason in outcome.failed]
+    return DeviceMeasurement(
         device=device.name, segments=tuple(found), codecs=codecs, failures=tuple(failures), exits=exits
-    )
-    return measured.for_device(device)
+    ).for_device(device)
 
 
 def before_exits(graph: Graph, cuts: Sequence[int]) -> list[tuple[Exit, int]]:
@@ -190,6 +178,10 @@ def _groups(captured: Captured, names: Sequence[str], cuts: Sequence[int]) -> li
 
 def _do(folder: Path, device: Device, steps: Sequence[Step], rounds: int, run: Run) -> Outcome:
     return run(folder, Job(accelerator=device.accelerator, threads=device.threads, rounds=rounds, steps=tuple(steps)))
+
+
+def _failure(device: Device, step: Step, reason: str) -> ExecutorFailure:
+    return ExecutorFailure(device=device.name, executor=step.executor, start=step.start, stop=step.stop, reason=reason)
 
 
 def _segment_time(device: Device, event: dict[str, Any]) -> SegmentTime:

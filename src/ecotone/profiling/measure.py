@@ -108,15 +108,9 @@ def measure(
     cuts = candidate_cuts(captured.graph, options.max_cuts)
     values = frontier_values(captured, samples, cuts)
     device_measurement = partial(
-        profile_device,
-        captured,
-        cuts=cuts,
-        samples=samples,
-        options=options,
-        progress=progress,
-        frontiers=values,
+        profile_device, captured, cuts=cuts, samples=samples, options=options, progress=progress, frontiers=values,
         image=image,
-    )
+    )  # fmt: skip
     measurements = _of_devices(cluster, measured, device_measurement)
     profile = Profile(
         graph_hash=captured.graph.content_hash(),

@@ -218,13 +218,12 @@ def simulate(
     links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
     make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
     expected_s = {epoch: cost.longest_s for epoch, cost in times.costs.items()}
-    program = Program(
-        NodeId(plans.primary.source), _asks(arrivals, requests, deadline_s, seed), plans, make, in_flight, expected_s
-    )
+    asks = _asks(arrivals, requests, deadline_s, seed)
+    program = Program(NodeId(plans.primary.source), asks, plans, make, in_flight, expected_s)
     machines = {name: Machine(make(name, 1, settings.session)) for name in names}
     world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
-    world.exit_of = times.leaving
     _bring_into_force(program, until_s)
+    world.exit_of = times.leaving
     world.count_anew()
     program.begin()
     for fault in (*_traces(cluster, names), *script):
