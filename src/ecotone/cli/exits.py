@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ecotone.accuracy import ExitPolicy
@@ -21,7 +22,7 @@ from ecotone.model.exit_file import write_exits
 from ecotone.model.exit_places import exit_places, flop_share
 from ecotone.model.exit_training import Sample, TrainOptions, train_exits
 from ecotone.profiling.calibration import BUDGETS, best_rules, calibrate, judge, usual_policies
-from ecotone.profiling.exit_outcomes import Outcomes
+from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
 from ecotone.schema import write
 from ecotone.serving.sources import Item, open_source
 from ecotone.units import EcotoneError
@@ -80,13 +81,15 @@ def exits(
     with progress_bar("calibrating", json_output) as report:
         trained, outcomes = best_rules(trained, held, progress=report)
     write_exits(out_file, trained, original=work.captured, data=outcomes.tensors())
-    graph = trained.graph
-    policies = calibrate(outcomes, graph, budgets=budgets) if budgets else usual_policies(outcomes, graph)
+    policies, unkept = _calibrated(trained, outcomes, budgets)
     if json_output:
         print_json(_document(trained, outcomes, policies))
         return
     out.print(_heads(trained, outcomes))
-    out.print(_policies(trained, outcomes, policies))
+    if unkept:
+        out.print(f"[yellow]no policy yet:[/] {escape(unkept)}", soft_wrap=True, highlight=False)
+    else:
+        out.print(_policies(trained, outcomes, policies))
     err.print(f"[dim]wrote {out_file}; use it with --exits {out_file}", soft_wrap=True, highlight=False)
 
 
@@ -128,6 +131,16 @@ def _data(work: Work, samples: str, labels: Path | None) -> list[Sample]:
         return [(tensors, None) for tensors in inputs]
     known = read_labels(labels, [item.name for item in items], work.preparation.labels)
     return [(tensors, label[None]) for tensors, label in zip(inputs, known, strict=True)]
+
+
+def _calibrated(trained: Captured, outcomes: Outcomes, budgets: Sequence[float]) -> tuple[tuple[ExitPolicy, ...], str]:
+    """Policies within the budgets asked for, which must be kept; of the usual ones those that are, or why none is."""
+    if budgets:
+        return calibrate(outcomes, trained.graph, budgets=budgets), ""
+    try:
+        return usual_policies(outcomes, trained.graph), ""
+    except CalibrationError as error:
+        return (), str(error)
 
 
 def _budgets(texts: Sequence[str]) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from rich.markup import escape
 
 from ecotone.accuracy import AccuracyTable
 from ecotone.cli.console import err, progress_bar
@@ -38,7 +39,7 @@ from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import MeasureOptions, default_path, profile_key
 from ecotone.profiling.calibration import policy_table, usual_policies
-from ecotone.profiling.exit_outcomes import Outcomes
+from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
@@ -107,7 +108,7 @@ def load_work(
         captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name)
     accuracy = None
     if exits:
-        captured, accuracy = _attached(loaded, captured, exits)
+        captured, accuracy = _attached(loaded, captured, exits, quiet)
     graph = captured.graph
     if not quiet:
         work_flop, weights = graph.segment_flop(0, graph.num_blocks), graph.segment_parameter_bytes(0, graph.num_blocks)
@@ -121,8 +122,8 @@ def load_work(
     return work
 
 
-def _attached(loaded: LoadedModel, captured: Captured, exits: str) -> tuple[Captured, AccuracyTable | None]:
-    """The model with the exits of a file, and the policies that its calibration gives."""
+def _attached(loaded: LoadedModel, captured: Captured, exits: str, quiet: bool) -> tuple[Captured, AccuracyTable | None]:
+    """The model with the exits of a file, and the policies that its calibration gives, if any."""
     if exits == "own" and not loaded.exits:
         raise EcotoneError(f"{loaded.name}: brings no exits of its own; make some with ecotone exits, then give the file")
     file = read_exits(Path(loaded.exits if exits == "own" else exits))
@@ -130,7 +131,12 @@ def _attached(loaded: LoadedModel, captured: Captured, exits: str) -> tuple[Capt
     outcomes = Outcomes.from_tensors([head.name for head in captured.exits], file.data)
     if outcomes is None:
         return captured, None
-    return captured, policy_table(captured.graph, outcomes, usual_policies(outcomes, captured.graph))
+    try:
+        return captured, policy_table(captured.graph, outcomes, usual_policies(outcomes, captured.graph))
+    except CalibrationError as error:  # plans of a file may still name its exits
+        if not quiet:
+            err.print(f"[dim]no exit policy: {escape(str(error))}", soft_wrap=True)
+        return captured, None
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
