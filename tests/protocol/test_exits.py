@@ -146,6 +146,12 @@ def test_a_plan_with_an_exit_at_its_end_or_a_stray_exit_transfer_is_no_plan() ->
             graph_hash="g", stages=good.stages, transfers=good.transfers,
             exit_transfers=(Transfer(source=DeviceId("b"), target=DeviceId("c"), position=2),),
         )  # fmt: skip
+    for threshold in (-0.1, float("nan")):
+        with pytest.raises(SchemaError, match=r"threshold .* of exit e must be 0 \(all leave\) or more"):
+            Plan(
+                graph_hash="g", transfers=good.transfers, exit_transfers=good.exit_transfers,
+                stages=(Stage(device=DeviceId("b"), start=0, stop=1, exit="e", threshold=threshold), good.stages[1]),
+            )  # fmt: skip
     local = Plan(
         graph_hash="g", stages=(Stage(device=DeviceId("a"), start=0, stop=1, exit="e"), good.stages[1]),
         transfers=(

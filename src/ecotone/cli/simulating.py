@@ -118,6 +118,7 @@ def _document(report: Report) -> dict[str, object]:
         "utilisation": report.utilisation,
         "link_utilisation": report.link_utilisation,
         "link_bytes": report.link_bytes,
+        "exits": report.exits,
     }
 
 
@@ -127,6 +128,8 @@ def _print(report: Report) -> None:
     table.add_row("requests", f"{document['requests']}, {document['failed']} failed")
     table.add_row("latency", f"median {seconds(report.p50_s)}, 95 % under {seconds(report.p95_s)}")
     table.add_row("throughput", f"{report.throughput_per_s:.3g} /s")
+    for name, count in report.exits.items() if set(report.exits) - {""} else ():
+        table.add_row(f"left at {name}" if name else "to the end", f"{count} requests")
     for name, share in report.utilisation.items():
         table.add_row(name, f"computing {share:.0%} of the time")
     for name, size in report.link_bytes.items():
