@@ -102,7 +102,7 @@ class Plan:
         for (i, stage), transfer in zip(leaving, self.exit_transfers, strict=True):
             ends = (transfer.source, transfer.target, transfer.position)
             if not stage.threshold >= 0:
-                yield f"stage {i}: threshold {stage.threshold} of exit {stage.exit} must be 0 (all leave) or more; 1 is certain"
+                yield f"stage {i}: threshold {stage.threshold} of exit {stage.exit} must be 0 (all leave) or more"
             if ends != (stage.device, self.transfers[-1].target, last):
                 yield f"the exit transfer of stage {i} must lead from {stage.device} to the sink, at position {last}"
             if i == len(self.stages) - 1:
