@@ -27,6 +27,7 @@ from ecotone.model.confidence import ExitRule, classes_dim
 from ecotone.model.errors import ModelError
 from ecotone.model.exit_places import flop_share
 from ecotone.model.exits import ExitHead, check_place, checked_name
+from ecotone.model.program import dtype_of
 
 __all__ = ["Head", "capture_head", "default_rule", "fold_temperature", "make_head"]
 
@@ -36,14 +37,16 @@ SMALL_SIDE = 4  # or, where the output is no map, until its sides are so small
 
 
 class Head(nn.Module):
-    """One branch per output of the model: forward(tensor) -> tuple of its outputs."""
+    """One branch per output of the model: forward(tensor) -> tuple of its outputs, in their dtypes; float32 inside."""
 
-    def __init__(self, branches: Sequence[nn.Sequential]) -> None:
+    def __init__(self, branches: Sequence[nn.Sequential], dtypes: Sequence[torch.dtype] = ()) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
+        self.dtypes = tuple(dtypes) or (torch.float32,) * len(branches)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(branch(x) for branch in self.branches)
+        x = x.float()
+        return tuple(branch(x).to(dtype) for branch, dtype in zip(self.branches, self.dtypes, strict=True))
 
 
 class _Layer(nn.Module):
@@ -95,7 +98,7 @@ def make_head(graph: Graph, position: int, flop_budget: float = 0.05) -> Head:
             found = f"a tensor {list(tensor.shape)} and an output {list(output.shape)}"
             raise ModelError(f"{graph.name}: no head is known for {found} at position {position}; give a module of your own")
         branches.append(made)
-    return Head(branches)
+    return Head(branches, [dtype_of(output.dtype) for output in outputs])
 
 
 def _branch(shape: tuple[int, ...], out: tuple[int, ...], depth: int, most: float) -> nn.Sequential | None:
