@@ -87,7 +87,7 @@ class _Seen:
 
 
 def observed(
-    captured: Captured, data: Data, rules: Sequence[Sequence[ExitRule]], progress: Progress | None
+    captured: Captured, data: Data, rules: Sequence[Sequence[ExitRule]], progress: Progress | None = None
 ) -> list[Outcomes]:
     """One Outcomes per set of rules, from one pass over the data."""
     if not captured.exits:
