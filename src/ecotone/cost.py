@@ -292,14 +292,11 @@ class CostModel:
 
     def loss_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
         """Points that a crossing loses (equation 11), beside what `policy` loses; 0 for an unknown codec."""
-        table = self.profile.accuracy
-        name = policy.name if policy else ""
-        cell = table.cell(position, codec, name) if table else None
-        if cell is not None:
-            return max(0.0, cell.fitted_points - (policy.loss_points if policy else 0.0))
-        cell = table.cell(position, codec) if table else None
-        payload = self.payload(position, codec) if cell is None else None
-        return cell.fitted_points if cell else 100.0 * payload.disagreement if payload else 0.0
+        points = self.profile.accuracy.crossing_points(position, codec, policy) if self.profile.accuracy else None
+        if points is not None:
+            return points
+        payload = self.payload(position, codec)
+        return 100.0 * payload.disagreement if payload else 0.0
 
     def exit_s(self, device: str, executor: str, exit_name: str) -> float | None:
         """Seconds of an exit's head with its decision; None where it was not measured for the device or its kind."""
