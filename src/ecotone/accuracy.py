@@ -164,6 +164,26 @@ class AccuracyTable:
         cell = self.cell(position, codec)
         return cell.fitted_points if cell else None
 
+    def differing(self, crossings: tuple[Crossing, ...], policy: str = "", variant: str = "") -> float | None:
+        """The largest share of decisions that these crossings change, upper ends of the intervals; None: not measured.
+
+        As measured of exactly this composition, else what is measured without crossings and what each of them adds.
+        """
+        whole = self.composition(crossings, policy) if not variant else None
+        if whole is not None:
+            return whole.disagreement_high
+        alone = self.cell(NOWHERE, "none", policy, variant)
+        if alone is None:
+            return None
+        total = alone.disagreement_high
+        for crossing in crossings:
+            under = self.cell(crossing.position, crossing.codec, policy, variant)
+            cell = under or self.cell(crossing.position, crossing.codec, "", variant)
+            if cell is None:
+                return None
+            total += max(0.0, cell.disagreement_high - (alone.disagreement_high if under else 0.0))
+        return min(1.0, total)
+
     def composition(self, crossings: tuple[Crossing, ...], policy: str = "") -> Composition | None:
         """What was measured of exactly these crossings, or None."""
         return next((c for c in self.compositions if (c.crossings, c.policy) == (crossings, policy)), None)

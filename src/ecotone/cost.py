@@ -37,7 +37,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ecotone.accuracy import ExitPolicy
+from ecotone.accuracy import Crossing, ExitPolicy
 from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
@@ -297,6 +297,17 @@ class CostModel:
             return points
         payload = self.payload(position, codec)
         return 100.0 * payload.disagreement if payload else 0.0
+
+    def expected_disagreement(self, plan: Plan) -> float | None:
+        """The largest share of decisions that `plan` was calibrated to change; None where the table does not hold it."""
+        table = self.profile.accuracy
+        if table is None:
+            return None
+        chain = tuple(Crossing(position=p, codec=q) for p, q in plan.crossings)
+        if plan.graph_hash != table.graph_hash:
+            return table.differing(chain, variant=plan.graph_hash)
+        policy = self.policy_of(plan)
+        return table.differing(chain, policy.name if policy else "")
 
     def exit_s(self, device: str, executor: str, exit_name: str) -> float | None:
         """Seconds of an exit's head with its decision; None where it was not measured for the device or its kind."""

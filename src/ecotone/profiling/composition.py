@@ -79,7 +79,7 @@ def check_composition(
 
 def crossings_of(plan: Plan) -> Chain:
     """The transfers of a plan that go over a link, in order; an exit's transfer carries outputs and is left out."""
-    return tuple(Crossing(position=t.position, codec=t.codec) for t in plan.transfers if not t.is_local)
+    return tuple(Crossing(position=position, codec=codec_id) for position, codec_id in plan.crossings)
 
 
 def predicted_points(table: AccuracyTable, chain: Chain, policy: ExitPolicy | None = None) -> float:
