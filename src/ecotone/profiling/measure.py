@@ -111,9 +111,15 @@ def measure(
     target = Path(path) if path is not None else default_path(key)
     cuts = candidate_cuts(captured.graph, options.max_cuts)
     calibration = _calibration(captured, cuts, samples, labels, options, accuracy or AccuracyOptions(), image, progress)
-    known = _reused(target, lambda found: key if len(samples) else profile_key(
-        captured.graph, cluster, options, (), measured, image, samples_hash=found.samples_hash
-    ))  # fmt: skip
+
+    def fits(found: Profile) -> bool:
+        if found.key == key or len(samples):
+            return found.key == key
+        return found.key == profile_key(
+            captured.graph, cluster, options, (), measured, image, samples_hash=found.samples_hash
+        )  # fmt: skip
+
+    known = _reused(target, fits)
     if known is None:
         torch.manual_seed(options.seed)
         values = frontier_values(captured, few, cuts)
@@ -188,10 +194,10 @@ def _plain(device: Device) -> Device:
     return replace(device, name=DeviceId(device.name), slowdown=1.0)
 
 
-def _reused(path: Path, key_of_found: Callable[[Profile], str]) -> Profile | None:
-    """The profile in `path` if it is whole and has its key; anything else is measured again."""
+def _reused(path: Path, fits: Callable[[Profile], bool]) -> Profile | None:
+    """The profile in `path` if it is whole and fits what is asked; anything else is measured again."""
     try:
         profile = Profile.from_json(path.read_bytes(), str(path))
     except (OSError, EcotoneError):
         return None
-    return profile if profile.key == key_of_found(profile) else None
+    return profile if fits(profile) else None

@@ -67,7 +67,7 @@ class Drift:
     def __str__(self) -> str:
         return (
             f"drift: {self.observed:.2%} of decisions differ from the whole model over the last {self.num_compared} "
-            f"compared requests, at most {self.expected:.2%} were calibrated; calibrate again on inputs of today"
+            f"compared requests, at most {self.expected:.2%} were expected; calibrate again on inputs of today"
         )
 
 

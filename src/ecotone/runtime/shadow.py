@@ -130,12 +130,17 @@ class Shadow:
         skipped = f", {self.num_skipped} skipped for want of room" if self.num_skipped else ""
         text = f"shadow: {watch.num_compared} of {self.num_seen} requests compared with the whole model{skipped}"
         if watch.num_compared:
-            text += f"; {watch.recent:.2%} of decisions differ, at most {watch.expected:.2%} were calibrated"
+            text += f"; {watch.recent:.2%} of decisions differ, at most {watch.expected:.2%} expected"
         return [
             text,
             *([str(watch.drift)] if watch.drift else []),
             *([f"shadow stopped: {self.fault}"] if self.fault else []),
         ]
+
+    def summary(self, timeout_s: float) -> list[str]:
+        """The same after waiting at most so long for what was taken."""
+        self.finish(timeout_s)
+        return self.lines()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
