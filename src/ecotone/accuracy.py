@@ -164,6 +164,14 @@ class AccuracyTable:
         cell = self.cell(position, codec)
         return cell.fitted_points if cell else None
 
+    def sure_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float | None:
+        """As `crossing_points`, by the upper end of the interval: what it loses at most, as far as the samples tell."""
+        cell = self.cell(position, codec, policy.name) if policy else None
+        if cell is not None and policy is not None:
+            return max(0.0, max(cell.fitted_points, cell.high_points) - max(0.0, policy.loss_points))
+        cell = self.cell(position, codec)
+        return max(cell.fitted_points, cell.high_points) if cell else None
+
     def differing(self, crossings: tuple[Crossing, ...], policy: str = "", variant: str = "") -> float | None:
         """The largest share of decisions that these crossings change, upper ends of the intervals; None: not measured.
 

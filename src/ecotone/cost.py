@@ -18,6 +18,7 @@ Legend: d, e devices; [a, b) blocks; p a cut; q a codec; P(b), S(a) measured tim
 (11) loss          = loss of the exit policy + sum over crossings of loss(p, q);   loss(p, q) is that of the accuracy table
                      (fitted; under the policy where that was measured, less the policy's own), else 100 * disagreement.
                      disagreement = min(1, sum over crossings);   relative error = sum over crossings + sum over stages
+                     sure loss: the same by upper ends of intervals, at most 100; 100 per crossing that was not calibrated
 (12) server seconds = sum of busy_d over servers: tier "edge" or "cloud"; with no tier stated, all but source and sink
 (13) money         = sum of price_d * busy_d + sum over links of price * bytes
 With exits, r_i is the share of requests that reach stage i: r_0 = 1, r_(i+1) = r_i less the share that leaves at its end.
@@ -298,6 +299,11 @@ class CostModel:
         payload = self.payload(position, codec)
         return 100.0 * payload.disagreement if payload else 0.0
 
+    def sure_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
+        """Points that a crossing loses at most, by the upper end of its interval; 100 where it was not calibrated."""
+        points = self.profile.accuracy.sure_points(position, codec, policy) if self.profile.accuracy else None
+        return points if points is not None else 0.0 if codec.partition("+")[0] == "fp32" else 100.0
+
     def expected_disagreement(self, plan: Plan) -> float | None:
         """The largest share of decisions that `plan` was calibrated to change; None where the table does not hold it."""
         table = self.profile.accuracy
@@ -381,6 +387,7 @@ class CostModel:
             send_s=payload.size_bytes / link.bandwidth_bytes_per_s, decode_s=decode,
             disagreement=payload.disagreement, relative_error=payload.relative_error,
             loss_points=self.loss_points(transfer.position, transfer.codec, policy),
+            sure_points=self.sure_points(transfer.position, transfer.codec, policy),
         )  # fmt: skip
 
     def predict(self, plan: Plan) -> PlanCost:
@@ -411,6 +418,7 @@ class CostModel:
             relative_error=sum(t.relative_error for t in edges) + sum(s.relative_error for s in stages),
             stages=stages, transfers=transfers, devices=devices, links=links, exit_transfers=exits,
             loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers),
+            sure_points=min(100.0, (policy.high_points if policy else 0.0) + sum(t.sure_points for t in transfers)),
             server_s=sum(d.busy_s for d in devices if d.device in self._servers),
             money=money + sum(prices.get((k.source, k.target), 0.0) * k.size_bytes for k in links),
         )  # fmt: skip

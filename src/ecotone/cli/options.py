@@ -10,8 +10,8 @@ import typer
 MODEL_HELP = "package.module:callable, file.py:callable, an exported .pt2, or a Hugging Face directory or hub id."
 SHAPE_HELP = "Shape of an image input, such as 3x224x224, where the model does not say."
 REQUIRE_HELP = (
-    "A limit to keep, repeatable: latency=50ms, throughput=20/s, accuracy_loss=0.5, error=0.05, energy=2J, bytes=20kB, "
-    "memory=100MB, codec=int8,fp32, device=edge, stages=2."
+    "A limit to keep, repeatable: latency=50ms, throughput=20/s, accuracy_loss=0.5, accuracy_loss_sure=1 (upper end of its "
+    "interval), error=0.05, energy=2J, bytes=20kB, memory=100MB, codec=int8,fp32, device=edge, stages=2."
 )
 
 

@@ -46,7 +46,8 @@ def plan_table(plan: Plan, cost: PlanCost, graph: Graph) -> Table:
     table.add_row("throughput", "", "1 / slowest part", "", f"{cost.throughput_per_s:.3g} /s", style="bold")
     if cost.energy_joule > 0:
         table.add_row("energy", "", "modelled", "", format_quantity(cost.energy_joule, "joule"), style="bold")
-    table.add_row("accuracy loss", "", "predicted", "", f"{cost.accuracy_loss_points:.2g} points", style="bold")
+    sure = f", at most {cost.sure_points:.2g}" if cost.loss_points <= cost.sure_points < 100 else ""
+    table.add_row("accuracy loss", "", "predicted", "", f"{cost.accuracy_loss_points:.2g} points{sure}", style="bold")
     return table
 
 
