@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ecotone.model import Captured, capture
-from ecotone.profiling import ExitHead
+from ecotone.profiling import ExitRun
 
 CLASSES, SIDE = 3, 8
 
@@ -52,7 +52,7 @@ def samples(count: int, *, seed: int = 1, noise: float = 0.0, each: int = 1) -> 
     return [(part,) for part in x.split(each)]
 
 
-def exits(captured: Captured) -> list[ExitHead]:
+def exits(captured: Captured) -> list[ExitRun]:
     """Two exits: pooled channels through a random linear layer; confident where the first logit leads by much."""
     generator = torch.Generator().manual_seed(3)
     found = []
@@ -67,5 +67,5 @@ def exits(captured: Captured) -> list[ExitHead]:
             best = outputs[0].topk(2, dim=1).values
             return float((best[:, 0] - best[:, 1]).min())
 
-        found.append(ExitHead(name=name, position=position, outputs=outputs, confidence=confidence, content=name))
+        found.append(ExitRun(name=name, position=position, outputs=outputs, confidence=confidence, content=name))
     return found

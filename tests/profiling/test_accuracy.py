@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ecotone.accuracy import NOWHERE, AccuracyTable, ExitPolicy
 from ecotone.codec import CodecError, ImageSpec
 from ecotone.model import Captured, capture
 from ecotone.profiling import LabelError, measure_accuracy
+from ecotone.profiling.crossings import exit_run
 from ecotone.profiling.ladders import value_codec
 from ecotone.units import EcotoneError
 
@@ -182,6 +184,26 @@ def test_exit_policies_are_followed_with_and_without_a_crossing(captured):
     assert table.crossing_points(1, "int2", found) == pytest.approx(
         max(0.0, table.cell(1, "int2", "p").fitted_points - max(0.0, found.loss_points))
     )
+
+
+def test_an_exit_of_a_captured_model_can_be_run(captured):
+    """Whatever has a segment from the frontier to the outputs and a rule, as exits of a captured model do."""
+
+    class Rule:
+        def of_request(self, outputs: Sequence[torch.Tensor]) -> float:
+            return outputs[0].softmax(1).amax().item()
+
+    frontier = module(captured, 0, 1)(samples(1)[0][0])
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(frontier[0].numel(), CLASSES)).eval()
+    segment = capture(head, (frontier[0],)).segment(0, 1)
+    found = exit_run(SimpleNamespace(name="e", position=1, segment=segment, rule=Rule()))
+    assert torch.equal(found.outputs(frontier)[0], head(frontier[0]))
+    assert found.confidence(found.outputs(frontier)) == pytest.approx(head(frontier[0]).softmax(1).max().item())
+    assert segment.content_hash() in found.content
+    policy = ExitPolicy(name="p", exits=("e",), thresholds=(0.0,), shares=(0.0,), loss_points=0.0)
+    table = measure_accuracy(captured, samples(20), codecs=("int8",), policies=[policy], exits=[found])
+    assert table.policy("p").shares == (1.0,)
 
 
 def test_variants_are_held_against_the_same_reference(captured):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from small_classifier import CLASSES, classifier, samples
@@ -106,12 +107,24 @@ def test_only_what_changed_is_measured_again(captured, tmp_path, monkeypatch):
         measure(captured, pair(), samples=samples(3, seed=8), options=OPTIONS, path=path)
 
 
+def test_a_table_outlives_the_times_beside_it(captured, tmp_path):
+    """Devices are measured anew (as real nodes are each time): without samples the table of the file stays."""
+    path, given = tmp_path / "p.json", samples(12)
+    first = measure(captured, pair(), samples=given, options=OPTIONS, path=path)
+    slower = replace(pair(), devices=tuple(replace(d, slowdown=2 * d.slowdown) for d in pair().devices))
+    second = measure(captured, slower, options=OPTIONS, path=path)
+    assert second.segments != first.segments
+    assert (second.accuracy, second.payloads) == (first.accuracy, first.payloads)
+    other = classifier(seed=1)
+    assert measure(other, slower, options=OPTIONS, path=path).accuracy is None
+
+
 def test_a_limit_and_what_needs_no_table(captured, tmp_path):
     given = samples(10)
     asked = {"samples": given, "options": OPTIONS, "path": tmp_path / "p.json"}
-    some = measure(captured, pair(), labels=[0] * 10, accuracy=AccuracyOptions(limit=4), **asked)
+    some = measure(captured, pair(), labels=[0] * 10, table=AccuracyOptions(limit=4), **asked)
     assert some.accuracy.num_samples == 4
-    none = measure(captured, pair(), accuracy=AccuracyOptions(limit=0), **(asked | {"path": tmp_path / "q.json"}))
+    none = measure(captured, pair(), table=AccuracyOptions(limit=0), **(asked | {"path": tmp_path / "q.json"}))
     assert none.accuracy is None
     assert measure(captured, pair(), options=OPTIONS, path=tmp_path / "r.json").accuracy is None
     single = capture(nn.Sequential(nn.Flatten(), nn.Linear(128, 1)).eval(), (given[0][0],))
@@ -125,7 +138,7 @@ def test_wrong_labels_are_refused_before_anything_is_timed(captured, monkeypatch
         with pytest.raises(LabelError, match=expected):
             measure(captured, pair(), samples=given, labels=labels, options=OPTIONS)
     with pytest.raises(LabelError, match="labels: 9 for 10 samples"):
-        measure(captured, pair(), samples=given, labels=[0] * 9, options=OPTIONS, accuracy=AccuracyOptions(limit=5))
+        measure(captured, pair(), samples=given, labels=[0] * 9, options=OPTIONS, table=AccuracyOptions(limit=5))
     with pytest.raises(EcotoneError, match="labels: there are no samples"):
         measure(captured, pair(), labels=[0], options=OPTIONS)
     single = capture(nn.Sequential(nn.Flatten(), nn.Linear(128, 1)).eval(), (given[0][0],))

@@ -155,11 +155,11 @@ def make_profile(
     if fresh:
         file.unlink(missing_ok=True)
     names = work.samples.names if isinstance(work.samples, FileSamples) else ()
-    accuracy = AccuracyOptions(limit=work.max_calibration, names=names)
+    table = AccuracyOptions(limit=work.max_calibration, names=names)
     with progress_bar("profiling", work.quiet) as report:
         made = measure(
             work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
-            accuracy=accuracy, image=image, path=file, progress=report,
+            table=table, image=image, path=file, progress=report,
         )  # fmt: skip
         return _with_compositions(work, made, file, report)
 

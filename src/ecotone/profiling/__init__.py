@@ -4,7 +4,7 @@
 from ecotone.profiling.accuracy import measure_accuracy
 from ecotone.profiling.codecs import payloads, profile_codecs
 from ecotone.profiling.composition import check_composition, random_crossings
-from ecotone.profiling.crossings import ExitHead
+from ecotone.profiling.crossings import ExitRun
 from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.device import profile_device
 from ecotone.profiling.labels import LabelError
@@ -14,7 +14,7 @@ from ecotone.profiling.measurement import AccuracyOptions, DeviceMeasurement, Me
 from ecotone.profiling.samples import Samples
 
 __all__ = [
-    "LINK_PROBE_SIZES", "AccuracyOptions", "DeviceMeasurement", "ExitHead", "LabelError", "LinkSample", "MeasureOptions",
+    "LINK_PROBE_SIZES", "AccuracyOptions", "DeviceMeasurement", "ExitRun", "LabelError", "LinkSample", "MeasureOptions",
     "Progress", "Samples", "candidate_cuts", "check_composition", "default_path", "fit_link", "measure", "measure_accuracy",
     "payloads", "probe_sizes", "profile_codecs", "profile_device", "profile_key", "random_crossings",
 ]  # fmt: skip

@@ -5,7 +5,7 @@
 
 The table of JALAD (arXiv 1812.10027) and DynO (2104.09949), with exits and variants, with a confidence interval of each
 paired loss (paired.py) and monotone along each ladder (ladders.py). It is used again while the hash of all that it depends
-on is the same. One pass (calibration.py) gives the payloads of the profile too.
+on is the same. One pass (cells.py) gives the payloads of the profile too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.codec import ImageSpec
 from ecotone.executors.cache import cache_root, key_of
 from ecotone.model import Captured
-from ecotone.profiling.calibration import Calibration, Setup, check_labels, measured
+from ecotone.profiling.cells import Calibration, Setup, check_labels, measured
 from ecotone.profiling.codecs import codec_ids
-from ecotone.profiling.crossings import ExitHead
+from ecotone.profiling.crossings import ExitRun
 from ecotone.profiling.cuts import DEFAULT_LIMIT, candidate_cuts
 from ecotone.profiling.labels import Labels
 from ecotone.profiling.measurement import Progress
@@ -43,7 +43,7 @@ def measure_accuracy(
     cuts: Sequence[int] = (),
     codecs: Sequence[str] = (),
     policies: Sequence[ExitPolicy] = (),
-    exits: Sequence[ExitHead] = (),
+    exits: Sequence[ExitRun] = (),
     variants: Sequence[Captured] = (),
     image: ImageSpec | None = None,
     confidence: float = 0.95,
@@ -71,7 +71,7 @@ def setup_of(
     codecs: Sequence[str] = (),
     *,
     policies: Sequence[ExitPolicy] = (),
-    exits: Sequence[ExitHead] = (),
+    exits: Sequence[ExitRun] = (),
     variants: Sequence[Captured] = (),
     image: ImageSpec | None = None,
     confidence: float = 0.95,
@@ -138,7 +138,7 @@ def calibration_key(setup: Setup, data_hash: str) -> str:
     )  # fmt: skip
 
 
-def _known(policies: Sequence[ExitPolicy], exits: Sequence[ExitHead]) -> tuple[ExitPolicy, ...]:
+def _known(policies: Sequence[ExitPolicy], exits: Sequence[ExitRun]) -> tuple[ExitPolicy, ...]:
     """The policies, their exits all there and in order."""
     at: Mapping[str, int] = {head.name: head.position for head in exits}
     for policy in policies:

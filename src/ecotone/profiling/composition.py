@@ -19,7 +19,7 @@ from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.plan import Plan
 from ecotone.profiling.accuracy import set_hash
-from ecotone.profiling.crossings import Crossings, ExitHead, Tensors, batches
+from ecotone.profiling.crossings import Crossings, ExitRun, Tensors, batches
 from ecotone.profiling.judge import Judge
 from ecotone.profiling.labels import Labels
 from ecotone.profiling.ladders import is_exact
@@ -40,7 +40,7 @@ def check_composition(
     labels: Any = None,
     plans: Sequence[Plan | Chain] = (),
     *,
-    exits: Sequence[ExitHead] = (),
+    exits: Sequence[ExitRun] = (),
     image: ImageSpec | None = None,
     names: Sequence[str] = (),
     progress: Progress | None = None,

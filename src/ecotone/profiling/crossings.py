@@ -13,16 +13,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from ecotone import codec
 from ecotone.codec import CodecError, ImageSpec
-from ecotone.model import Captured
+from ecotone.model import Captured, Segment
 from ecotone.profiling.ladders import is_exact, value_codec
 from ecotone.units import EcotoneError
 
-__all__ = ["Answer", "Crossings", "ExitHead", "Sent", "Tensors", "batches"]
+__all__ = ["Answer", "Crossings", "ExitRun", "Sent", "Tensors", "batches", "exit_run"]
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -31,7 +32,7 @@ MAX_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExitHead:
+class ExitRun:
     """An exit to run: `outputs` turns the frontier at `position` into the model's outputs, `confidence` weighs those.
 
     A request leaves by a policy at the first of its exits whose confidence reaches the threshold. `content`: a hash of what
@@ -43,6 +44,32 @@ class ExitHead:
     outputs: Callable[[Tensors], Tensors]
     confidence: Callable[[Tensors], float]
     content: str = ""
+
+
+class _Rule(Protocol):
+    def of_request(self, outputs: Sequence[torch.Tensor]) -> float: ...
+
+
+class _Head(Protocol):
+    """An exit of a captured model: a segment from the frontier at its position to the outputs, and how sure it is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def segment(self) -> Segment: ...
+    @property
+    def rule(self) -> _Rule: ...
+
+
+def exit_run(head: _Head) -> ExitRun:
+    """The exit of a captured model, to be run here."""
+    module = head.segment.module()
+    return ExitRun(
+        name=head.name, position=head.position, outputs=lambda tensors: tuple(module(*tensors)),
+        confidence=head.rule.of_request, content=f"{head.segment.content_hash()} {head.rule}",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +107,7 @@ class Crossings:
         codecs: Sequence[str],
         *,
         image: ImageSpec | None = None,
-        exits: Iterable[ExitHead] = (),
+        exits: Iterable[ExitRun] = (),
     ) -> None:
         self.captured, self.graph, self.image = captured, captured.graph, image
         self.length = captured.graph.num_blocks

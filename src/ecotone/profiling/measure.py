@@ -30,7 +30,7 @@ from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling.accuracy import calibrate, setup_of
-from ecotone.profiling.calibration import Calibration
+from ecotone.profiling.cells import Calibration
 from ecotone.profiling.codecs import payloads
 from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.decisions import decides
@@ -89,7 +89,7 @@ def measure(
     samples: Samples = (),
     labels: Any = None,
     options: MeasureOptions | None = None,
-    accuracy: AccuracyOptions | None = None,
+    table: AccuracyOptions | None = None,
     measured: Sequence[DeviceMeasurement] = (),
     links: Sequence[LinkFit] = (),
     image: ImageSpec | None = None,
@@ -99,28 +99,23 @@ def measure(
     """Everything the planner needs of `captured` on `cluster`.
 
     `samples`: flat inputs (`captured.flatten_inputs`), real ones where accuracy matters, as many as there are; `labels`: one
-    for each (see measure_accuracy). Empty: the capture's examples, and no accuracy table. `measured`: what nodes sent; the
-    other devices must be emulated or alike this machine and are measured here. `links`: fits over the real wire. `image`:
-    how pixels became the input, where image codecs may carry it. `path`: the profile's file (None: in the cache), reused
-    while its key is equal, where samples are given that of these or, where none are, of any; with links given those are put
-    into it anew. Raises EcotoneError where no executor runs the model on some device, or labels do not fit.
+    for each (see measure_accuracy); `table`: what else its table holds. Without samples: the capture's examples, and no
+    table. `measured`: what nodes sent; the other devices must be emulated or alike this machine and are measured here.
+    `links`: fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the
+    profile's file (None: in the cache), reused while its key is equal (without samples: that of whatever samples it has);
+    with links given those are put into it anew. Raises EcotoneError where no executor runs the model on some device, or
+    labels do not fit.
     """
     options = options or MeasureOptions()
     few = [tuple(s) for s in islice(iter(samples), options.max_samples)] or [captured.example_inputs]
-    key = profile_key(captured.graph, cluster, options, few, measured, image)
+    key_of_samples = partial(profile_key, captured.graph, cluster, options, measured=measured, image=image)
+    key = key_of_samples(few)
     target = Path(path) if path is not None else default_path(key)
     cuts = candidate_cuts(captured.graph, options.max_cuts)
-    calibration = _calibration(captured, cuts, samples, labels, options, accuracy or AccuracyOptions(), image, progress)
-
-    def fits(found: Profile) -> bool:
-        if found.key == key or len(samples):
-            return found.key == key
-        return found.key == profile_key(
-            captured.graph, cluster, options, (), measured, image, samples_hash=found.samples_hash
-        )  # fmt: skip
-
-    known = _reused(target, fits)
+    calibration = _calibration(captured, cuts, samples, labels, options, table or AccuracyOptions(), image, progress)
+    known = _reused(target, lambda found: key if len(samples) else key_of_samples(samples_hash=found.samples_hash), key)
     if known is None:
+        calibration = calibration or (None if len(samples) else _kept(target, captured.graph, cuts))
         torch.manual_seed(options.seed)
         values = frontier_values(captured, few, cuts)
         device_measurement = partial(
@@ -174,6 +169,17 @@ def _calibration(
     return calibrate(setup, FirstOf(samples, count), labels, names=asked.names, progress=progress)
 
 
+def _kept(path: Path, graph: Graph, cuts: tuple[int, ...]) -> Calibration | None:
+    """What the profile that is in `path` now says of accuracy: it holds on whatever devices, so it is not lost with them."""
+    try:
+        former = Profile.from_json(path.read_bytes(), str(path))
+    except (OSError, EcotoneError):
+        return None
+    if former.accuracy is None or former.cuts != cuts or former.graph_hash != graph.content_hash():
+        return None
+    return Calibration(table=former.accuracy, payloads=former.payloads)
+
+
 def _of_devices(
     cluster: Cluster, measured: Sequence[DeviceMeasurement], measure_here: Callable[[Device], DeviceMeasurement]
 ) -> list[DeviceMeasurement]:
@@ -194,10 +200,10 @@ def _plain(device: Device) -> Device:
     return replace(device, name=DeviceId(device.name), slowdown=1.0)
 
 
-def _reused(path: Path, fits: Callable[[Profile], bool]) -> Profile | None:
-    """The profile in `path` if it is whole and fits what is asked; anything else is measured again."""
+def _reused(path: Path, key_of_found: Callable[[Profile], str], key: str) -> Profile | None:
+    """The profile in `path` if it is whole and has one of these keys; anything else is measured again."""
     try:
         profile = Profile.from_json(path.read_bytes(), str(path))
     except (OSError, EcotoneError):
         return None
-    return profile if fits(profile) else None
+    return profile if profile.key in (key, key_of_found(profile)) else None

@@ -13,7 +13,7 @@ from ecotone.accuracy import ExitPolicy
 from ecotone.cluster import Device, DeviceId
 from ecotone.model import Captured
 from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
-from ecotone.profiling.crossings import ExitHead
+from ecotone.profiling.crossings import ExitRun
 
 __all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
 
@@ -63,7 +63,7 @@ class AccuracyOptions:
     limit: int | None = None
     names: tuple[str, ...] = ()
     policies: tuple[ExitPolicy, ...] = ()
-    exits: tuple[ExitHead, ...] = ()
+    exits: tuple[ExitRun, ...] = ()
     variants: tuple[Captured, ...] = ()
     confidence: float = 0.95
 

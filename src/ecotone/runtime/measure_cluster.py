@@ -44,7 +44,7 @@ def measure(
     samples: Samples = (),
     labels: Any = None,
     options: MeasureOptions | None = None,
-    accuracy: AccuracyOptions | None = None,
+    table: AccuracyOptions | None = None,
     image: ImageSpec | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -52,11 +52,11 @@ def measure(
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
     A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `labels`, `options`,
-    `accuracy`, `image` and `path`. Raises NodeUnreachable or EcotoneError in bounded time.
+    `table`, `image` and `path`. Raises NodeUnreachable or EcotoneError in bounded time.
     """
     options = options or MeasureOptions()
     given = partial(
-        profiling.measure, captured, samples=samples, labels=labels, options=options, accuracy=accuracy, image=image,
+        profiling.measure, captured, samples=samples, labels=labels, options=options, table=table, image=image,
         progress=progress, path=path,
     )  # fmt: skip
     if isinstance(nodes, Cluster):
@@ -64,7 +64,7 @@ def measure(
             return given(nodes)
         with attach(nodes) as attached:
             return measure(
-                captured, attached, samples=samples, labels=labels, options=options, accuracy=accuracy, image=image,
+                captured, attached, samples=samples, labels=labels, options=options, table=table, image=image,
                 progress=progress, path=path,
             )  # fmt: skip
     cluster = nodes.cluster

@@ -16,7 +16,7 @@ from ecotone.model import Captured
 from ecotone.plan import LOCAL
 from ecotone.profile import Payload
 from ecotone.profiling.codecs import PayloadSums
-from ecotone.profiling.crossings import Answer, Crossings, ExitHead, batches
+from ecotone.profiling.crossings import Answer, Crossings, ExitRun, batches
 from ecotone.profiling.judge import Judge, leaving
 from ecotone.profiling.labels import ChanceTest, Labels
 from ecotone.profiling.ladders import fitted_losses, is_exact, value_codec
@@ -56,7 +56,7 @@ class Setup:
     cuts: tuple[int, ...]
     codecs: tuple[str, ...]
     policies: tuple[ExitPolicy, ...] = ()
-    exits: tuple[ExitHead, ...] = ()
+    exits: tuple[ExitRun, ...] = ()
     variants: tuple[tuple[Captured, tuple[int, ...]], ...] = ()
     image: ImageSpec | None = None
     confidence: float = 0.95
