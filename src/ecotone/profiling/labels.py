@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
 
 from ecotone.profiling.decisions import class_dim
 from ecotone.units import EcotoneError
@@ -122,11 +120,11 @@ class ChanceTest:
         """Raises LabelError where there is nothing to count, or the model is right no more often than by chance."""
         if not self.num_decisions:
             raise LabelError(f"labels: every decision is marked as without label ({IGNORED}); label some of them")
+        from scipy import special  # slow to import, and every node would pay for it
+
         chance = self.chance
-        if (
-            self.num_decisions < LEAST_DECISIONS
-            or float(binom.sf(self.num_right - 1, self.num_decisions, chance)) < SIGNIFICANCE
-        ):
+        by_chance = float(special.bdtrc(self.num_right - 1, self.num_decisions, chance))
+        if self.num_decisions < LEAST_DECISIONS or by_chance < SIGNIFICANCE:
             return
         counts = f"the unsplit model is right in {self.num_right} of {self.num_decisions} decisions"
         says = f"{100 * self.num_right / self.num_decisions:.3g} %, by chance it would be {100 * chance:.3g} %"
@@ -135,6 +133,8 @@ class ChanceTest:
     def _remedy(self) -> str:
         """Whether another numbering of the classes would make sense of the labels."""
         if self._pairs.size and self._pairs.shape[0] <= 1024:
+            from scipy.optimize import linear_sum_assignment
+
             rows, columns = linear_sum_assignment(self._pairs, maximize=True)
             best = int(self._pairs[rows, columns].sum())
             if best > 2 * max(self.num_right, self.chance * self.num_decisions):

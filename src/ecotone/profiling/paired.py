@@ -20,8 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-
-from scipy import special
+from statistics import NormalDist
 
 __all__ = ["Interval", "Sure", "Tally", "common_effect", "difference_interval", "how_sure", "share_interval"]
 
@@ -97,7 +96,7 @@ class Tally:
         most = max(1.0, self.square_m / self.num_decisions)
         if self.num_samples < 2:
             return most
-        ratio = float(special.stdtrit(self.num_samples - 1, 0.5 + confidence / 2)) / _normal(confidence)
+        ratio = _student(confidence, self.num_samples - 1) / _normal(confidence)
         return min(most, max(1.0, own, floor if events < ENOUGH else 1.0) * ratio * ratio)
 
 
@@ -133,6 +132,8 @@ def common_effect(tallies: Iterable[Tally], of: Callable[[Tally], float]) -> flo
 
 def share_interval(count: float, total: float, confidence: float) -> Interval:
     """Clopper-Pearson for `count` of `total` (neither needs to be whole): covers with at least `confidence`."""
+    from scipy import special  # half a second to import, which every node would pay at its start
+
     tail = (1.0 - confidence) / 2
     low = 0.0 if count <= 0 else float(special.betaincinv(count, total - count + 1, tail))
     high = 1.0 if count >= total else float(special.betaincinv(count + 1, total - count, 1.0 - tail))
@@ -170,4 +171,11 @@ def _crossing(is_beyond: Callable[[float], bool], low: float, high: float) -> fl
 
 def _normal(confidence: float) -> float:
     """The two-sided quantile of the normal distribution."""
-    return float(special.ndtri(0.5 + confidence / 2))
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _student(confidence: float, degrees: int) -> float:
+    """The two-sided quantile of Student's t."""
+    from scipy import special  # see share_interval
+
+    return float(special.stdtrit(degrees, 0.5 + confidence / 2))
