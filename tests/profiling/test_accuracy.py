@@ -94,8 +94,8 @@ def test_every_cell_is_what_a_walk_finds(captured):
     assert max(cell.loss_points for cell in table.cells) > 0
 
 
-def test_without_labels_agreement_counts(captured):
-    given = samples(40, each=3)
+def test_without_labels_agreement_counts():
+    captured, given = classifier(batch=3), samples(40, each=3)
     table = measure_accuracy(captured, given, cuts=(1,), codecs=("int2", "int8"))
     assert not table.is_labelled
     assert table.reference_points == 100
@@ -307,6 +307,15 @@ def test_bad_requests_are_refused_on_one_line(captured):
     policy = ExitPolicy(name="p", exits=("early",), thresholds=(0.5,), shares=(0.0,), loss_points=0.0)
     cases: list[tuple[dict, type[Exception], str]] = [
         ({"samples": []}, EcotoneError, "there is no sample"),
+        ({"samples": (s for s in given)}, EcotoneError, "samples: are generator; give a list"),
+        (
+            {"samples": [*given[:4], (torch.zeros(1, 2, 9, 8),)]},
+            EcotoneError,
+            r"sample 4: input x: is \(1, 2, 9, 8\) float32, must be \(1, 2, 8, 8\) float32",
+        ),
+        ({"samples": [(given[0][0].double(),)], "names": ["a.png"]}, EcotoneError, r"sample 0 \(a\.png\): .*float64"),
+        ({"samples": [(given[0][0], given[0][0])]}, EcotoneError, "sample 0: .*2 tensors, it takes 1"),
+        ({"samples": [("text",)]}, EcotoneError, "sample 0: .*is str"),
         ({"labels": [0] * 29}, LabelError, "labels: 29 for 30 samples"),
         ({"labels": [0.5] * 30}, LabelError, "label of sample 0: is float64"),
         ({"labels": [0] * 29 + [3]}, LabelError, "label of sample 29: holds class 3, the model has classes 0 to 2"),

@@ -27,7 +27,7 @@ from ecotone.profiling.crossings import ExitRun
 from ecotone.profiling.cuts import DEFAULT_LIMIT, candidate_cuts
 from ecotone.profiling.labels import Labels
 from ecotone.profiling.measurement import Progress
-from ecotone.profiling.samples import Samples, contents_hash
+from ecotone.profiling.samples import Samples, checked, contents_hash, require_sized
 from ecotone.units import EcotoneError
 
 __all__ = ["calibrate", "calibration_key", "measure_accuracy", "set_hash", "setup_of"]
@@ -98,10 +98,11 @@ def calibrate(
     path: str | os.PathLike[str] | None = None,
 ) -> Calibration:
     """The table of `measure_accuracy`, with the payloads that its pass gives beside it."""
+    require_sized(samples)
     if not len(samples):
         raise EcotoneError("accuracy: there is no sample; give real inputs, as many as can be had")
     truth = None if labels is None else Labels(labels, samples, names)
-    data = set_hash(samples, truth)
+    data = set_hash(setup.captured, samples, truth, names)
     key = calibration_key(setup, data)
     target = Path(path) if path is not None else cache_root() / "accuracy" / f"{key}.json"
     known = _reused(target, key) if all(head.content for head in setup.exits) else None
@@ -122,9 +123,9 @@ def calibrate(
     return found
 
 
-def set_hash(samples: Samples, labels: Labels | None) -> str:
-    """Hex hash of a calibration set."""
-    return key_of(contents_hash(samples), contents_hash(labels.contents()) if labels else "")
+def set_hash(captured: Captured, samples: Samples, labels: Labels | None, names: Sequence[str] = ()) -> str:
+    """Hex hash of a calibration set; raises EcotoneError for a sample that the model does not take."""
+    return key_of(contents_hash(checked(captured, samples, names)), contents_hash(labels.contents()) if labels else "")
 
 
 def calibration_key(setup: Setup, data_hash: str) -> str:

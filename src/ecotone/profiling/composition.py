@@ -51,7 +51,8 @@ def check_composition(
     where samples and labels are not those of the table, or a crossing is not in it.
     """
     truth = None if labels is None else Labels(labels, samples, names)
-    if set_hash(samples, truth) != table.data_hash or captured.graph.content_hash() != table.graph_hash:
+    data = set_hash(captured, samples, truth, names)
+    if data != table.data_hash or captured.graph.content_hash() != table.graph_hash:
         raise EcotoneError(
             "composed accuracy: the table is of another model or calibration set; measure it on these samples"
         )

@@ -38,7 +38,7 @@ from ecotone.profiling.device import profile_device
 from ecotone.profiling.job import frontier_values
 from ecotone.profiling.labels import Labels
 from ecotone.profiling.measurement import AccuracyOptions, DeviceMeasurement, MeasureOptions, Progress
-from ecotone.profiling.samples import FirstOf, Samples, contents_hash
+from ecotone.profiling.samples import FirstOf, Samples, contents_hash, require_sized
 from ecotone.units import EcotoneError
 
 __all__ = ["default_path", "measure", "profile_key", "software_versions"]
@@ -106,6 +106,7 @@ def measure(
     with links given those are put into it anew. Raises EcotoneError where no executor runs the model on some device, or
     labels do not fit.
     """
+    require_sized(samples)
     options = options or MeasureOptions()
     few = [tuple(s) for s in islice(iter(samples), options.max_samples)] or [captured.example_inputs]
     key_of_samples = partial(profile_key, captured.graph, cluster, options, measured=measured, image=image)

@@ -6,12 +6,15 @@ A list, or something that reads files anew each time it is gone through: a calib
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 
 import torch
 
-__all__ = ["FirstOf", "Samples", "contents_hash"]
+from ecotone.model import Captured, ModelError
+from ecotone.units import EcotoneError
+
+__all__ = ["FirstOf", "Samples", "checked", "contents_hash", "require_sized"]
 
 Samples = Collection[Sequence[torch.Tensor]]
 
@@ -30,6 +33,24 @@ class FirstOf:
 
     def __contains__(self, sample: object) -> bool:
         return any(sample is one for one in self)
+
+
+def require_sized(samples: object) -> None:
+    """Raises EcotoneError for what can be gone through only once, such as a generator."""
+    if not isinstance(samples, Sized) or not isinstance(samples, Iterable):
+        kind = type(samples).__name__
+        raise EcotoneError(f"samples: are {kind}; give a list, or a collection with a length that reads them anew each time")
+
+
+def checked(captured: Captured, samples: Samples, names: Sequence[str] = ()) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The samples, each held against the model's inputs; raises EcotoneError that says which one does not fit and how."""
+    for index, sample in enumerate(samples):
+        try:
+            args, kwargs = captured.unflatten_inputs(tuple(sample))
+            yield captured.flatten_inputs(args, kwargs)
+        except (ModelError, TypeError) as error:
+            where = f"sample {index}" + (f" ({names[index]})" if names else "")
+            raise EcotoneError(f"{where}: {error}") from None
 
 
 def contents_hash(samples: Iterable[Sequence[torch.Tensor]]) -> str:
