@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,17 @@ from PIL import Image
 
 from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.demo_model import ASSETS, frame_paths, frames
-from ecotone.cli.workflow import load_work, make_plan
+from ecotone.cli.resident import Asked, shadowing
+from ecotone.cli.workflow import load_work
 from ecotone.cluster import DeviceId
 from ecotone.model import load_model
+from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import CodecCost, Profile, SegmentTime
 from ecotone.profiling import MeasureOptions, profile_key
 from ecotone.profiling.codecs import codec_ids
 from ecotone.profiling.labels import LabelError
 from ecotone.profiling.samples import contents_hash
+from ecotone.runtime import deploy, in_memory
 
 NAMES = ("a.png", "b.png", "c.png")
 
@@ -172,14 +174,37 @@ def test_a_labelled_profile_is_shown_planned_with_and_watched(ecotone: Callable[
     assert "of decisions may differ (calibrated)" in ran.err
     assert "24 of 24 requests compared with the whole model" in ran.err
     assert "drift" not in ran.err
-    plan = make_plan(work, profile, "latency", ("device=far", "accuracy_loss=0")).plan
-    coarse = replace(plan, transfers=(replace(plan.transfers[0], codec="int2"), *plan.transfers[1:]))
-    (folder / "coarse.json").write_text(coarse.to_json())
-    asked = ("--plan", "coarse.json", "--require", "accuracy_loss=0.2", "--shadow", "1")
-    ran = ecotone("run", "net.py:net", "photos", *pair, *asked)
-    assert ran.code == 0, ran.err
-    assert "nothing was calibrated" in ran.err
-    assert "drift: " in ran.err
+
+
+@pytest.mark.torch
+def test_drift_is_said_on_standard_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Served in 2 bits, with nothing calibrated: held to what was asked for."""
+    photos(folder)
+    work = load_work("net.py:net", folder / "pair.toml", samples="photos", quiet=True)
+    graph = work.captured.graph
+    ends = ("near", "far", "near")
+    stages = (Stage(device=DeviceId("far"), start=0, stop=graph.num_blocks),)
+    transfers = tuple(
+        Transfer(source=DeviceId(s), target=DeviceId(t), position=p, codec=c)
+        for s, t, p, c in zip(ends, ends[1:], (0, graph.num_blocks), ("int2", "fp32"), strict=False)
+    )
+    plan = Plan(graph_hash=graph.content_hash(), stages=stages, transfers=transfers)
+    asked = Asked.of("latency", ("accuracy_loss=0.2",), None, "", False, None, 1.0)
+    with (
+        in_memory(work.cluster) as nodes,
+        deploy(plan, work.captured, nodes) as session,
+        shadowing(work, session, None, asked) as shadow,
+    ):
+        assert shadow is not None
+        for sample in work.samples:
+            session(*sample)
+        lines = shadow.summary(60.0)
+    said = capsys.readouterr().err
+    assert "nothing was calibrated" in said
+    assert "at most 0.20% of decisions may differ" in said
+    assert "drift: " in said
+    assert "24 of 24 requests" in lines[0]
+    assert lines[1].startswith("drift: ")
 
 
 @pytest.mark.torch
