@@ -69,6 +69,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "output_mismatches": (AT_MOST, 0),
     },
     "edge_prune": {"speedup_50mbit": (AT_LEAST, 3), "speedup_max": (AT_LEAST, 5.8), "cut_moves_later": (AT_LEAST, 1)},
+    "exits": {"compute_saved_at_half_point": (AT_LEAST, 0.35), "compute_saved_at_one_point": (AT_LEAST, 0.45)},
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),

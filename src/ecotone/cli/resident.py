@@ -91,11 +91,11 @@ def chosen_plans(work: Work, profile: Profile | None, asked: Asked) -> PlanSet:
 
 
 def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int, float]:
-    """Predicted latency of each plan by its place in the set, so that a late run is noticed; {} without profile."""
+    """Seconds of the longest way through each plan by its place in the set, to notice a late run; {} without profile."""
     if profile is None:
         return {}
     graph = work.captured.graph
-    return {i: predict(plan, graph, work.cluster, profile).latency_s for i, plan in enumerate(plans.plans)}
+    return {i: predict(plan, graph, work.cluster, profile).longest_s for i, plan in enumerate(plans.plans)}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ecotone.model import Captured
 from ecotone.plan import Plan, plan_violations
 from ecotone.protocol.message import StagePart
 from ecotone.runtime.errors import DeployError
-from ecotone.runtime.stages import CapturedModel, parts_of
+from ecotone.runtime.stages import CapturedModel, Piece, parts_of
 from ecotone.units import EcotoneError
 
 __all__ = ["Models"]
@@ -31,7 +31,7 @@ class Models:
         captured: Captured,
         variants: Sequence[Captured] = (),
         samples: Sequence[tuple[torch.Tensor, ...]] = (),
-        pieces: Sequence[tuple[int, int]] = (),
+        pieces: Sequence[Piece] = (),
     ):
         self.captured = captured
         self._models: dict[str, CapturedModel] = {}
@@ -80,7 +80,7 @@ class Models:
     def specs(self, plan: Plan, edge: int) -> Sequence[HasSpec]:
         """Names, shapes and types of the tensors on an edge of `plan`."""
         graph = self.of(plan).captured.graph
-        return [graph.tensors[index] for index in graph.frontier(plan.transfers[edge].position)]
+        return [graph.tensors[index] for index in graph.frontier(plan.edges[edge].position)]
 
     def blob(self, sha256: str) -> bytes:
         """The bytes of a blob of any of the models; raises EcotoneError where none has it."""
