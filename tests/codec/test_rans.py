@@ -81,8 +81,10 @@ def test_size_is_near_the_information(count: int) -> None:
 
 
 def test_steps_stay_few() -> None:
-    for count in (1, 319, 640, 50_000, 300_000):
-        assert rans.lanes_of(count) == 1 or 320 <= count / rans.lanes_of(count) < 640
+    for count in (0, 1, 15, 16, 784, 50_000, 300_000):
+        lanes = rans.lanes_of(count)
+        assert lanes == 2 ** int(math.log2(lanes))
+        assert lanes == 1 or 2 * math.sqrt(count) <= count / lanes < 4.2 * math.sqrt(count)
     assert rans.lanes_of(10**8) == rans.MAX_LANES
 
 

@@ -33,6 +33,9 @@ PlanFile = Annotated[Path | None, option("--plan", text="Use the plan of this fi
 PlanOut = Annotated[Path | None, option("--out", "-o", text="Where to write the plan (JSON).")]
 ProfileOut = Annotated[Path | None, option("--out", "-o", text="Where to write the profile (JSON).")]
 Samples = Annotated[str, option("--samples", text="A few real inputs to measure accuracy on: a file or directory.")]
+Bottlenecks = Annotated[
+    list[Path] | None, option("--bottleneck", text="A learned codec (ecotone bottleneck) to use at its cut, repeatable.")
+]
 InputShape = Annotated[str, option("--input-shape", text=SHAPE_HELP)]
 Executors = Annotated[list[str] | None, option("--executor", text="Use only this executor, repeatable. Default: all.")]
 Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]

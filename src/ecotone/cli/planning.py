@@ -40,6 +40,7 @@ def profile(
     samples: options.Samples = "",
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
@@ -50,7 +51,7 @@ def profile(
 
       ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
     """
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, bottlenecks=bottleneck, quiet=json_output)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
     if json_output:
@@ -69,6 +70,7 @@ def plan(
     require: options.Require = None,
     samples: options.Samples = "",
     executor: options.Executors = None,
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
     explain_it: options.Explain = False,
@@ -93,7 +95,7 @@ def plan(
     """
     check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=profile_file)

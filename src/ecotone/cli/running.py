@@ -27,7 +27,8 @@ from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
-from ecotone.runtime import Future, Session, deploy
+from ecotone.planset import PlanSet
+from ecotone.runtime import Future, Nodes, Session, deploy
 from ecotone.serving.http import Service, application
 from ecotone.serving.live import Live
 from ecotone.serving.results import Answer, json_line, save, summary
@@ -67,6 +68,7 @@ def run(
     ] = "auto",
     in_flight: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=256)] = 4,
     limit: Annotated[int, typer.Option(help="Stop after so many inputs; 0: all.", min=0)] = 0,
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON line per result.")] = False,
 ) -> None:
@@ -78,13 +80,13 @@ def run(
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
     asked = Asked.of(objective, require, plan_file, survive, adapt)
     items = open_source(source, _policy(policy))
-    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         expected = expected_s(work, plans, profile)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected) as session,
+            _deploy(work, plans, nodes, expected_s=expected) as session,
             adapting(work, session, profile, asked),
         ):
             for plan in () if json_output else plans.plans:
@@ -94,6 +96,11 @@ def run(
     if out_file:
         save(out_file, kept, work.preparation.labels)
         err.print(f"[dim]wrote {len(kept)} results to {out_file}")
+
+
+def _deploy(work: Work, plans: PlanSet, nodes: Nodes, **more: Any) -> Session:
+    """Put `plans` in force with all that the command line gave."""
+    return deploy(plans, work.captured, nodes, image=work.preparation.image, bottlenecks=work.bottlenecks, **more)
 
 
 def _policy(text: str) -> Policy:
@@ -190,6 +197,7 @@ def serve(
         Path | None, options.option("--journal", text="File that accepted requests with an id survive in; see below.")
     ] = None,
     keep: Annotated[str, typer.Option(help="With --journal: how long a result can be asked for again.")] = "1h",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
 ) -> None:
     """Serve a model over HTTP by the Open Inference Protocol v2, computed over the cluster.
@@ -206,13 +214,13 @@ def serve(
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
-    work = load_work(model, cluster, input_shape=input_shape)
+    work = load_work(model, cluster, input_shape=input_shape, bottlenecks=bottleneck)
     check_asked(objective, require or (), work.cluster)
     keep_s = parse_quantity(keep, "s", "--keep")
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal) as session,
+            _deploy(work, plans, nodes, queue_limit=queue, journal=journal) as session,
             adapting(work, session, profile, asked),
         ):
             live = Live(work.preparation, session, stream) if stream else None

@@ -18,6 +18,7 @@ import torch
 
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.codec import LearnedCodec, hold, read_learned
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.plan import Plan, plan_violations
@@ -34,7 +35,7 @@ from ecotone.planner import (
 )
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
-from ecotone.profiling import MeasureOptions, default_path, profile_key
+from ecotone.profiling import MeasureOptions, check_bottleneck, codec_ids, default_path, profile_key
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
@@ -69,6 +70,7 @@ class Work:
     preparation: Preparation
     quiet: bool = False
     samples: tuple[tuple[torch.Tensor, ...], ...] = field(default=())
+    bottlenecks: tuple[LearnedCodec, ...] = ()
 
 
 def here() -> Cluster:
@@ -90,9 +92,13 @@ def load_work(
     *,
     input_shape: str = "",
     samples: str = "",
+    bottlenecks: Sequence[Path] | None = None,
     quiet: bool = False,
 ) -> Work:
-    """Load and capture `model`, read the cluster, prepare the samples; raises EcotoneError naming what is wrong."""
+    """Load and capture `model`, read the cluster, prepare the samples; raises EcotoneError naming what is wrong.
+
+    `bottlenecks`: files of learned codecs, which must be of this model; they can be used from then on.
+    """
     machines = load_cluster(cluster)
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
@@ -106,10 +112,18 @@ def load_work(
         err.print(f"[dim]{graph.name}: {graph.num_blocks} blocks, {size}")
     preparation = Preparation.of(loaded, captured)
     work = Work(loaded, captured, machines, preparation, quiet)
+    work.bottlenecks = tuple(_read_bottleneck(path, captured) for path in bottlenecks or ())
     if samples:
         items = [item for item, _ in zip(open_source(samples, "all"), range(MAX_SAMPLES), strict=False)]
         work.samples = tuple(preparation.flat(item) for item in items)
     return work
+
+
+def _read_bottleneck(path: Path, captured: Captured) -> LearnedCodec:
+    made = read_learned(read_file(path), f"bottleneck {path}")
+    check_bottleneck(captured, made, f"bottleneck {path}")
+    hold(made)
+    return made
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
@@ -134,7 +148,9 @@ def make_profile(
     """Measure what is not measured yet; the file is reused while model, devices and versions stay the same."""
     for name in executors:
         by_id(name)
-    options = MeasureOptions(executors=tuple(executors), max_error=max_error)
+    learned = [made.id for made in work.bottlenecks]
+    codecs = (*codec_ids(()), *learned) if learned else ()
+    options = MeasureOptions(executors=tuple(executors), max_error=max_error, codecs=codecs)
     image = work.preparation.image
     inputs = work.samples or (work.captured.example_inputs,)
     file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs, image=image))
@@ -142,8 +158,9 @@ def make_profile(
         file.unlink(missing_ok=True)
     with progress_bar("profiling", work.quiet) as report:
         return measure(
-            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image, path=file, progress=report
-        )
+            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image,
+            bottlenecks=work.bottlenecks, path=file, progress=report,
+        )  # fmt: skip
 
 
 def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:

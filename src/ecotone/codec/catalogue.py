@@ -28,10 +28,10 @@ TOP_SHARES = ("50", "25", "10", "5", "1")
 # Worth measuring by default: one of each kind that can be the best plan somewhere.
 CANDIDATES = (
     "fp32", "fp16", "fp16+zstd", "int8", "int8+zstd", "int6+zstd", "int4", "int4+zstd", "int4+rans", "int4c+zstd",
-    "int3clip+zstd", "int3clip+rans", "int3c+zstd", "int3cclip+rans", "int2clip+zstd", "int2cclip+rans", "topk:25+zstd",
+    "int3clip+zstd", "int3clip+rans", "int3cclip+zstd", "int2clip+zstd", "topk:10+zstd",
 )  # fmt: skip
 IMAGE_CANDIDATES = (
-    "pixels", "png", "webp:90", "webp:80", "webp:60", "jpeg:95", "jpeg:90", "jpeg:75", "jpeg:60", "avif:70", "avif:60",
+    "pixels", "png", "webp:80", "webp:60", "jpeg:95", "jpeg:90", "jpeg:75", "jpeg:60", "avif:70", "avif:60",
 )  # fmt: skip
 
 _FLOAT = re.compile(r"(fp32|fp16|bf16)(?:\+(zstd|deflate))?")

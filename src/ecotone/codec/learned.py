@@ -17,11 +17,12 @@ profiling/bottleneck.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,18 +38,9 @@ from ecotone.codec.catalogue import CodecError, Recipe, info, recipe
 from ecotone.codec.codes import decode_codes, encode_codes
 
 __all__ = [
-    "PRIOR",
-    "LearnedCodec",
-    "Spec",
-    "down",
-    "hold",
-    "known",
-    "position_of",
-    "read_learned",
-    "release",
-    "up",
+    "PRIOR", "LearnedCodec", "Spec", "down", "hold", "holding", "known", "position_of", "read_learned", "release", "up",
     "write_learned",
-]
+]  # fmt: skip
 
 SCHEMA, VERSION = "ecotone.bottleneck", 1
 PRIOR = "prior"
@@ -283,6 +275,16 @@ def release(codec: LearnedCodec) -> None:
             _held[codec.sha256[:16]] = (present, count - 1)
         else:
             _held.pop(codec.sha256[:16], None)
+
+
+@contextlib.contextmanager
+def holding(codecs: Sequence[LearnedCodec]) -> Iterator[None]:
+    """`codecs` can be used inside."""
+    with contextlib.ExitStack() as stack:
+        for codec in codecs:
+            hold(codec)
+            stack.callback(release, codec)
+        yield
 
 
 def known(parts: Recipe) -> LearnedCodec:

@@ -4,8 +4,8 @@ Theory (Duda, 1311.2540). A table gives symbol s the slots [c(s), c(s) + f(s)) o
 symbol by x' = x + (x // f) * (2**P - f) + c, after giving its low 16 bits away where x >= f * 2**16; reading undoes the
 steps in reverse. Symbol t of lane l is number l * steps + t of the message: a lane is a stretch of it, so the symbol before
 and the symbol one row above lie in the same lane and may choose the table (see Context). Integers only: the same bytes on
-every machine. A lane costs about 20 bits beyond the information; there is one for each 320 to 640 symbols, at most 1,024.
-O(n) in 320 to 640 numpy steps, more only for messages of over 650,000 symbols.
+every machine. A lane costs about 20 bits beyond the information, a step some microseconds: what both cost together on a slow
+link is least where the lanes grow with the root of the message. O(n) in 2 to 4 sqrt(n) numpy steps.
 
 Bytes: the lanes' last states (the low 16 bits of each, then their upper 12, two in three bytes), then 16-bit words in the
 order of reading. Nothing here says how many symbols there are or which tables were used: see histogram.py and learned.py.
@@ -13,6 +13,7 @@ order of reading. Nothing here says how many symbols there are or which tables w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +26,6 @@ __all__ = ["PRECISION", "TOTAL", "Context", "Tables", "arrange", "decode", "enco
 PRECISION = 12
 TOTAL = 1 << PRECISION
 LOW, WORD = 1 << 12, 16
-STEPS = 320
 MAX_LANES = 1024
 Array = np.ndarray
 
@@ -79,8 +79,8 @@ class Context:
 
 
 def lanes_of(count: int) -> int:
-    """How many states share a message of `count` symbols: a power of two, part of the format."""
-    return min(1 << max(count // STEPS, 1).bit_length() - 1, MAX_LANES)
+    """How many states share a message: the largest power of two up to sqrt(count) / 2, part of the format."""
+    return min(1 << max(math.isqrt(count) // 2, 1).bit_length() - 1, MAX_LANES)
 
 
 def encode(symbols: Array, tables: Tables, rows: Array | None = None) -> bytes:

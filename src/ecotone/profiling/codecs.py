@@ -7,6 +7,7 @@ disagreement come from real inputs through the real codec and the rest of the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -21,7 +22,7 @@ from ecotone.profiling.measurement import Progress
 from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
 from ecotone.profiling.work import relative_error
 
-__all__ = ["codec_ids", "disagreement", "payloads", "profile_codecs"]
+__all__ = ["codec_ids", "disagreement", "learned_positions", "payloads", "profile_codecs"]
 
 SIZES_BYTES = (1 << 14, 1 << 18, 1 << 20)
 ROUNDS = 5
@@ -35,6 +36,12 @@ def codec_ids(stated: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def learned_positions(codecs: Sequence[str]) -> tuple[int, ...]:
+    """The cuts of the learned codecs among `codecs`; raises CodecError where one is not here."""
+    found = {codec.position_of(name) for name in codecs if name.startswith("learned:")}
+    return tuple(sorted(position for position in found if position is not None))
+
+
 def profile_codecs(
     device: DeviceId,
     codecs: Sequence[str] = (),
@@ -43,12 +50,13 @@ def profile_codecs(
     rounds: int = ROUNDS,
     image: ImageSpec | None = None,
     picture: torch.Tensor | None = None,
+    frontiers: Frontiers | None = None,
     progress: Progress | None = None,
 ) -> tuple[CodecCost, ...]:
-    """Encode and decode seconds of each codec here, one thread, as `device`.
+    """Encode and decode seconds of each codec here, one thread, as `device`; one that this machine lacks is left out.
 
     `picture` is a real input, `image` how its pixels became it: image codecs are timed on that one, since their time
-    depends on what is seen and they carry nothing else.
+    depends on what is seen and they carry nothing else. Learned codecs are timed on the tensor of `frontiers` at their cut.
     """
     names = codec_ids(codecs)
     costs = []
@@ -57,9 +65,14 @@ def profile_codecs(
     sweep = Sweep()
     try:
         for number, name in enumerate(names):
-            tensors = _to_code(name, sizes_bytes, image, picture)
-            with collector_off():
-                points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            tensors = _to_code(name, sizes_bytes, image, picture, frontiers)
+            try:
+                with collector_off():
+                    points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            except CodecError:
+                points = []  # no AVIF here
+            if not points:
+                continue
             encode_fixed, encode_rate = fit_line([(size, encode) for size, encode, _ in points])
             decode_fixed, decode_rate = fit_line([(size, decode) for size, _, decode in points])
             costs.append(
@@ -80,8 +93,14 @@ def profile_codecs(
 
 
 def _to_code(
-    name: str, sizes_bytes: Sequence[int], image: ImageSpec | None, picture: torch.Tensor | None
+    name: str,
+    sizes_bytes: Sequence[int],
+    image: ImageSpec | None,
+    picture: torch.Tensor | None,
+    frontiers: Frontiers | None,
 ) -> list[torch.Tensor]:
+    if name.startswith("learned:"):
+        return [tensors[0] for tensors in (frontiers or {}).get(codec.position_of(name) or 0, ())[:1]]
     if not codec.info(name).is_image:
         return [_activation(size) for size in sizes_bytes]
     return [_picture(size, image) for size in sizes_bytes] if picture is None else [picture]
@@ -160,14 +179,18 @@ def payloads(
     for number, cut in enumerate(cuts):
         tensors = captured.graph.frontier(cut)
         rest = captured.segment(cut, length).module() if cut < length else None
+        alike: dict[str, Payload] = {}  # by base: an entropy stage changes bytes only
         for name in names:
-            if codec.info(name).is_image and cut != 0:
+            if codec.position_of(name) not in (None, cut):
                 continue
             labels = [captured.graph.tensors[t].name for t in tensors]
+            base = name.partition("+")[0]
             try:
-                found.append(_payload(cut, name, labels, values[cut], values[cuts[-1]], rest, image))
+                payload = _payload(cut, name, labels, values[cut], values[cuts[-1]], rest, image, alike.get(base))
             except CodecError:
-                continue  # this frontier is no picture
+                continue  # this frontier is no picture, or no AVIF is here
+            alike.setdefault(base, payload)
+            found.append(payload)
         if progress:
             progress(number + 1, len(cuts), f"payloads at {cut}")
     return tuple(found)
@@ -181,11 +204,15 @@ def _payload(
     wanted: Sequence[tuple[torch.Tensor, ...]],
     rest: Callable[..., tuple[torch.Tensor, ...]] | None,
     image: ImageSpec | None,
+    alike: Payload | None,
 ) -> Payload:
+    """The payload of one codec; `alike`: that of a codec which decodes to the same tensors."""
     size, made = 0, []
     for tensors in values:
         body = codec.pack(list(zip(labels, tensors, strict=True)), name, image=image)
         size += len(body)
+        if alike is not None:
+            continue
         decoded = codec.unpack(body)
         if rest is None:
             made.append(tuple(decoded))
@@ -193,6 +220,8 @@ def _payload(
         same = all(torch.equal(a, b) for a, b in zip(decoded, tensors, strict=True))
         with torch.no_grad():
             made.append(wanted[len(made)] if same else tuple(rest(*decoded)))
+    if alike is not None:
+        return replace(alike, codec=name, size_bytes=size / len(values))
     return Payload(
         position=cut,
         codec=name,

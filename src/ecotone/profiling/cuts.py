@@ -7,6 +7,8 @@ are the wrong set once the far machine is loaded. Pure. O(L log L) beside the fr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ecotone.graph import Graph
 
 __all__ = ["DEFAULT_LIMIT", "candidate_cuts"]
@@ -14,8 +16,8 @@ __all__ = ["DEFAULT_LIMIT", "candidate_cuts"]
 DEFAULT_LIMIT = 24
 
 
-def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT) -> tuple[int, ...]:
-    """At most `limit` inner positions, ascending, with 0 and L round them."""
+def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT, also: Iterable[int] = ()) -> tuple[int, ...]:
+    """At most `limit` inner positions and those of `also`, ascending, with 0 and L round them."""
     length = graph.num_blocks
     inner = range(1, length)
     if len(inner) <= limit:
@@ -32,7 +34,7 @@ def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT) -> tuple[int, ...]:
         # A stretch may hold no position of the pool: what it leaves free is spread again.
         while len(chosen) < limit and (rest := [p for p in pool if p not in chosen]):
             chosen.update(_spread(graph, rest, size, limit - len(chosen)))
-    return (0, *sorted(chosen), length)
+    return (0, *sorted(chosen | set(also)), length)
 
 
 def _spread(graph: Graph, positions: list[int], size: dict[int, int], count: int) -> list[int]:

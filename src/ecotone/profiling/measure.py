@@ -26,7 +26,7 @@ from ecotone.executors.preparation import cpu_flags
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
-from ecotone.profiling.codecs import payloads
+from ecotone.profiling.codecs import learned_positions, payloads
 from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.device import profile_device
 from ecotone.profiling.job import frontier_values
@@ -102,7 +102,7 @@ def measure(
     if known is not None:
         return replace(known, links=tuple(links)) if links else known
     torch.manual_seed(options.seed)
-    cuts = candidate_cuts(captured.graph, options.max_cuts)
+    cuts = candidate_cuts(captured.graph, options.max_cuts, learned_positions(options.codecs))
     values = frontier_values(captured, samples, cuts)
     device_measurement = partial(
         profile_device,

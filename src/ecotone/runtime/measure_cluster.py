@@ -9,6 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -16,7 +17,7 @@ import torch
 
 from ecotone import profiling
 from ecotone.cluster import Cluster, Device, DeviceId, Link
-from ecotone.codec import ImageSpec
+from ecotone.codec import ImageSpec, LearnedCodec, holding
 from ecotone.model import Captured
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
@@ -43,31 +44,47 @@ def measure(
     samples: Sequence[Sequence[torch.Tensor]] = (),
     options: MeasureOptions | None = None,
     image: ImageSpec | None = None,
+    bottlenecks: Sequence[LearnedCodec] = (),
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
-    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and
-    `path`. Raises NodeUnreachable or EcotoneError in bounded time.
+    A real Cluster is attached to for the while. `bottlenecks`: learned codecs to measure beside the others, at their cuts.
+    See ecotone.profiling.measure for `samples`, `options`, `image` and `path`. Raises NodeUnreachable or EcotoneError in
+    bounded time.
     """
-    if isinstance(nodes, Cluster):
-        if nodes.emulate or len(nodes.devices) == 1:
-            return profiling.measure(
-                captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path
-            )
-        with attach(nodes) as attached:
-            return measure(captured, attached, samples=samples, options=options, image=image, progress=progress, path=path)
-    cluster = nodes.cluster
-    if cluster.emulate:
-        return profiling.measure(
-            captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path
-        )
     options = options or MeasureOptions()
+    if bottlenecks:
+        ids = [made.id for made in bottlenecks]
+        options = replace(options, codecs=tuple(dict.fromkeys((*profiling.codec_ids(options.codecs), *ids))))
+    with holding(bottlenecks):
+        cluster = nodes if isinstance(nodes, Cluster) else nodes.cluster
+        if cluster.emulate or (isinstance(nodes, Cluster) and len(cluster.devices) == 1):
+            return profiling.measure(
+                captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path
+            )
+        if isinstance(nodes, Nodes):
+            return _measure_real(captured, nodes, samples, options, image, bottlenecks, progress, path)
+        with attach(nodes) as attached:
+            return _measure_real(captured, attached, samples, options, image, bottlenecks, progress, path)
+
+
+def _measure_real(
+    captured: Captured,
+    nodes: Nodes,
+    samples: Sequence[Sequence[torch.Tensor]],
+    options: MeasureOptions,
+    image: ImageSpec | None,
+    bottlenecks: Sequence[LearnedCodec],
+    progress: Progress | None,
+    path: str | os.PathLike[str] | None,
+) -> Profile:
+    cluster = nodes.cluster
     samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
     links = measure_links(nodes, progress)
     others = [d for d in cluster.devices if d.name != cluster.source]
-    measured = [_ask_node(captured, nodes, device, samples, options, image, progress) for device in others]
+    measured = [_ask_node(captured, nodes, device, samples, options, image, bottlenecks, progress) for device in others]
     return profiling.measure(
         captured,
         cluster,
@@ -88,10 +105,12 @@ def _ask_node(
     samples: Sequence[Sequence[torch.Tensor]],
     options: MeasureOptions,
     image: ImageSpec | None,
+    bottlenecks: Sequence[LearnedCodec],
     progress: Progress | None,
 ) -> DeviceMeasurement:
     """Send the model in pieces to a real node and let it measure them on itself."""
-    graph, cuts = captured.graph, profiling.candidate_cuts(captured.graph, options.max_cuts)
+    graph, learned = captured.graph, profiling.learned_positions(options.codecs)
+    cuts = profiling.candidate_cuts(graph, options.max_cuts, learned)
     length, source = graph.num_blocks, nodes.cluster.source
     pieces = {(0, length), *itertools.pairwise(cuts)}
     pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}
@@ -110,7 +129,9 @@ def _ask_node(
 
     nodes.questions.on("progress", tell)
     try:
-        with deploy(whole, captured, nodes, samples=samples, pieces=sorted(pieces), timeout_s=_PROFILE_S) as session:
+        with deploy(
+            whole, captured, nodes, samples=samples, pieces=sorted(pieces), timeout_s=_PROFILE_S, bottlenecks=bottlenecks
+        ) as session:
             body = {
                 "session": session.number, "epoch": session.plan.epoch, "graph": write(graph), "cuts": cuts,
                 "options": write(options), "executors": device.executors,
