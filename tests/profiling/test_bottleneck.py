@@ -20,7 +20,8 @@ from ecotone.profiling import (
     train_bottleneck,
     trainable_cuts,
 )
-from ecotone.profiling.bottleneck import head_hash
+from ecotone.profiling.bottleneck import _spec, head_hash
+from ecotone.profiling.bottleneck_training import Work, about
 from ecotone.units import EcotoneError
 
 pytestmark = pytest.mark.torch
@@ -59,7 +60,7 @@ def test_training_makes_the_answers_better_and_repeats_itself(captured: Captured
     again = train_bottleneck(captured, CUT, pictures(24), options=QUICK)
     other = train_bottleneck(captured, CUT, pictures(24), options=replace(QUICK, seed=1))
     assert made.codec.data == again.codec.data != other.codec.data
-    assert [done for done, _, _ in seen] == list(range(1, 3 * 5 + 1))
+    assert [done for done, _, _ in seen] == list(range(1, (3 + 1) * 5 + 1))  # of 18 samples, 4 a step
     assert made.num_validation == 6
     longer = train_bottleneck(captured, CUT, pictures(24), options=replace(QUICK, epochs=20))
     assert longer.relative_error < 0.8 * made.relative_error
@@ -97,6 +98,23 @@ def test_the_plain_autoencoder(captured: Captured, coding: str) -> None:
         assert made.bytes_per_sample < latents * 12 * 12 + 130
         errors.append(made.relative_error)
     assert errors[1] < 0.5 * errors[0] < 0.5
+
+
+def test_the_second_order_is_that_of_the_divergence() -> None:
+    """Behind a cut of a network whose rest works pixel by pixel, small errors cost what the information says they do."""
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.Tanh(), nn.Conv2d(8, 5, 1)]
+    captured = capture(nn.Sequential(*layers).eval(), pictures(1)[0])
+    work = Work(captured, _spec(captured, 1, "", QUICK), pictures(40), None, QUICK)
+    maps = work.maps(range(30))
+    error = 0.03 * torch.randn(maps.shape, generator=torch.Generator().manual_seed(4)) @ torch.eye(12)
+    with torch.no_grad():
+        true = float(work.truly(maps + error, range(30)))
+    information = work.information()
+    assert float(about(error, information)) / 30 == pytest.approx(true, rel=0.15)
+    assert float(about(error, work.corrected(information, maps + error, maps, range(30)))) / 30 == pytest.approx(
+        true, rel=1e-3
+    )
 
 
 def test_labels_take_the_place_of_distillation(captured: Captured) -> None:
@@ -153,7 +171,7 @@ def test_what_does_not_fit_is_named(captured: Captured) -> None:
         )
     with pytest.raises(EcotoneError, match="coding"):
         train_bottleneck(captured, CUT, pictures(8), options=replace(QUICK, coding="jpeg:90"))
-    for wrong in ({"epochs": 0}, {"validation": 1.0}, {"price": 0.0}):
+    for wrong in ({"epochs": 0}, {"final_epochs": -1}, {"validation": 1.0}, {"price": 0.0}):
         with pytest.raises(EcotoneError, match="bottleneck options"):
             replace(QUICK, **wrong)
 

@@ -47,7 +47,10 @@ def bottleneck(
     coding: Annotated[
         str, typer.Option(help="prior (learned tables), or an int codec such as int8+zstd: the rate follows from --latents.")
     ] = "prior",
-    epochs: Annotated[int, typer.Option(help="Passes over the samples.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Passes over the samples with an estimate of the loss.")] = 20,
+    final_epochs: Annotated[
+        int, typer.Option(help="Passes through the rest of the model after these; each costs far more.")
+    ] = 1,
     limit: Annotated[int, typer.Option(help="Use at most so many samples.", min=4)] = 2000,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: same codec.")] = 0,
     input_shape: options.InputShape = "",
@@ -63,7 +66,7 @@ def bottleneck(
     """
     asked = BottleneckOptions(
         latents=latents, stride=stride, kernel=stride, hidden=hidden, coding=coding, price=price, epochs=epochs,
-        seed=seed,
+        final_epochs=final_epochs, seed=seed,
     )  # fmt: skip
     work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
     position = _position(work, cut, profile_file)

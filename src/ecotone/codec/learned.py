@@ -106,7 +106,7 @@ class Spec:
             "up.weight": (inner, self.latents, side, side), "up.bias": (inner,),
         }  # fmt: skip
         if self.hidden:
-            found |= {"out.weight": (out, self.hidden, 1, 1), "out.bias": (out,)}
+            found |= {"out.weight": (out, self.hidden, 1, 1), "out.bias": (out,), "skip.weight": (out, self.latents, 1, 1)}
         return found
 
 
@@ -188,6 +188,7 @@ def up(y: Tensor, weights: Weights, spec: Spec) -> Tensor:
     x = functional.conv2d(y, weights["up.weight"], weights["up.bias"], padding=weights["up.weight"].shape[-1] // 2)
     if spec.hidden:
         x = functional.conv2d(functional.relu(x), weights["out.weight"], weights["out.bias"])
+        x = x + functional.conv2d(y, weights["skip.weight"])
     if spec.stride > 1:
         x = functional.pixel_shuffle(x, spec.stride)
     return functional.relu(x) if spec.is_nonnegative else x
@@ -221,7 +222,7 @@ def read_learned(data: bytes, where: str = "bottleneck") -> LearnedCodec:
     _check_weights(spec, tensors, where)
     weights = {name: tensors[name].to(torch.float32) for name in spec.shapes()}
     weights["down.weight"] /= spec.scale
-    for name in ("out.weight", "out.bias") if spec.hidden else ("up.weight", "up.bias"):
+    for name in ("out.weight", "out.bias", "skip.weight") if spec.hidden else ("up.weight", "up.bias"):
         weights[name] *= spec.scale
     if spec.coding != PRIOR:
         return LearnedCodec(spec, weights, None, None, data)

@@ -137,7 +137,9 @@ def trainable_cuts(graph: Graph) -> tuple[int, ...]:
 
 
 def _plain(name: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "-" for c in name.lower()).strip("-")[:24] or "model"
+    """ "package.module:Net" -> net: what an id may hold of a model's name."""
+    last = name.lower().rpartition(":")[2]
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in last).strip("-")[:24] or "model"
 
 
 def _measured(work: Work, made: LearnedCodec) -> TrainedBottleneck:

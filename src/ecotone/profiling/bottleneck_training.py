@@ -1,12 +1,16 @@
-"""The training loop of a learned bottleneck: losses, the density of the latents, and weights folded for use.
+"""The training loop of a learned bottleneck: losses, the density of the latents, and weights ready for their file.
 
-Loss, per decision: what the answer suffers + price * bits per element + reconstruction. The answer suffers by the
-cross-entropy of the labels where there are some, else by the divergence from the model's own uncompressed outputs
-(distillation); the gradient runs through the frozen rest of the model. MAHPPO (2205.11854) trains a 1x1 autoencoder of a
-fixed channel factor by reconstruction and cross-entropy; here the rate is learned as well: bits are those of a density per
-latent (a mixture of three logistics, integrated over one step; Ballé 1802.01436 with a simpler density) at latents with
-uniform noise in place of rounding, while the decoder sees rounded ones, their gradient passed straight through. Frontiers
-are computed once; a step costs one pass forward and back through the rest.
+Loss, per decision: what the answer suffers + price * bits per element + reconstruction. What the answer suffers is taken
+twice. First, many passes, by its second order: half of d' A d for the error d at each position, A the Fisher information of
+the answer about the channels there (the mean of g g', g the gradient of the log-probability of a class drawn from the
+model's own answer), which costs some passes through the rest of the model once. Then, few passes, truly: the cross-entropy
+of the labels where there are some, else the divergence from the model's own uncompressed outputs (distillation), through the
+frozen rest of the model.
+
+MAHPPO (2205.11854) trains a 1x1 autoencoder of a fixed channel factor by reconstruction and cross-entropy; here the rate is
+learned as well: bits are those of a density per latent (a mixture of three logistics, integrated over one step; Ballé
+1802.01436 with a simpler density) at latents with uniform noise in place of rounding, while the decoder sees rounded ones,
+their gradient passed straight through. Frontiers are computed once.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ from ecotone.model import Captured
 from ecotone.profiling.measurement import Progress
 from ecotone.units import EcotoneError
 
-__all__ = ["BottleneckOptions", "Parameters", "Work", "class_dim", "train"]
+__all__ = ["BottleneckOptions", "Parameters", "Work", "about", "class_dim", "train"]
 
+FISHER_SAMPLES = 32
+FINAL = 0.5  # the learning rate of the last passes, of that of the first
 SPREAD = 4.0  # levels that a latent's standard deviation takes before training
 Samples = Sequence[Sequence[Tensor]]
 Parameters = dict[str, Tensor]
@@ -34,11 +40,12 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BottleneckOptions:
-    """How to train. `latents` 0: as many as the tensor has channels, at most 32; sequences take stride and kernel 1.
+    """How to train: `epochs` passes with the answer's second order, then `final_epochs` through the rest of the model, which
+    cost far more. `latents` 0: as many as the tensor has channels, at most 32; sequences take stride and kernel 1.
 
     `coding` "prior": `price` is what a bit per element of the cut's tensor may cost the answer, in nats per decision; an int
-    codec such as "int8+zstd": the rate follows from `latents`, as in MAHPPO. `validation`: share of the samples, the last ones,
-    that are only measured on.
+    codec such as "int8+zstd": the rate follows from `latents`, as in MAHPPO. `validation`: share of the samples, the last
+    ones, that are only measured on.
     """
 
     latents: int = 0
@@ -47,17 +54,20 @@ class BottleneckOptions:
     hidden: int = 32
     coding: str = PRIOR
     price: float = 0.5
-    epochs: int = 10
+    epochs: int = 20
+    final_epochs: int = 1
     batch: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     reconstruction: float = 0.1
     validation: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         wrong = []
-        if min(self.latents, self.hidden, self.reconstruction) < 0 or min(self.stride, self.epochs, self.batch) < 1:
-            wrong.append("latents, hidden and reconstruction must not be negative; stride, epochs and batch at least 1")
+        if min(self.latents, self.hidden, self.reconstruction, self.final_epochs) < 0:
+            wrong.append("latents, hidden, reconstruction and final_epochs must not be negative")
+        if min(self.stride, self.epochs, self.batch) < 1:
+            wrong.append("stride, epochs and batch must be at least 1")
         if not (0 < self.validation < 1 and self.learning_rate > 0 and self.price > 0):
             wrong.append("validation must lie in (0, 1), learning_rate and price must be above zero")
         schema.check("bottleneck options", wrong)
@@ -91,8 +101,10 @@ class Work:
 
     def maps(self, chosen: Sequence[int]) -> Tensor:
         """The frontiers of these samples, over the scale, as one batch (N, C, H, W)."""
-        maps = torch.cat([self.values[i] for i in chosen]) / self.spec.scale
-        return maps.transpose(1, 2).unsqueeze(2) if self.spec.is_sequence else maps
+        return self._as_map(torch.cat([self.values[i] for i in chosen]) / self.spec.scale)
+
+    def _as_map(self, values: Tensor) -> Tensor:
+        return values.transpose(1, 2).unsqueeze(2) if self.spec.is_sequence else values
 
     def back(self, maps: Tensor) -> list[Tensor]:
         """A batch of maps as frontiers, sample by sample."""
@@ -103,8 +115,11 @@ class Work:
             maps = maps[:, :, 0].transpose(1, 2)
         return list(torch.split(maps, shape[0]))
 
-    def suffers(self, value: Tensor, index: int) -> Tensor:
-        """What the answer to sample `index` suffers when `value` crosses: per decision."""
+    def truly(self, maps: Tensor, chosen: Sequence[int]) -> Tensor:
+        """What a decision of these samples suffers, through the rest of the model."""
+        return torch.stack([self._suffers(v, i) for v, i in zip(self.back(maps), chosen, strict=True)]).mean()
+
+    def _suffers(self, value: Tensor, index: int) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.is_fast_bf16):
             made = self.tail(value)
         if self.labels is not None:
@@ -116,6 +131,25 @@ class Work:
             if b.is_floating_point()
         ]
         return torch.stack(losses).sum()
+
+    def information(self) -> Tensor:
+        """A, [C, C]: half of d' A d summed over positions is about what a decision of one sample suffers from errors d."""
+        total = torch.zeros(self.spec.channels, self.spec.channels)
+        count = min(FISHER_SAMPLES, self.num_training)
+        for i in range(count):
+            value = self.values[i].clone().requires_grad_()
+            for output in (o for o in self.tail(value) if o.is_floating_point()):
+                (gradient,) = torch.autograd.grad(_drawn(output), value, retain_graph=True)
+                g = self._as_map(gradient).movedim(1, 0).reshape(self.spec.channels, -1)
+                total += g @ g.T / (g.shape[1] * _decisions(output))
+        return total * self.spec.scale**2 / count
+
+    def corrected(self, information: Tensor, made: Tensor, maps: Tensor, chosen: Sequence[int]) -> Tensor:
+        """A, times what these errors truly cost over what it says of them: they are not small, nor alone at a position."""
+        said = float(about(made - maps, information)) / len(chosen)
+        with torch.no_grad():
+            true = float(self.truly(made, chosen))
+        return information * max(0.5, min(2.0, true / max(said, 1e-9)))
 
 
 def class_dim(output: Tensor) -> int:
@@ -131,6 +165,19 @@ def _divergence(made: Tensor, wanted: Tensor) -> Tensor:
         apart: Tensor = functional.kl_div(mine, theirs, log_target=True, reduction="sum")
         return apart * wanted.shape[classes] / wanted.numel()
     return (made - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+
+
+def _decisions(output: Tensor) -> int:
+    return output.numel() // max(1, output.shape[class_dim(output)] if output.dim() else 1)
+
+
+def _drawn(output: Tensor) -> Tensor:
+    """A sum whose gradient, squared, is on average the curvature of what _divergence says, times its decisions."""
+    if _decisions(output) < output.numel():
+        logs = output.movedim(class_dim(output), -1).float().log_softmax(-1).reshape(-1, output.shape[class_dim(output)])
+        return logs.gather(1, torch.multinomial(logs.detach().exp(), 1)).sum()
+    scale = (2 / output.detach().square().mean().clamp_min(1e-12)).sqrt()
+    return (scale * torch.randn(output.shape) * output).sum()
 
 
 class _Density(nn.Module):
@@ -159,28 +206,42 @@ def train(work: Work, progress: Progress | None) -> Parameters:
         first = down(work.maps(range(min(options.batch, work.num_training))), weights, spec)
         gain.copy_(torch.log(SPREAD / first.std(dim=(0, 2, 3)).clamp_min(1e-6)))
     parameters = [*weights.values(), gain, *density.parameters()]
-    steps = options.epochs * -(-work.num_training // options.batch)
-    optimiser = torch.optim.Adam(parameters, options.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps, pct_start=0.1)
-    for step, chosen in enumerate(_batches(work, steps)):
-        maps = work.maps(chosen)
-        y = down(maps, weights, spec) * gain.exp().view(1, -1, 1, 1)
-        bits = density(y + torch.rand_like(y) - 0.5) / maps.numel() if spec.coding == PRIOR else torch.zeros(())
-        made = up(_rounded(y, spec) * (-gain).exp().view(1, -1, 1, 1), weights, spec)
-        made = made[..., : maps.shape[-2], : maps.shape[-1]]
-        rough = functional.smooth_l1_loss(made, maps)
-        suffered = torch.stack([work.suffers(v, i) for v, i in zip(work.back(made), chosen, strict=True)])
-        loss = suffered.mean() + options.reconstruction * rough + options.price * bits
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        if progress:
-            progress(step + 1, steps, f"loss {float(loss.detach()):.3f}, {float(bits.detach()):.3f} bits per element")
+    information, a_pass = work.information(), -(-work.num_training // options.batch)
+    phases = [
+        (options.epochs * a_pass, options.learning_rate, False),
+        (options.final_epochs * a_pass, FINAL * options.learning_rate, True),
+    ]
+    total = sum(steps for steps, _, _ in phases)
+    for steps, rate, is_final in phases:
+        optimiser = torch.optim.Adam(parameters, rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(steps, 1), pct_start=0.1)
+        for step, chosen in enumerate(_batches(work, steps)):
+            maps = work.maps(chosen)
+            y = down(maps, weights, spec) * gain.exp().view(1, -1, 1, 1)
+            bits = density(y + torch.rand_like(y) - 0.5) / maps.numel() if spec.coding == PRIOR else torch.zeros(())
+            made = up(_rounded(y, spec) * (-gain).exp().view(1, -1, 1, 1), weights, spec)
+            made = made[..., : maps.shape[-2], : maps.shape[-1]]
+            if not is_final and step % a_pass == 0 and step:
+                information = work.corrected(information, made.detach(), maps, chosen)
+            suffered = work.truly(made, chosen) if is_final else about(made - maps, information) / len(chosen)
+            loss = suffered + options.reconstruction * functional.smooth_l1_loss(made, maps) + options.price * bits
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            if progress:
+                done = step + 1 + (phases[0][0] if is_final else 0)
+                progress(done, total, f"suffers {float(suffered.detach()):.3f}, {float(bits.detach()):.3f} bits an element")
     weights["down.weight"].data *= gain.detach().exp().view(-1, 1, 1, 1)
     weights["down.bias"].data *= gain.detach().exp()
-    weights["up.weight"].data *= (-gain.detach()).exp().view(1, -1, 1, 1)
+    for name in {"up.weight", "skip.weight"} & set(weights):
+        weights[name].data *= (-gain.detach()).exp().view(1, -1, 1, 1)
     return {name: weight.detach().to(torch.float16).float() for name, weight in weights.items()}
+
+
+def about(error: Tensor, information: Tensor) -> Tensor:
+    """Half of d' A d over all positions of (N, C, H, W)."""
+    return 0.5 * (error * torch.einsum("cd,ndhw->nchw", information, error)).sum()
 
 
 def _start(name: str, shape: Sequence[int]) -> Tensor:
