@@ -219,7 +219,8 @@ def train(work: Work, progress: Progress | None) -> Parameters:
             maps = work.maps(chosen)
             y = down(maps, weights, spec) * gain.exp().view(1, -1, 1, 1)
             bits = density(y + torch.rand_like(y) - 0.5) / maps.numel() if spec.coding == PRIOR else torch.zeros(())
-            made = up(_rounded(y, spec) * (-gain).exp().view(1, -1, 1, 1), weights, spec)
+            made = up(_rounded(y, spec) * (-gain).exp().view(1, -1, 1, 1), weights, replace(spec, is_nonnegative=False))
+            made = _never_dead(made) if spec.is_nonnegative else made
             made = made[..., : maps.shape[-2], : maps.shape[-1]]
             if not is_final and step % a_pass == 0 and step:
                 information = work.corrected(information, made.detach(), maps, chosen)
@@ -257,6 +258,12 @@ def _batches(work: Work, steps: int) -> Iterator[list[int]]:
             order = torch.randperm(work.num_training).tolist()
         chosen, order = order[: work.options.batch], order[work.options.batch :]
         yield chosen
+
+
+def _never_dead(x: Tensor) -> Tensor:
+    """ReLU, but for a tenth of the gradient where it cuts off: else a channel that starts below zero stays there."""
+    below: Tensor = 0.1 * x.clamp(max=0)
+    return functional.relu(x) + (below - below.detach())
 
 
 def _rounded(y: Tensor, spec: Spec) -> Tensor:
