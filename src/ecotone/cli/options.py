@@ -60,6 +60,9 @@ Shadow = Annotated[
 Exits = Annotated[
     str, option("--exits", text="Early exits: a file made by ecotone exits, or own for those that the model brings.")
 ]
+Bottlenecks = Annotated[
+    list[Path] | None, option("--bottleneck", text="A learned codec (ecotone bottleneck) to use at its cut, repeatable.")
+]
 InputShape = Annotated[str, option("--input-shape", text=SHAPE_HELP)]
 Executors = Annotated[list[str] | None, option("--executor", text="Use only this executor, repeatable. Default: all.")]
 Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]

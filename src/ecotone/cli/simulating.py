@@ -47,6 +47,7 @@ def simulate(
         bool, typer.Option("--journal", help="Requests are recorded: the asker itself may be killed.")
     ] = False,
     trace_file: Annotated[Path | None, options.option("--trace", text="Write what happened, event by event (JSON).")] = None,
+    bottleneck: options.Bottlenecks = None,
     json_output: options.Json = False,
 ) -> None:
     """Try a plan on a virtual clock: latency, throughput and load under arrivals and link rates of your choice.
@@ -58,7 +59,7 @@ def simulate(
         raise EcotoneError(f"--links is {links}, must be above zero")
     pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, adapt=False)
     deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
-    work = load_work(model, cluster, exits=exits, quiet=json_output)
+    work = load_work(model, cluster, exits=exits, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     known = tuple(device.name for device in work.cluster.devices)
     script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))

@@ -22,6 +22,7 @@ from ecotone.accuracy import AccuracyTable
 from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.codec import LearnedCodec, hold, read_learned
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.model.exit_file import read_exits
@@ -39,7 +40,16 @@ from ecotone.planner import (
 )
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
-from ecotone.profiling import AccuracyOptions, MeasureOptions, Progress, check_composition, default_path, profile_key
+from ecotone.profiling import (
+    AccuracyOptions,
+    MeasureOptions,
+    Progress,
+    check_bottleneck,
+    check_composition,
+    codec_ids,
+    default_path,
+    profile_key,
+)
 from ecotone.profiling.calibration import policy_table, usual_policies
 from ecotone.profiling.crossings import exit_run
 from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
@@ -79,6 +89,7 @@ class Work:
     labels: list[Any] | None = None
     max_calibration: int | None = None  # of the samples, for the accuracy table
     policies: AccuracyTable | None = None  # the policies of its exits, as their file calibrated them
+    bottlenecks: tuple[LearnedCodec, ...] = ()
 
 
 def here() -> Cluster:
@@ -103,11 +114,13 @@ def load_work(
     labels: Path | None = None,
     max_calibration: int = -1,
     exits: str = "",
+    bottlenecks: Sequence[Path] | None = None,
     quiet: bool = False,
 ) -> Work:
     """Load and capture `model`, read the cluster, find samples, labels, exits; raises EcotoneError naming what is wrong.
 
-    `max_calibration`: at most so many samples are for the accuracy table; below 0: all.
+    `max_calibration`: at most so many samples are for the accuracy table; below 0: all. `bottlenecks`: files of learned
+    codecs, which must be of this model; they can be used from then on.
     """
     if labels and not samples:
         raise EcotoneError("--labels says what is right for --samples; give both")
@@ -130,6 +143,7 @@ def load_work(
         loaded, captured, machines, preparation, quiet, policies=policies,
         max_calibration=None if max_calibration < 0 else max_calibration,
     )  # fmt: skip
+    work.bottlenecks = tuple(_read_bottleneck(path, captured) for path in bottlenecks or ())
     if samples:
         work.samples = FileSamples(samples, preparation)
         work.labels = read_labels(labels, work.samples.names, preparation.labels) if labels else None
@@ -151,6 +165,13 @@ def _attached(loaded: LoadedModel, captured: Captured, exits: str, quiet: bool) 
         if not quiet:
             err.print(f"[dim]no exit policy: {escape(str(error))}", soft_wrap=True)
         return captured, None
+
+
+def _read_bottleneck(path: Path, captured: Captured) -> LearnedCodec:
+    made = read_learned(read_file(path), f"bottleneck {path}")
+    check_bottleneck(captured, made, f"bottleneck {path}")
+    hold(made)
+    return made
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
@@ -175,7 +196,9 @@ def make_profile(
     """Measure what is not measured yet; the file is reused while model, devices, samples and versions stay the same."""
     for name in executors:
         by_id(name)
-    options = MeasureOptions(executors=tuple(executors), max_error=max_error)
+    learned = [made.id for made in work.bottlenecks]
+    codecs = (*codec_ids(()), *learned) if learned else ()
+    options = MeasureOptions(executors=tuple(executors), max_error=max_error, codecs=codecs)
     image = work.preparation.image
     few = [sample for sample, _ in zip(work.samples, range(options.max_samples), strict=False)] or [
         work.captured.example_inputs
@@ -192,7 +215,7 @@ def make_profile(
     with progress_bar("profiling", work.quiet) as report:
         made = measure(
             work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
-            table=table, image=image, path=file, progress=report,
+            table=table, bottlenecks=work.bottlenecks, image=image, path=file, progress=report,
         )  # fmt: skip
         return _with_compositions(work, made, file, report)
 

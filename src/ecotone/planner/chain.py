@@ -23,7 +23,7 @@ from ecotone.planner.objective import Asked, PlannerError
 
 __all__ = ["Chain", "Path", "build", "segment_weights"]
 
-IMAGE_CODECS = ("jpeg", "pixels", "png", "webp")
+IMAGE_CODECS = ("avif", "jpeg", "pixels", "png", "webp")
 UNMEASURED_CODEC = "fp32"  # changes nothing and costs a copy: the one codec that needs no measurement
 
 
