@@ -24,9 +24,8 @@ from ecotone.cost import CostModel, FloatArray
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.chain import Chain, Path, build
-from ecotone.planner.memory import path_seconds
 from ecotone.planner.objective import Asked, PlannerError, Requirement
-from ecotone.planner.solve import broken
+from ecotone.planner.search import broken
 from ecotone.profile import Profile
 
 __all__ = ["NAMES", "place"]
@@ -116,7 +115,7 @@ def _neurosurgeon(chain: Chain) -> Path | None:
 def _quickest(chain: Chain, paths: list[Path | None]) -> Path | None:
     asked = Asked(loss_points=math.inf)
     usable = [p for p in paths if p is not None and not broken(chain, asked, p)]
-    return min(usable, key=lambda p: path_seconds(chain, p), default=None)
+    return min(usable, key=lambda p: chain.model.predict(chain.plan(p)).latency_s, default=None)
 
 
 def _fixed_int8_middle(chain: Chain) -> Path | None:

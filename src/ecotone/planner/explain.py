@@ -16,7 +16,7 @@ from ecotone.cost import PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.measured import with_measured_links
-from ecotone.planner.objective import Latency, Objective, PlannerError, Requirement, Throughput
+from ecotone.planner.objective import Objective, PlannerError, Requirement, parse_objective
 from ecotone.planner.solve import RunnerUp, Solution, solve
 from ecotone.profile import Profile
 from ecotone.units import format_quantity
@@ -93,7 +93,7 @@ def explain(
     time_limit_s: float = 10.0,
 ) -> Explanation:
     """Explain a solution of `solve` on the same graph, cluster and profile; `require` defaults to the solution's own."""
-    objective: Objective = Latency() if solution.objective == "latency" else Throughput()
+    objective: Objective = parse_objective(solution.objective)
     wanted = solution.require if require is None else tuple(require)
     search = _Rates(graph, cluster, profile, objective, wanted, time.perf_counter() + time_limit_s)
     found = [point for point in (search.nearest(solution.plan, -1), search.nearest(solution.plan, 1)) if point]
