@@ -15,8 +15,9 @@ Legend: d, e devices; [a, b) blocks; p a cut; q a codec; P(b), S(a) measured tim
  (9) memory_d      = weights of all stages of d, shared ones once, + largest working set of activations among its blocks
 (10) energy_d      = P_busy * busy_d + P_idle * (latency - busy_d) + e_tx * bytes sent: modelled, for each device that takes
                      part (source and sink included)
-(11) loss          = loss of the exit policy + sum over crossings of loss(p, q);   loss(p, q) is that of the accuracy table
-                     (fitted; under the policy where that was measured, less the policy's own), else 100 * disagreement.
+(11) loss          = loss of the exit policy + sum over crossings of loss(p, q), an exit's transfer as often as it is taken;
+                     loss(p, q) is that of the accuracy table (fitted; under the policy where that was measured, less the
+                     policy's own), else 100 * disagreement.
                      disagreement = min(1, sum over crossings);   relative error = sum over crossings + sum over stages
 (12) server seconds = sum of busy_d over servers: tier "edge" or "cloud"; with no tier stated, all but source and sink
 (13) money         = sum of price_d * busy_d + sum over links of price * bytes
@@ -421,7 +422,8 @@ class CostModel:
             disagreement=min(1.0, sum(t.disagreement for t in edges)),
             relative_error=sum(t.relative_error for t in edges) + sum(s.relative_error for s in stages),
             stages=stages, transfers=transfers, devices=devices, links=links, exit_transfers=exits,
-            loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers),
+            loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers)
+            + sum(t.share * t.loss_points for t in exits),
             server_s=sum(d.busy_s for d in devices if d.device in self._servers),
             money=money + sum(p.price_money_per_byte * k.size_bytes for k in links if (p := prices[k.source, k.target])),
         )  # fmt: skip

@@ -42,11 +42,6 @@ def _finite(table: FloatArray) -> FloatArray:
     return found
 
 
-def _nothing(chain: Chain, leaving: FloatArray | None = None) -> Amount:
-    zero = np.zeros((1, 1, 1, 1))
-    return Amount(stage=zero, crossing=zero, leaving=np.zeros((1, 1, 1)) if leaving is None else leaving)
-
-
 def _latency(chain: Chain) -> Amount:
     leaving = _finite(chain.leaving.seconds) if chain.leaving else np.zeros((1, 1, 1))
     return Amount(stage=_finite(chain.seconds), crossing=_finite(chain.transfer), leaving=leaving)
@@ -98,10 +93,9 @@ def _money(chain: Chain) -> Amount:
 
 
 def _loss(chain: Chain) -> Amount:
-    zero = _nothing(chain)
-    return Amount(
-        stage=zero.stage, crossing=_finite(chain.loss)[:, :, None, None], leaving=zero.leaving, fixed=chain.fixed_loss
-    )  # fmt: skip
+    leaving = chain.leaving.loss if chain.leaving else np.zeros((1, 1, 1))
+    crossing = _finite(chain.loss)[:, :, None, None]
+    return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=crossing, leaving=leaving, fixed=chain.fixed_loss)
 
 
 def _error(chain: Chain) -> Amount:

@@ -66,6 +66,7 @@ class Leaving:
     decode: FloatArray  # (P, K, D) seconds on the sink
     send: FloatArray  # (P, K, D) seconds of the link
     size: FloatArray  # (P, K, D) bytes
+    loss: FloatArray  # (P, K, D) points
     error: FloatArray  # (P, K, D) not times the share: equation 11
 
 
@@ -251,7 +252,8 @@ def build(model: CostModel, asked: Asked, policy: ExitPolicy | None = None, *, g
     seconds[:, (weights + working)[None] > capacity[:, None, None]] = math.inf
     undominated(seconds, error)
     tables = codec_tables(model, asked, cuts, members, policy)
-    leaving = _leaving(tables, exits, sink) if exits else None
+    outputs, sending = tables.pop("outputs"), tables.pop("sending")
+    leaving = _leaving(tables, exits, sink, outputs, sending[:, :, sink]) if exits else None
     for name in ("size", "encode", "decode", "send", "transfer"):
         tables[name] = _times(tables[name], share)
     stage, executor = fastest(seconds)
@@ -310,16 +312,15 @@ def _with_heads(
         seconds[:, :, share <= 0] = np.where(np.isfinite(seconds[:, :, share <= 0]), 0.0, math.inf)
 
 
-def _leaving(tables: dict[str, Any], exits: tuple[ExitAt, ...], sink: int) -> Leaving:
+def _leaving(
+    tables: dict[str, Any], exits: tuple[ExitAt, ...], sink: int, outputs: FloatArray, sending: FloatArray
+) -> Leaving:  # fmt: skip
     """From the tables of one request: those of the outputs, from every device to the sink."""
     shape = tables["encode"].shape
-    found = {name: np.zeros(shape) for name in ("seconds", "encode", "decode", "send", "size", "error")}
-    last = {
-        "seconds": tables["transfer"][-1, :, :, sink], "encode": tables["encode"][-1], "send": tables["send"][-1, :, :, sink],
-        "decode": np.repeat(tables["decode"][-1, :, sink, None], shape[2], axis=1),
-        "size": np.repeat(tables["size"][-1][:, None], shape[2], axis=1),
-        "error": np.repeat(tables["codec_error"][-1][:, None], shape[2], axis=1),
-    }  # fmt: skip
+    found = {name: np.zeros(shape) for name in ("seconds", "encode", "decode", "send", "size", "loss", "error")}
+    rows = {"size": tables["size"], "loss": tables["loss"], "error": tables["codec_error"], "decode": tables["decode"][..., sink]}
+    last = {name: np.repeat(table[-1][:, None], shape[2], axis=1) for name, table in rows.items()}
+    last |= {"seconds": outputs[:, :, sink], "encode": tables["encode"][-1], "send": sending}
     possible = np.isfinite(last["seconds"])
     for place in exits:
         for name, table in last.items():

@@ -111,10 +111,13 @@ def codec_tables(
 ) -> dict[str, Any]:
     """Bytes, loss, error (P, K), encode, decode (P, K, D), send and transfer (P, K, D, D) of one request that crosses.
 
-    The diagonal is the link between two devices of one class; inf where a place is one device.
+    The diagonal is the link between two devices of one class; inf where a place is one device. `outputs`, `sending`
+    (K, D, D): the transfer at the end and its link's part, without regard to limits on loss and error, for exits: they count as often as taken.
     """
     codecs, payload = _admissible(model, asked, cuts, policy)
     count, size = len(members), payload[:, :, 0]
+    spent = policy.loss_points if policy else 0.0
+    too_much = [[exceeds(spent + loss, asked.loss_points) or error > asked.error for _, loss, error in row] for row in payload]
     encode, decode = np.full((2, len(cuts), len(codecs), count), math.inf)
     raw = np.array([model.raw_bytes(int(p)) for p in cuts], dtype=np.float64)
     for k, codec in enumerate(codecs):
@@ -133,17 +136,21 @@ def codec_tables(
             if link is not None:
                 latency[d, e], rate[d, e] = link.latency_s, link.bandwidth_bytes_per_s
     send = np.where(np.isfinite(latency), size[:, :, None, None] / rate, math.inf)
+    sending = send[-1].copy()
+    outputs = encode[-1, :, :, None] + latency + sending + decode[-1, :, None, :]
+    send[np.array(too_much)] = math.inf
     transfer = encode[:, :, :, None] + latency + send + decode[:, :, None, :]
     return {
         "codecs": codecs, "size": size, "encode": encode, "decode": decode, "loss": payload[:, :, 1],
-        "codec_error": payload[:, :, 2], "send": send, "transfer": transfer,
+        "codec_error": payload[:, :, 2], "send": send, "transfer": transfer, "outputs": outputs,
+        "sending": sending,
     }  # fmt: skip
 
 
 def _admissible(
     model: CostModel, asked: Asked, cuts: Positions, policy: ExitPolicy | None
 ) -> tuple[tuple[str, ...], FloatArray]:
-    """Codecs worth a column, and (P, K, 3): bytes (inf where not admissible), points lost, relative error."""
+    """Codecs worth a column, and (P, K, 3): bytes, points lost, relative error; inf where it was not measured."""
     names = {UNMEASURED_CODEC} | {p.codec for p in model.profile.payloads}
     codecs = tuple(sorted(n for n in names if not asked.codecs or n in asked.codecs))
     if not codecs:
@@ -152,7 +159,6 @@ def _admissible(
         )
     found = np.full((len(cuts), len(codecs), 3), math.inf)
     image, allowed = _is_image(model.graph), set(model.profile.cuts)
-    spent = policy.loss_points if policy else 0.0
     for i, position in enumerate(cuts.tolist()):
         for k, codec in enumerate(codecs):
             if codec.startswith(IMAGE_CODECS) and (position != 0 or not image):
@@ -160,8 +166,8 @@ def _admissible(
             payload = model.payload(position, codec)
             if payload is None or not (codec == UNMEASURED_CODEC or model.is_measured(position, codec)):
                 continue
-            loss = model.loss_points(position, codec, policy)
-            if position in allowed and not exceeds(spent + loss, asked.loss_points) and payload.relative_error <= asked.error:
+            if position in allowed:
+                loss = model.loss_points(position, codec, policy)
                 found[i, k] = payload.size_bytes, loss, payload.relative_error
     return codecs, found
 

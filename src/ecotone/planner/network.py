@@ -28,7 +28,7 @@ from ecotone.planner.chain import Chain, Path
 from ecotone.planner.choices import fastest
 from ecotone.planner.objective import SLACK, Asked
 
-__all__ = ["Held", "Network", "Total", "fits", "make", "usage", "value_of"]
+__all__ = ["Held", "Network", "Total", "bare", "fits", "make", "usage", "value_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,7 +110,6 @@ def make(chain: Chain, asked: Asked, objective: str, *, once: bool = False, pinc
     limited = chain.limited(asked.bottleneck_s)
     if math.isfinite(pinch_s):
         limited = limited.limited(pinch_s)
-    goal = amount(limited, objective)
     held, peak = _held(limited, asked, once=once, pinch_s=pinch_s)
     totals = _totals(limited, asked, objective)
     watched = None
@@ -123,17 +122,28 @@ def make(chain: Chain, asked: Asked, objective: str, *, once: bool = False, pinc
     tied = bool(held and held[0].name == "memory" and (limited.own_weights < limited.weights).any())
     scored = objective == "p95" or math.isfinite(asked.p95_s)
     shared_links = math.isfinite(asked.bottleneck_s) and not once  # a link that is used twice has no column
-    possible = np.isfinite(limited.seconds)
-    stage = limited.seconds if objective == "latency" else np.where(possible, goal.stage, math.inf)
-    crossing = np.where(np.isfinite(limited.transfer), goal.crossing, math.inf)
-    leaving = None
-    if limited.leaving is not None:
-        leaving = np.where(np.isfinite(limited.leaving.seconds), goal.leaving, math.inf)
-    network = Network(
-        chain=limited, stage=stage, crossing=crossing, leaving=leaving, fixed=goal.fixed, totals=tuple(totals),
-        held=tuple(held), peak=peak, watched=watched, dominance=not (scored or tied or shared_links),
+    return _reduced(
+        replace(
+            _tables(limited, objective), totals=tuple(totals), held=tuple(held), peak=peak, watched=watched,
+            dominance=not (scored or tied or shared_links),
+        )
     )  # fmt: skip
-    return _reduced(network)
+
+
+def bare(chain: Chain, objective: str) -> Network:
+    """The network of an objective without any budget: only the best executor and codec everywhere."""
+    return _reduced(_tables(chain, objective))
+
+
+def _tables(chain: Chain, objective: str) -> Network:
+    """What the objective adds, inf where something is impossible."""
+    goal = amount(chain, objective)
+    stage = chain.seconds if objective == "latency" else np.where(np.isfinite(chain.seconds), goal.stage, math.inf)
+    crossing = np.where(np.isfinite(chain.transfer), goal.crossing, math.inf)
+    leaving = None
+    if chain.leaving is not None:
+        leaving = np.where(np.isfinite(chain.leaving.seconds), goal.leaving, math.inf)
+    return Network(chain=chain, stage=stage, crossing=crossing, leaving=leaving, fixed=goal.fixed)
 
 
 def _compared(chain: Chain, name: str, found: Amount | None) -> Total:

@@ -18,7 +18,7 @@ import numpy as np
 from ecotone.cost import CostModel
 from ecotone.plan import Plan
 from ecotone.planner.chain import Chain, build
-from ecotone.planner.network import make
+from ecotone.planner.network import bare
 from ecotone.planner.objective import SLACK, Asked, Latency, PlannerError, Throughput, exceeds, least, missed, shown
 from ecotone.planner.programme import Programme
 from ecotone.planner.search import Task, chains_of, search_all
@@ -184,5 +184,4 @@ def _stages(chain: Chain, asked: Asked) -> str:
 
 def _least(chain: Chain) -> float:
     """Least latency without budgets; inf where no path exists."""
-    network = make(chain, Asked(loss_points=math.inf), "latency")
-    return Programme(network).backward(np.zeros(0)).least
+    return Programme(bare(chain, "latency")).backward(np.zeros(0)).least

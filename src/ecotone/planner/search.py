@@ -21,7 +21,7 @@ from ecotone.plan import Plan, plan_violations
 from ecotone.planner.bounded import Bounded, least
 from ecotone.planner.chain import Chain, Path, build
 from ecotone.planner.floors import largest_load_s, queue_floor_s
-from ecotone.planner.network import Network, make
+from ecotone.planner.network import Network, bare, make
 from ecotone.planner.objective import (
     NO_EXIT,
     P95,
@@ -194,7 +194,7 @@ def _rough_bound(chain: Chain, task: Task) -> float:
     """A quick lower bound on the value of any path."""
     if isinstance(task.objective, Throughput):
         return relaxed_bottleneck(chain)
-    network = make(chain, Asked(loss_points=math.inf), task.objective.name)
+    network = bare(chain, task.objective.name)
     return _rounded(network, Programme(network).backward(np.zeros(0)).least)
 
 
@@ -209,13 +209,13 @@ def search(chain: Chain, task: Task) -> Found:
         return _widest(chain, task)
     name, asked = task.objective.name, task.asked
     limit = min(task.limit, asked.limit(name) * (1 + SLACK))
-    plain = make(chain, _unlimited(asked), name)
+    plain = bare(chain, name)
     programme = Programme(plain)
-    path = programme.path(programme.backward(programme.no_prices))
+    table = programme.backward(programme.no_prices)
+    path = programme.path(table)
     if path is None:
         return Found(None, math.inf, math.inf, chain, False)
-    real = programme.real(path)
-    bound = _rounded(plain, programme.backward(programme.no_prices).least)
+    real, bound = programme.real(path), _rounded(plain, table.least)
     if bound > limit + abs(limit) * SLACK:
         return Found(None, math.inf, math.inf, chain, False)
     judge = _judge(chain, task)
@@ -230,15 +230,6 @@ def search(chain: Chain, task: Task) -> Found:
     if value < best.value and value <= limit + abs(limit) * SLACK:  # judged above its floor, and still the best
         best = replace(best, path=real, value=value)
     return replace(best, bound=min(best.bound, best.value)) if best.path is not None else best
-
-
-def _unlimited(asked: Asked) -> Asked:
-    """Without all that couples stages; what single stages and crossings may be stays."""
-    inf = math.inf
-    return replace(
-        asked, latency_s=inf, bottleneck_s=inf, energy_joule=inf, size_bytes=inf, loss_points=inf, error=inf, stages=inf,
-        server_s=inf, money=inf, p95_s=inf, memory_bytes=inf,
-    )  # fmt: skip
 
 
 def _prices(network: Network, found: Bounded) -> tuple[tuple[str, float], ...]:

@@ -19,7 +19,7 @@ from ecotone.cost import CostModel, PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.chain import Chain
-from ecotone.planner.network import make
+from ecotone.planner.network import bare
 from ecotone.planner.objective import (
     P95,
     Asked,
@@ -214,8 +214,7 @@ def _runners_up(found: Found, task: Task, count: int) -> tuple[RunnerUp, ...]:
         return ()
     plans: list[Plan] = []
     if not (found.coupled or isinstance(task.objective, Throughput | P95)):
-        network = make(chain, Asked(loss_points=math.inf), task.objective.name)
-        programme = Programme(network)
+        programme = Programme(bare(chain, task.objective.name))
         plans += [chain.plan(programme.real(p)) for p in programme.next_paths([best], 3 * count)]
     else:
         used = {d for d, _, _ in best.stages}
