@@ -234,8 +234,8 @@ class Cluster:
             yield f"a link names device {end!r}; devices are {_some(counted)}"
         kinds = {d.kind for d in self.devices if d.kind}
         by_kind = Counter((k.source_kind, k.target_kind) for k in self.kind_links)
-        for pair in sorted(p for p, times in by_kind.items() if times > 1):
-            yield f"the link from kind {pair[0]} to kind {pair[1]} is given twice"
+        for both in sorted(p for p, times in by_kind.items() if times > 1):
+            yield f"the link from kind {both[0]} to kind {both[1]} is given twice"
         for kind in sorted({k for pair in by_kind for k in pair if k not in kinds}):
             yield f"a link names kind {kind!r}; kinds are {_some(kinds) or 'not stated'}"
         if not self.emulate and any(d.slowdown != 1 for d in self.devices):
@@ -329,7 +329,7 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[tuple[Link, ...], tupl
     kind_links: list[KindLink] = []
     violations: list[str] = []
     for pair in pairs:
-        named, by_kind = (pair.source, pair.target), (pair.source_kind, pair.target_kind)
+        named, by_kind = (str(pair.source), str(pair.target)), (pair.source_kind, pair.target_kind)
         if (any(named) and any(by_kind)) or not (all(named) or all(by_kind)):
             shown = ">".join(by_kind if any(by_kind) else named)
             violations.append(f"link {shown}: give source and target, or source_kind and target_kind")

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecotone.cli.asked import check_movable, parse_objective, parse_require
 from ecotone.cli.workflow import (
     Survival,
     Work,
     make_failover,
     make_plan,
     make_profile,
-    parse_objective,
     read_plan_set,
 )
 from ecotone.cost import predict, resident_bytes
@@ -37,14 +37,19 @@ class Asked:
     plan_file: Path | None = None
     survival: Survival | None = None
     adapt: bool = False
+    arrivals: str = ""
 
     @staticmethod
-    def of(objective: str, require: Sequence[str] | None, plan_file: Path | None, survive: str, adapt: bool) -> Asked:
+    def of(
+        objective: str, require: Sequence[str] | None, plan_file: Path | None, survive: str, adapt: bool, arrivals: str = ""
+    ) -> Asked:
+        if adapt:
+            check_movable(objective)
         if survive and plan_file:
             raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
         return Asked(
             objective=objective, require=tuple(require or ()), plan_file=plan_file, survival=Survival.parse(survive),
-            adapt=adapt,
+            adapt=adapt, arrivals=arrivals,
         )  # fmt: skip
 
 
@@ -64,11 +69,11 @@ def chosen_plans(work: Work, profile: Profile | None, asked: Asked) -> PlanSet:
         return read_plan_set(asked.plan_file, work)
     assert profile is not None
     if asked.survival:
-        plans = make_failover(work, profile, asked.objective, asked.require, asked.survival).planset
+        plans = make_failover(work, profile, asked.objective, asked.require, asked.survival, asked.arrivals).planset
         return _with_more(work, plans, _candidates(work, profile, asked)) if asked.adapt else plans
     if asked.adapt:
         return _candidates(work, profile, asked)
-    return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require).plan)
+    return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require, arrivals=asked.arrivals).plan)
 
 
 def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int, float]:
@@ -92,14 +97,15 @@ def adapting(work: Work, session: Session, profile: Profile | None, asked: Asked
     controller = Controller(plans, graph, work.cluster, profile, objective)
 
     def plan(replan: Replan) -> PlanSet:
-        return candidates(graph, work.cluster, replan.profile, objective, asked.require, now=replan.now)
+        return candidates(graph, work.cluster, replan.profile, objective, parse_require(asked.require), now=replan.now)
 
     with Adaptive(session, controller, plan=plan):
         yield
 
 
 def _candidates(work: Work, profile: Profile, asked: Asked) -> PlanSet:
-    return candidates(work.captured.graph, work.cluster, profile, parse_objective(asked.objective), asked.require)
+    objective, require = parse_objective(asked.objective), parse_require(asked.require)
+    return candidates(work.captured.graph, work.cluster, profile, objective, require)
 
 
 def _with_more(work: Work, plans: PlanSet, more: PlanSet) -> PlanSet:

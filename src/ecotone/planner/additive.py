@@ -49,7 +49,7 @@ def _latency(chain: Chain) -> Amount:
 
 def _p95(chain: Chain) -> Amount:
     """floors.py, equation 1: a piece counts whole where more than the tail gets so far, else not at all."""
-    whole = reached_by_the_tail(chain.share)
+    whole = reached_by_the_tail(chain.share, chain.tail)
     return Amount(
         stage=_finite(chain.seconds) * whole[:, None], crossing=_finite(chain.transfer) * whole[:, None, None, None],
         leaving=np.zeros((1, 1, 1)),

@@ -2,8 +2,8 @@
 
 Under prices, the least priced cost so far + the move + the least still to go, less the sum of the prices, is below every
 path that takes the move and keeps the budgets. A move whose sum is not below the best value known is left out, and with it
-nothing that could be better (reduced-cost fixing). Where more than MOST_ARCS stages survive, those of least sum are kept, and
-`missed` is the least sum among the others: what may have been missed is not below it.
+nothing that could be better (reduced-cost fixing). Where more than MOST_ARCS stages survive, those of least sum are kept,
+and `missed` is the least sum among the others: what may have been missed is not below it.
 
 Lists lie sorted by (position, place), `first[p * D + d]` to `first[p * D + d + 1]` are the moves from there.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from ecotone.cost import FloatArray
 from ecotone.planner.network import Network
 from ecotone.planner.programme import Programme, Remaining
 
-__all__ = ["Arcs", "Moves", "Stages", "arcs_of", "surviving"]
+__all__ = ["Arcs", "Moves", "Stages", "arcs_of", "repriced", "surviving"]
 
 MOST_ARCS = 1_500_000
 
@@ -62,7 +62,7 @@ class Moves:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arcs:
-    """All moves: at each position leave (at exits), cross, compute. `missed`: nothing left out is below it (inf: nothing)."""
+    """All moves: at each position leave (at exits), cross, compute. `missed`: nothing left out is below it."""
 
     stages: Stages
     crossings: Moves
@@ -129,6 +129,22 @@ def arcs_of(
     return Arcs(made, _crossings(programme, price, crossings), _leaves(programme, price), missed)
 
 
+def repriced(programme: Programme, arcs: Arcs, price: FloatArray) -> Arcs:
+    """The same moves under other prices."""
+    network, totals = programme.network, _totals(price, programme.network)
+    stages = arcs.stages
+    priced = stages.value + (stages.held * _own(price, network, stages.device)).sum(axis=1) + stages.total @ totals
+
+    def moves(found: Moves) -> Moves:
+        sender = np.repeat(np.tile(np.arange(programme.count), programme.size), np.diff(found.first))
+        cost = (found.sender * _own(price, network, sender)).sum(axis=1)
+        cost += (found.receiver * _own(price, network, found.other)).sum(axis=1)
+        return replace(found, priced=found.value + cost + found.total @ totals)
+
+    leaves = None if arcs.leaves is None else moves(arcs.leaves)
+    return replace(arcs, stages=replace(stages, priced=priced), crossings=moves(arcs.crossings), leaves=leaves)
+
+
 def _crossings(programme: Programme, price: FloatArray, crossings: Iterable[Index]) -> Moves:
     network, chain = programme.network, programme.chain
     p, k, d, e = crossings
@@ -153,8 +169,8 @@ def _crossings(programme: Programme, price: FloatArray, crossings: Iterable[Inde
     sender, total = (np.concatenate([t, np.zeros((len(at), t.shape[1]))]) for t in (sender, total))
     order = np.lexsort((np.arange(len(p)), d, p))
     bit = _bits(network)[e]
-    columns = (p[order], d[order], e[order], e[order], k[order], value[order])
-    return _moves(programme, price, columns, sender[order], receiver[order], total[order], bit[order])
+    where = (p[order], d[order], e[order], e[order], k[order])
+    return _moves(programme, price, where, value[order], sender[order], receiver[order], total[order], bit[order])
 
 
 def _leaves(programme: Programme, price: FloatArray) -> Moves | None:
@@ -170,16 +186,14 @@ def _leaves(programme: Programme, price: FloatArray) -> Moves | None:
     sender = _columns([h.leaver for h in network.held], (p, k, d), len(p))
     receiver = _columns([h.taker for h in network.held], (p, k, d), len(p))
     total = _columns([t.amount.leaving for t in network.totals], (p, k, d), len(p))
-    columns = (p, d, d, np.full(len(p), chain.sink), k, value)
-    keep = _undominated_leaves(columns, np.concatenate([value[:, None], sender, receiver, total], axis=1))
-    columns = tuple(c[keep] for c in columns)
+    keep = _undominated_leaves(p, d, np.concatenate([value[:, None], sender, receiver, total], axis=1))
+    where = (p[keep], d[keep], d[keep], np.full(len(keep), chain.sink), k[keep])
     bit = np.zeros(len(keep), dtype=np.uint64)
-    return _moves(programme, price, columns, sender[keep], receiver[keep], total[keep], bit)
+    return _moves(programme, price, where, value[keep], sender[keep], receiver[keep], total[keep], bit)
 
 
-def _undominated_leaves(columns: tuple[Index, ...], rows: FloatArray) -> Index:
+def _undominated_leaves(p: Index, d: Index, rows: FloatArray) -> Index:
     """Of the codecs of one exit on one place those that no other one beats in everything."""
-    p, d = columns[0], columns[1]
     kept = []
     for i in range(len(p)):
         same = np.nonzero((p == p[i]) & (d == d[i]))[0]
@@ -190,10 +204,11 @@ def _undominated_leaves(columns: tuple[Index, ...], rows: FloatArray) -> Index:
 
 
 def _moves(
-    programme: Programme, price: FloatArray, columns: tuple[Index, ...], sender: FloatArray, receiver: FloatArray,
-    total: FloatArray, bit: NDArray[np.uint64],
+    programme: Programme, price: FloatArray, where: tuple[Index, ...], value: FloatArray, sender: FloatArray,
+    receiver: FloatArray, total: FloatArray, bit: NDArray[np.uint64],
 ) -> Moves:  # fmt: skip
-    p, d, target, other, option, value = columns
+    """From (position, sender, target, other, option) and what each of them adds."""
+    p, d, target, other, option = where
     network = programme.network
     priced = value + (sender * _own(price, network, d)).sum(axis=1) + (receiver * _own(price, network, other)).sum(axis=1)
     priced = priced + total @ _totals(price, network)

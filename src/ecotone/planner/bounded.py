@@ -28,14 +28,17 @@ from ecotone.planner.labels import Sweep
 from ecotone.planner.network import Network, fits, usage, value_of
 from ecotone.planner.orders import improve_order
 from ecotone.planner.programme import Programme, Remaining
+from ecotone.planner.sparse import Sparse
 
 __all__ = ["Bounded", "least"]
 
 FIRST_WIDTH, LAST_WIDTH = 4, 4096
 FIRST_PRICE_STEPS = 40  # before the first sweep; four times as many before each further one
+NARROW = 0.25  # of the gap: by so much less is the best value before moves are sorted out again
 ANSWER_WIDTH = 64
 MOST_MET = 40  # paths whose stages are searched for an answer
 _SHRINK, _PATIENCE = 0.6, 12
+_NEAR_STEP = 0.3
 _REORDER_SHARE = 0.4  # of the time that is left
 _GOOD_GAP, _EPSILON = 1e-9, 1e-12
 
@@ -64,14 +67,18 @@ def least(
     limit: float = math.inf,
     any_will_do: bool = False,
     gap: float = 0.0,
+    start: Bounded | None = None,
 ) -> Bounded:
     """The path of least value that keeps the budgets and that `judge` takes, at most `limit`; in executors and codecs.
 
     Stops at time.perf_counter() `deadline`, when the answer is proven to a share `gap`, or with `any_will_do` at the first.
+    `start`: an answer (not the bound) and prices to begin with.
     """
     search = _Search(network, judge, deadline, limit, max(gap, _GOOD_GAP))
+    if start is not None:
+        search.begin_with(start)
+    search.raise_bound(FIRST_PRICE_STEPS)
     width, steps = FIRST_WIDTH, FIRST_PRICE_STEPS
-    search.raise_bound(steps)
     while not search.is_done and width <= LAST_WIDTH:
         if time.perf_counter() > deadline or (any_will_do and search.path is not None):
             break
@@ -79,6 +86,8 @@ def least(
         search.reorder()
         if search.is_done or (any_will_do and search.path is not None):
             break
+        search.narrow()
+        search.raise_within(steps)
         missed = search.sweep(width)
         if missed is None:
             break
@@ -86,7 +95,8 @@ def least(
         if math.isinf(missed):
             break
         width, steps = 4 * width, 4 * steps
-        search.raise_bound(steps)
+        if search.path is None:
+            search.raise_bound(steps)
     if network.chain.is_class.any():  # what another one was dropped for may be refused for its devices alone
         search.bound = min(search.bound, search.refused)
     if search.path is None:
@@ -110,6 +120,8 @@ class _Search:
         self.limits = network.limits
         self.price, self.step = self.programme.no_prices, 1.0
         self.table: Remaining | None = None
+        self.ahead: Sparse | None = None  # what survived, and what is still to go along it
+        self.below = math.inf  # the value that it survived
         crossing = network.crossing[np.isfinite(network.crossing) & (network.crossing > 0)]
         self.unit = float(np.median(crossing)) if len(crossing) else 1.0  # of the objective: the first stride of a price
         self.met: dict[tuple[tuple[int, int, int], ...], None] = {}  # stages of paths met, the latest last
@@ -117,37 +129,76 @@ class _Search:
         self.judged: dict[Path, float] = {}
         self.refused = math.inf  # the least value of a path that fits and that the judge refused
 
+    def begin_with(self, start: Bounded) -> None:
+        """Take over an answer and prices; what is known of the way to the prices is that they are near."""
+        if start.path is not None and start.value < self.value:
+            self.path, self.value, self.stages = start.path, start.value, start.path.stages
+            self.met[start.path.stages] = None
+        if len(start.price) == len(self.price):
+            self.price, self.step = start.price, _NEAR_STEP
+
     @property
     def is_done(self) -> bool:
         return self.bound >= _less(self.value, self.gap)
 
     def raise_bound(self, steps: int) -> None:
-        """Part 1: subgradient steps on the prices, keeping the best bound, its prices and every path that fits."""
-        price, step, stale = self.price.copy(), self.step, 0
+        """Part 1: subgradient steps on the prices over all moves."""
+        kept: dict[str, Remaining] = {}
+
+        def evaluate(price: FloatArray) -> tuple[float, Path | None]:
+            kept["now"] = self.programme.backward(price)
+            return kept["now"].least, self.programme.path(kept["now"])
+
+        def keep(price: FloatArray) -> None:
+            self.price, self.table = price, kept["now"]
+
+        self._ascend(steps, self.price, math.inf, evaluate, keep)
+
+    def raise_within(self, steps: int) -> None:
+        """The same over the moves that survived: much quicker, and a bound up to the value that they survived."""
+        assert self.ahead is not None
+        kept, ceiling = {"now": self.ahead}, min(self.below, self.ahead.arcs.missed)
+
+        def evaluate(price: FloatArray) -> tuple[float, Path | None]:
+            kept["now"] = Sparse.of(self.programme, kept["now"].arcs, price)
+            return kept["now"].least, kept["now"].path()
+
+        def keep(price: FloatArray) -> None:
+            self.ahead = kept["now"]
+
+        self._ascend(steps, self.ahead.price, ceiling, evaluate, keep)
+
+    def _ascend(
+        self, steps: int, price: FloatArray, ceiling: float,
+        evaluate: Callable[[FloatArray], tuple[float, Path | None]], keep: Callable[[FloatArray], None],
+    ) -> None:  # fmt: skip
+        """Keep the best bound, its prices and every path that fits; no bound above `ceiling` is claimed."""
+        best, best_price, step, stale = -math.inf, price, self.step, 0
         for _ in range(steps):
-            table = self.programme.backward(price)
-            path = self.programme.path(table)
+            reached, path = evaluate(price)
             if path is None:
-                self.bound = math.inf
+                self.bound = max(self.bound, ceiling)
                 return
             columns = usage(self.network, path)
             self._meet(path.stages)
             self.offer(path, columns)
-            bound = table.least - float(price.sum())
-            if self.table is None or bound > self.bound + abs(self.bound) * 1e-7:
-                self.bound, self.price, self.table, stale = max(bound, self.bound), price.copy(), table, 0
+            bound = reached - float(price.sum())
+            if bound > best + abs(best) * 1e-7 or math.isinf(best):
+                best, best_price, stale = bound, price.copy(), 0
+                keep(best_price)
+                self.bound = max(self.bound, min(bound, ceiling))
             else:
                 stale += 1
             if stale >= _PATIENCE:
                 self.step = step = step * _SHRINK
-                stale, price = 0, self.price.copy()
+                stale, price = 0, best_price.copy()
                 continue
             slope = np.where(np.isfinite(self.limits), columns - 1.0, 0.0)
             slope[(price <= 0) & (slope < 0)] = 0.0
             length = float((slope**2).sum())
             if length < 1e-18 or step < 1e-3 or self.is_done or time.perf_counter() > self.deadline:
-                break
-            goal = self.value if math.isfinite(self.value) else max(1.5 * self.bound, self.bound + self.unit)
+                return
+            goal = self.value if math.isfinite(self.value) else max(1.5 * best, best + self.unit)
             price = np.maximum(0.0, price + step * max(goal - bound, 1e-3 * abs(goal)) / length * slope)
 
     def _meet(self, stages: tuple[tuple[int, int, int], ...]) -> None:
@@ -207,20 +258,22 @@ class _Search:
         self._sweep_over(_columns(moves), _columns(crossings))
 
     def _sweep_over(self, stages: tuple[np.ndarray, ...], crossings: tuple[np.ndarray, ...]) -> None:
-        assert self.table is not None
         arcs = arcs_of(self.programme, self.price, stages, crossings)
-        sweep = Sweep(
-            self.programme, self.price, self.table, arcs, ANSWER_WIDTH, self.deadline, lambda: self.value, self.offer
-        )
-        sweep.run()
+        ahead = Sparse.of(self.programme, arcs, self.price)
+        Sweep(ahead, ANSWER_WIDTH, self.deadline, lambda: self.value, self.offer).run()
+
+    def narrow(self) -> None:
+        """The moves that survive the best bound over all; made anew once the best value has come down much."""
+        assert self.table is not None
+        if self.ahead is None or self.below - self.value > NARROW * (self.below - self.bound):
+            self.below = self.value
+            arcs = surviving(self.programme, self.price, self.table, self.value)
+            self.ahead, self.step = Sparse.of(self.programme, arcs, self.price), max(self.step, _NEAR_STEP)
 
     def sweep(self, width: int) -> float | None:
         """Part 3: one pass; the least bound among what was cut off (inf: nothing, a proof), or None when time ran out."""
-        assert self.table is not None
-        arcs = surviving(self.programme, self.price, self.table, self.value)
-        return Sweep(
-            self.programme, self.price, self.table, arcs, width, self.deadline, lambda: self.value, self.offer
-        ).run()  # fmt: skip
+        assert self.ahead is not None
+        return Sweep(self.ahead, width, self.deadline, lambda: self.value, self.offer).run()
 
 
 def _columns(rows: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
 from ecotone.planner.choices import codec_tables, executor_tables, fastest, undominated
 from ecotone.planner.kinds import hand_out, places
-from ecotone.planner.objective import Asked, PlannerError
+from ecotone.planner.objective import TAIL, Asked, PlannerError
 
 __all__ = ["Chain", "ExitAt", "Leaving", "Path", "build", "segment_weights"]
 
@@ -103,6 +103,8 @@ class Chain:
     policy: ExitPolicy | None = None
     exits: tuple[ExitAt, ...] = ()
     leaving: Leaving | None = None
+    left_out: bool = False  # executors that were not measured on a segment, where others were
+    tail: float = TAIL  # share of requests that a 95th percentile does not see
 
     @property
     def num_positions(self) -> int:
@@ -154,7 +156,8 @@ class Chain:
         sink = self.model.cluster.sink
         ends, at = [self.model.cluster.source, *names, sink], [0, *(b for _, _, b in path.stages)]
         transfers = tuple(
-            self._transfer(ends[i], ends[i + 1], at[i], self.codecs[c] if c >= 0 else LOCAL) for i, c in enumerate(path.codecs)
+            self._transfer(ends[i], ends[i + 1], at[i], self.codecs[c] if c >= 0 else LOCAL)
+            for i, c in enumerate(path.codecs)
         )
         leaves = path.leaves or tuple(self._fastest_leave(d, b) for d, _, b in path.stages)
         leaving = tuple(
@@ -178,9 +181,36 @@ class Chain:
         seconds = np.where(self.seconds <= load_s, self.seconds, math.inf)
         return self._changed(seconds, np.where(self.send <= load_s, self.transfer, math.inf))
 
+    def thinned(self, step: int) -> Chain:
+        """The same with every `step`-th cut alone, the ends and exits among them: fewer paths, all of them of this chain."""
+        kept = np.unique(
+            [*range(0, self.num_positions - 1, step), self.num_positions - 1, *(e.position for e in self.exits)]
+        )
+        square, line = np.ix_(kept, kept), kept
+        leaving = self.leaving
+        if leaving is not None:
+            leaving = Leaving(**{f.name: getattr(leaving, f.name)[line] for f in fields(leaving)})
+        along = {n: getattr(self, n)[line] for n in (
+            "size", "encode", "decode", "loss", "codec_error", "send", "transfer", "best", "choice", "share"
+        )}  # fmt: skip
+        across = {n: getattr(self, n)[square] for n in ("weights", "own_weights", "working")}
+        varies = self.error.shape[-1] > 1
+        return replace(
+            self, cuts=tuple(self.cuts[i] for i in kept), seconds=self.seconds[:, :, line][..., line],
+            error=self.error[:, :, line][..., line] if varies else self.error, stage=self.stage[:, line][..., line],
+            executor=self.executor[:, line][..., line], leaving=leaving,
+            exits=tuple(replace(e, position=int(np.searchsorted(kept, e.position))) for e in self.exits), **along, **across,
+        )  # fmt: skip
+
+    def at_cuts_of(self, other: Chain, path: Path) -> Path:
+        """A path of `other`, whose cuts are among this chain's, in the positions of this one."""
+        place = {cut: i for i, cut in enumerate(self.cuts)}
+        at = [place[cut] for cut in other.cuts]
+        return replace(path, stages=tuple((d, at[a], at[b]) for d, a, b in path.stages))
+
     def without(self, devices: Iterable[str], pairs: Iterable[tuple[str, ...]]) -> Chain:
         """The same where these devices compute nothing and these directed links carry nothing; of a class it goes away."""
-        place = {name: i for i, group in enumerate(self.members) for name in group}
+        place: dict[str, int] = {name: i for i, group in enumerate(self.members) for name in group}
         gone = {name for name in devices if name in place}
         cut = [(a, b) for a, b in pairs if a in place and b in place]
         gone |= {name for pair in cut for name in pair if len(self.members[place[name]]) > 1}
@@ -247,7 +277,7 @@ def build(model: CostModel, asked: Asked, policy: ExitPolicy | None = None, *, g
     exits, share = _exits(graph, policy, cuts)
     weights, own, working = _memory(model, cuts, exits)
     capacity = np.array([min(float(d.memory_bytes), asked.memory_bytes) for d in devices])
-    names, seconds, error = executor_tables(model, asked, cuts, [d.name for d in devices], guesses=guesses)
+    names, seconds, error, left_out = executor_tables(model, asked, cuts, [d.name for d in devices], guesses=guesses)
     _with_heads(model, seconds, [d.name for d in devices], names, exits, share)
     seconds[:, (weights + working)[None] > capacity[:, None, None]] = math.inf
     undominated(seconds, error)
@@ -260,7 +290,8 @@ def build(model: CostModel, asked: Asked, policy: ExitPolicy | None = None, *, g
     chain = Chain(
         model=model, cuts=tuple(int(c) for c in cuts), devices=devices, members=members, source=source, sink=sink,
         executors=names, seconds=seconds, error=error, stage=stage, executor=executor, weights=weights, own_weights=own,
-        working=working, capacity=capacity, share=share, policy=policy, exits=exits, leaving=leaving,
+        working=working, capacity=capacity, share=share, policy=policy, exits=exits, leaving=leaving, left_out=left_out,
+        tail=asked.p95.tail if asked.p95 else TAIL,
         best=np.empty(0), choice=np.empty(0, dtype=np.intp), **tables,
     )  # fmt: skip
     best, choice = _fastest(chain.transfer, chain.free)
@@ -286,9 +317,11 @@ def _positions(graph: Graph, policy: ExitPolicy | None) -> list[int]:
 def _exits(graph: Graph, policy: ExitPolicy | None, cuts: NDArray[np.intp]) -> tuple[tuple[ExitAt, ...], FloatArray]:
     """The exits of the policy by position, and r (P,)."""
     share, found, left = np.ones(len(cuts)), [], 1.0
-    for name, threshold, wanted in zip(policy.exits, policy.thresholds, policy.shares, strict=True) if policy else ():
-        at = int(np.searchsorted(cuts, _positions(graph, replace(policy, exits=(name,), thresholds=(0.0,), shares=(0.0,)))[0]))
-        leaves = min(left, wanted)
+    if policy is None:
+        return (), share
+    rows = zip(_positions(graph, policy), policy.exits, policy.thresholds, policy.shares, strict=True)
+    for position, name, threshold, wanted in sorted(rows):
+        at, leaves = int(np.searchsorted(cuts, position)), min(left, wanted)
         left -= leaves
         share[at:] = left
         found.append(ExitAt(at, name, threshold, leaves))
@@ -318,7 +351,12 @@ def _leaving(
     """From the tables of one request: those of the outputs, from every device to the sink."""
     shape = tables["encode"].shape
     found = {name: np.zeros(shape) for name in ("seconds", "encode", "decode", "send", "size", "loss", "error")}
-    rows = {"size": tables["size"], "loss": tables["loss"], "error": tables["codec_error"], "decode": tables["decode"][..., sink]}
+    rows = {
+        "size": tables["size"],
+        "loss": tables["loss"],
+        "error": tables["codec_error"],
+        "decode": tables["decode"][..., sink],
+    }
     last = {name: np.repeat(table[-1][:, None], shape[2], axis=1) for name, table in rows.items()}
     last |= {"seconds": outputs[:, :, sink], "encode": tables["encode"][-1], "send": sending}
     possible = np.isfinite(last["seconds"])
@@ -333,7 +371,9 @@ def _leaving(
     return Leaving(**found)
 
 
-def _memory(model: CostModel, cuts: NDArray[np.intp], exits: tuple[ExitAt, ...]) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _memory(
+    model: CostModel, cuts: NDArray[np.intp], exits: tuple[ExitAt, ...]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Weights, own weights and working sets (P, P), heads included in the stages that end at them."""
     weights, own, working = *segment_weights(model.graph, cuts), _working(model, cuts)
     for place in exits:

@@ -2,7 +2,8 @@
 
 Legend: X executors, D places, P cut positions, K codecs. Impossible entries are inf. A measured time comes before any that
 is only spread by FLOP from a longer segment: small segments of large frontiers cost far more than their share of the FLOP,
-so such a guess would win where it is most wrong. It is a choice only where nothing measured is admissible (`guesses`: at all).
+so such a guess would win where it is most wrong. It is a choice only where nothing measured is admissible (`guesses`:
+everywhere).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ Positions = NDArray[np.intp]
 
 def executor_tables(
     model: CostModel, asked: Asked, cuts: Positions, devices: Sequence[DeviceId], *, guesses: bool
-) -> tuple[tuple[str, ...], FloatArray, FloatArray]:
-    """Executor names, seconds (X, D, P, P), and relative error: the same shape, or (X, D, 1, 1) where it never varies."""
+) -> tuple[tuple[str, ...], FloatArray, FloatArray, bool]:
+    """Executor names, seconds (X, D, P, P), relative error: the same shape, or (X, D, 1, 1) where it never varies; and
+    whether guesses were left out."""
     allowed = {d: model.executors(d) for d in devices}
     names = tuple(sorted({e for found in allowed.values() for e in found if not asked.executors or e in asked.executors}))
     shape = (max(1, len(names)), len(devices), len(cuts), len(cuts))
@@ -41,7 +43,8 @@ def executor_tables(
         kinds = "give alike devices one kind, and their links by kind (source_kind, target_kind)"
         raise PlannerError(f"{len(devices)} unlike devices and {len(cuts)} cuts are too many for the tables; {kinds}")
     seconds = np.full(shape, math.inf, dtype=np.float32 if math.prod(shape) > LARGEST_EXACT else np.float64)
-    base, varying = np.zeros(shape[:2]), {}
+    base, left_out = np.zeros(shape[:2]), False
+    varying: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
     place = {int(c): i for i, c in enumerate(cuts)}
     for d, device in enumerate(devices):
         if asked.devices and device not in asked.devices:
@@ -54,7 +57,9 @@ def executor_tables(
                 continue
             found, flags[e] = times.table(cuts.tolist())
             base[e, d] = times.largest_error
-            at = [(place[a], place[b], s.relative_error) for (a, b), s in times.measured.items() if a in place and b in place]
+            at = [
+                (place[a], place[b], s.relative_error) for (a, b), s in times.measured.items() if a in place and b in place
+            ]
             measured = np.zeros(shape[2:], dtype=np.bool_)
             for a, b, error in at:
                 measured[a, b] = True
@@ -68,16 +73,16 @@ def executor_tables(
                 found[errors > asked.executor_error] = math.inf
             best_guessed &= flags[e] | ~np.isfinite(found)
             seconds[e, d] = found
-        if not guesses:
-            for e, flagged in flags.items():
-                seconds[e, d][flagged & ~best_guessed] = math.inf
+        for e, flagged in flags.items() if not guesses else ():
+            out = flagged & ~best_guessed & np.isfinite(seconds[e, d])
+            seconds[e, d][out], left_out = math.inf, left_out or bool(out.any())
     error_table = base[:, :, None, None]
     if varying:
         error_table = np.repeat(np.repeat(error_table, shape[2], axis=2), shape[3], axis=3)
         for (e, d), rows in varying.items():
             for a, b, error in rows:
                 error_table[e, d, a, b] = error
-    return names, seconds, error_table
+    return names, seconds, error_table, left_out
 
 
 def undominated(seconds: FloatArray, error: FloatArray) -> None:
@@ -112,12 +117,15 @@ def codec_tables(
     """Bytes, loss, error (P, K), encode, decode (P, K, D), send and transfer (P, K, D, D) of one request that crosses.
 
     The diagonal is the link between two devices of one class; inf where a place is one device. `outputs`, `sending`
-    (K, D, D): the transfer at the end and its link's part, without regard to limits on loss and error, for exits: they count as often as taken.
+    (K, D, D): the transfer at the end and its link's part, without regard to limits on loss and error: for exits, which
+    count as often as they are taken.
     """
     codecs, payload = _admissible(model, asked, cuts, policy)
     count, size = len(members), payload[:, :, 0]
     spent = policy.loss_points if policy else 0.0
-    too_much = [[exceeds(spent + loss, asked.loss_points) or error > asked.error for _, loss, error in row] for row in payload]
+    too_much = [
+        [exceeds(spent + loss, asked.loss_points) or error > asked.error for _, loss, error in row] for row in payload
+    ]
     encode, decode = np.full((2, len(cuts), len(codecs), count), math.inf)
     raw = np.array([model.raw_bytes(int(p)) for p in cuts], dtype=np.float64)
     for k, codec in enumerate(codecs):
@@ -138,7 +146,7 @@ def codec_tables(
     send = np.where(np.isfinite(latency), size[:, :, None, None] / rate, math.inf)
     sending = send[-1].copy()
     outputs = encode[-1, :, :, None] + latency + sending + decode[-1, :, None, :]
-    send[np.array(too_much)] = math.inf
+    send[too_much] = math.inf
     transfer = encode[:, :, :, None] + latency + send + decode[:, :, None, :]
     return {
         "codecs": codecs, "size": size, "encode": encode, "decode": decode, "loss": payload[:, :, 1],

@@ -25,7 +25,17 @@ from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.expectation import Detection, Expectation, Weights
 from ecotone.planner.failures import elements_of
-from ecotone.planner.objective import P95, SLACK, Asked, Latency, Lexicographic, Objective, PlannerError, Requirement, Throughput
+from ecotone.planner.objective import (
+    P95,
+    SLACK,
+    Asked,
+    Latency,
+    Lexicographic,
+    Objective,
+    PlannerError,
+    Requirement,
+    Throughput,
+)
 from ecotone.planner.solve import Solution, solve
 from ecotone.planner.standbys import Candidate, Ground, Pool, Variant, gather
 from ecotone.planset import PlanSet, Standby
@@ -161,7 +171,8 @@ def choose(
     many elements may be down at once. `recover_s`: limit on the time from any single failure to the slowest result that it
     delays. `separate_uplinks`: bodies for two devices leave the source side by side. `tie`: as in solve, for the plain plan.
     Raises PlannerError naming why there is no such set. The primary keeps all of `require`. What a failure costs is time:
-    under an objective other than latency or throughput the primary is as good as the best plan, and sets are priced by latency.
+    under an objective other than latency or throughput the primary is as good as the best plan, and sets are priced by
+    latency.
     """
     unknown = topologies - set(KINDS)
     if not 1 <= survive <= MAX_SURVIVE:

@@ -7,6 +7,7 @@ position p; b: seconds that each request keeps one resource (the processor of a 
      Pieces follow one another, so r never rises along the chain. Behind the last position p with r(p) > 5 % go more than 5 %
      of all requests, and each of them takes at least the time of every piece up to there, since no request ends sooner than
      alone. More than 5 % are that slow, so the percentile is. (Leaving takes longer still; without exits it is the latency.)
+     Where a score draws at random who leaves, 5 % becomes `sure_tail`.
  (2) p95 >= the percentile over i of  D_i = max over j <= i of  t_j - t_i + (i - j + 1) b         without exits
      When request i ends, so have all before it, as results come in order. Those from j on came at t_j or later, and the
      resource has served each for b, one after another: request i ends at t_j + (i - j + 1) b or later.
@@ -21,18 +22,42 @@ from collections.abc import Sequence
 import numpy as np
 
 from ecotone.cost import FloatArray
+from ecotone.planner.objective import TAIL
 
-__all__ = ["largest_load_s", "percentile_s", "queue_floor_s", "reached_by_the_tail"]
+__all__ = ["largest_load_s", "percentile_s", "queue_floor_s", "reached_by_the_tail", "sure_tail"]
 
-TAIL = 0.05
 _STEPS = 60
+_UNLIKELY = 1e-6
 
 
-def reached_by_the_tail(share: FloatArray) -> FloatArray:
-    """(P,) what a mean over requests is multiplied by for equation 1: 1 / r where r is above the tail, else 0."""
-    far = share > TAIL * (1 + 1e-9)
+def reached_by_the_tail(share: FloatArray, tail: float = TAIL) -> FloatArray:
+    """(P,) what a mean over requests is multiplied by for equation 1: 1 / r where r is above `tail`, else 0."""
+    far = share > tail * (1 + 1e-9)
     found: FloatArray = np.where(far, 1.0 / np.where(far, share, 1.0), 0.0)
     return found
+
+
+def sure_tail(requests: int) -> float:
+    """The tail of equation 1 for a sample in which each request leaves by chance: r at or above it means, but for one sample
+    in a million, that more than 5 % of `requests` go on."""
+    few = math.floor(TAIL * requests)
+    low, high = TAIL, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(few, requests, middle) > _UNLIKELY else (low, middle)
+    return high
+
+
+def _at_most(few: int, count: int, share: float) -> float:
+    """Probability that at most `few` of `count` go on, each with probability `share`."""
+    if share >= 1:
+        return 0.0 if few < count else 1.0
+    chance = math.exp(count * math.log1p(-share))
+    total = chance
+    for k in range(few):
+        chance *= (count - k) / (k + 1) * share / (1 - share)
+        total += chance
+    return total
 
 
 def percentile_s(latencies_s: Sequence[float]) -> float:

@@ -83,9 +83,7 @@ def hand_out(
             used[place] += 1
         else:
             size, peak = float(weights[start, stop]), float(working[start, stop])
-            room = {
-                d: capacity[place] - held[d] - size - max(widest[d], peak) for d in group if not found or d != found[-1]
-            }
+            room = {d: capacity[place] - held[d] - size - max(widest[d], peak) for d in group if not found or d != found[-1]}
             device = max(room, key=lambda d: room[d])
             if room[device] < 0 or not math.isfinite(size):
                 return None

@@ -1,9 +1,10 @@
 """Label-setting over a list of moves: partial paths in order of position, each with its value and the columns it has used.
 
 A label is dropped when a column passes its limit, when its value + prices of what it used + the priced least still to go
-- sum(prices) reaches the best value known, or when another label at the same place is no worse in everything (value, columns,
-working sets, places used; where the network allows that). At most `width` labels are kept per (position, place), best bound
-first; the least bound among those cut off limits what may have been missed. A sweep that cuts none off has seen everything.
+- sum(prices) reaches the best value known, or when another label at the same place is no worse in everything (value,
+columns, working sets, places used; where the network allows that). At most `width` labels are kept per (position, place),
+best bound first; the least bound among those cut off limits what may have been missed. A sweep that cuts none off has seen
+everything.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecotone.cost import BoolArray, FloatArray
-from ecotone.planner.arcs import Arcs, Moves
+from ecotone.planner.arcs import Moves
 from ecotone.planner.chain import Path
 from ecotone.planner.objective import SLACK
-from ecotone.planner.programme import Programme, Remaining
+from ecotone.planner.sparse import Sparse
 
 __all__ = ["Sweep"]
 
-_DOMINANCE_GROUP = 96
+_DOMINANCE_GROUP, _DOMINANCE_KEPT = 96, 512
 _CHUNK = 2_000_000  # pairs of a label and a move looked at together
 _EPSILON = 1e-12
 
@@ -49,24 +50,22 @@ class _Labels:
 
 
 class Sweep:
-    """One pass. `best()` is the value to beat as it stands, `offer` takes a path in options that ends below it."""
+    """One pass over the moves of `ahead`, which says what is still to go. `best()` is the value to beat as it stands,
+    `offer` takes a path in options that ends below it."""
 
     def __init__(
-        self, programme: Programme, price: FloatArray, table: Remaining, arcs: Arcs, width: int, deadline: float,
-        best: Callable[[], float], offer: Callable[[Path], object],
-    ) -> None:  # fmt: skip
+        self, ahead: Sparse, width: int, deadline: float, best: Callable[[], float], offer: Callable[[Path], object]
+    ) -> None:
+        programme = ahead.programme
         self.programme, self.network, self.chain = programme, programme.network, programme.chain
-        self.price, self.table, self.arcs, self.width, self.deadline = price, table, arcs, width, deadline
+        self.price, self.table, self.arcs, self.width, self.deadline = ahead.price, ahead, ahead.arcs, width, deadline
         self.best, self.offer = best, offer
-        self.offset = float(price.sum())
-        self.missed = arcs.missed
+        self.offset = float(self.price.sum())
+        self.missed = self.arcs.missed
         self.count, self.size = programme.count, programme.size
         self.limits = self.network.limits * (1.0 + SLACK)
         self.num_held = len(self.network.held)
         self.waiting: list[list[tuple[FloatArray, int, Index, Index]]] = [[] for _ in range(self.size)]
-        leaves = programme.leaves(price)
-        least = np.zeros((self.size, self.count)) if leaves is None else leaves.min(axis=1)
-        self.least_leave = np.where(np.isfinite(least), least, 0.0)
         self.starts: list[_Labels | None] = [None] * self.size
         self.arrivals: list[_Labels | None] = [None] * self.size
 
@@ -147,7 +146,7 @@ class Sweep:
             return
         labels = self._make(start[kept], who[kept], move[kept])
         if self.arcs.leaves is not None and self.chain.free[q] and q < self.size - 1:
-            left = self._moved(q, labels, self.arcs.leaves, self.table.end[q], leaving=True)
+            left = self._moved(q, labels, self.arcs.leaves, self.table.before_leave[q], leaving=True)
             if left is None:
                 return
             labels = left
@@ -186,10 +185,7 @@ class Sweep:
         """
         priced, limit, found = self._priced(labels), self._below(), []
         for rows, move in self._pairs(p, labels, moves.first):
-            ends = ahead[moves.target[move]]
-            if leaving:  # `end` has the least leave in it: without it the bound is only lower
-                ends = ends - self.least_leave[p, moves.target[move]]
-            bound = priced[rows] + moves.priced[move] + ends
+            bound = priced[rows] + moves.priced[move] + ahead[moves.target[move]]
             good = np.nonzero(bound < limit)[0]
             found.append((rows[good], move[good], bound[good]))
         rows, move, bound = (np.concatenate(c) for c in zip(*found, strict=True))
@@ -199,7 +195,8 @@ class Sweep:
             used[index, b * self.count + sender] += moves.sender[move, b]
             used[index, b * self.count + moves.other[move]] += moves.receiver[move, b]
         used[:, self.num_held * self.count :] += moves.total[move]
-        kept = self._widest(moves.target[move], bound, (used <= self.limits).all(axis=1))
+        fits = np.asarray((used <= self.limits).all(axis=1))
+        kept = self._widest(moves.target[move], bound, fits)
         if not len(kept):
             return None
         rows, move = rows[kept], move[kept]
@@ -262,18 +259,36 @@ class Sweep:
         return order[rank < self.width]
 
     def _undominated(self, labels: _Labels) -> Index:
-        """Indices of labels that no other of the same place beats in everything; all where that must not be said."""
-        everything = np.arange(len(labels.device))
-        if not self.network.dominance:
-            return everything
-        keep = np.ones(len(everything), dtype=np.bool_)
+        """Indices of labels that no other of the same place beats in everything; all where that must not be said.
+
+        Each is compared with those of its group and with up to _DOMINANCE_KEPT of lesser value that were kept before.
+        """
+        if not self.network.dominance or len(labels.device) < 2:
+            return np.arange(len(labels.device))
         rows = np.concatenate([labels.value[:, None], labels.used, labels.peak], axis=1)
+        kept = []
         for d in np.unique(labels.device):
-            group = everything[labels.device == d]
-            for low in range(0, len(group), _DOMINANCE_GROUP):
-                part = group[low : low + _DOMINANCE_GROUP]
-                beats = (rows[part][:, None, :] <= rows[part][None, :, :]).all(axis=2)
-                beats &= (labels.seen[part][:, None] & ~labels.seen[part][None, :]) == 0
-                earlier = np.arange(len(part))[:, None] < np.arange(len(part))[None, :]
-                keep[part] = ~(beats & (earlier | ~beats.T)).any(axis=0)
-        return everything[keep]
+            group = np.nonzero(labels.device == d)[0]
+            own = rows[group]
+            own = own[:, (own != own[0]).any(axis=0)]
+            order = np.argsort(labels.value[group], kind="stable")
+            alive = self._undominated_of(own[order], labels.seen[group][order])
+            kept.append(np.sort(group[order[alive]]))
+        return np.concatenate(kept)
+
+    @staticmethod
+    def _undominated_of(rows: FloatArray, seen: NDArray[np.uint64]) -> Index:
+        """Of rows in order of value those that none beats; of equal ones the first."""
+        alive = np.zeros(0, dtype=np.intp)
+        for low in range(0, len(rows), _DOMINANCE_GROUP):
+            part = np.arange(low, min(low + _DOMINANCE_GROUP, len(rows)))
+            before = alive[:_DOMINANCE_KEPT]
+            if len(before):
+                beaten = (rows[before][:, None, :] <= rows[part][None, :, :]).all(axis=2)
+                beaten &= (seen[before][:, None] & ~seen[part][None, :]) == 0
+                part = part[~beaten.any(axis=0)]
+            beats = (rows[part][:, None, :] <= rows[part][None, :, :]).all(axis=2)
+            beats &= (seen[part][:, None] & ~seen[part][None, :]) == 0
+            earlier = np.arange(len(part))[:, None] < np.arange(len(part))[None, :]
+            alive = np.concatenate([alive, part[~(beats & (earlier | ~beats.T)).any(axis=0)]])
+        return alive

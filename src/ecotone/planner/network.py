@@ -137,8 +137,11 @@ def bare(chain: Chain, objective: str) -> Network:
 
 def _tables(chain: Chain, objective: str) -> Network:
     """What the objective adds, inf where something is impossible."""
+    if objective == "latency":  # the tables as they are: they may be large
+        leaving = chain.leaving.seconds if chain.leaving is not None else None
+        return Network(chain=chain, stage=chain.seconds, crossing=chain.transfer, leaving=leaving, fixed=0.0)
     goal = amount(chain, objective)
-    stage = chain.seconds if objective == "latency" else np.where(np.isfinite(chain.seconds), goal.stage, math.inf)
+    stage = np.where(np.isfinite(chain.seconds), goal.stage, math.inf)
     crossing = np.where(np.isfinite(chain.transfer), goal.crossing, math.inf)
     leaving = None
     if chain.leaving is not None:

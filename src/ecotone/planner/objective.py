@@ -24,9 +24,9 @@ from ecotone.profile import Profile
 from ecotone.units import EcotoneError, UnitError, format_quantity, parse_quantity
 
 __all__ = [
-    "OBJECTIVES", "P95", "AccuracyLoss", "Asked", "Bytes", "Energy", "Error", "Latency", "Lexicographic", "Money",
-    "Objective", "PlannerError", "Requirement", "Score", "ScoreIn", "Server", "Throughput", "least", "parse_objective",
-    "shown",
+    "OBJECTIVES", "P95", "REQUIREMENTS", "TAIL", "AccuracyLoss", "Asked", "Bytes", "Energy", "Error", "Latency",
+    "Lexicographic", "Money", "Objective", "PlannerError", "Requirement", "Score", "ScoreIn", "Server", "Single",
+    "Throughput", "exceeds", "least", "missed", "parse_objective", "quantity", "shown",
 ]  # fmt: skip
 
 DEFAULT_LOSS_POINTS = 1.0
@@ -131,11 +131,13 @@ class P95:
 
     Requests come at `arrivals_s` (ascending; empty: one at a time). Of a score is asked, and tested for the simulator's:
     no request ends sooner than alone on idle machines; none overtakes another on a processor, coder or link; requests
-    without a result count as infinitely late. `floors.py` derives from that what no plan can be below.
+    without a result count as infinitely late. `floors.py` derives from that what no plan can be below. `tail`: of a position
+    behind which more than this share of the requests goes, more than 5 % of those scored do.
     """
 
     score_in: ScoreIn | None = None
     arrivals_s: tuple[float, ...] = ()
+    tail: float = TAIL
     name: str = "p95"
 
     def value(self, cost: PlanCost) -> float:
@@ -186,7 +188,8 @@ def least(name: str, p95: P95 | None = None) -> Single:
     """The objective that makes a quantity least; raises PlannerError naming those there are."""
     found = next((o for o in OBJECTIVES if o.name == name), None)
     if found is None:
-        raise PlannerError(f"objective {name!r} is not known; known are {', '.join(o.name for o in OBJECTIVES)}")
+        others = ", ".join(o.name for o in OBJECTIVES if o.name not in ("latency", "throughput"))
+        raise PlannerError(f"objective {name!r} is not known; latency and throughput are, and {others}")
     return p95 if p95 is not None and name == "p95" else found
 
 
@@ -239,6 +242,7 @@ _LISTS = {
     "exit": "exit=none (or the names of exit policies)",
 }  # fmt: skip
 NO_EXIT = "none"
+REQUIREMENTS = (*_QUANTITIES, *_LISTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

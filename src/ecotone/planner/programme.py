@@ -1,7 +1,7 @@
 """The shortest path over (position, place): exact for any additive objective without budgets, a bound under prices on them.
 
-With G[p, e] the least until place e holds the frontier at cut p, F[q, e] until e has computed up to q, E the exit's transfer:
-    F[q, e] = min over p < q, x of  G[p, e] + T_x,e(p, q)  + E[q, e]        G[p, e] = min over d, k of  F[p, d] + X_k(p; d, e)
+With G[p, e] the least until place e holds the frontier at cut p, F[q, e] until e has computed up to q, E the exit's move:
+    F[q, e] = min over p < q, x of  G[p, e] + T_x,e(p, q) + E[q, e]       G[p, e] = min over d, k of  F[p, d] + X_k(p; d, e)
 so a stage is priced whole and its times need not add up; devices may be come back to; at exits G[p, e] <= F[p, e], as a
 device may go on by itself. O(X P^2 D + K P D^2), one slice of positions at a time, vectorised.
 

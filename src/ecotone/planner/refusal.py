@@ -1,9 +1,9 @@
 """Why there is no plan: the requirement that binds, by how much, and the nearest plan that does without it alone.
 
-For each limit in turn the quantity is made least while all other limits are kept. Where that gives a plan, it is the nearest
-that this one limit costs; of those the one that misses its limit by the least share is named. (Memory: the least factor on
-every device's memory with which there is a plan.) Where no single limit is to blame, the plan of best objective is shown with
-all that it breaks.
+For each limit in turn the quantity is made least while all other limits are kept. Where that gives a plan, it is the
+nearest that this one limit costs; of those the one that misses its limit by the least share is named. (Memory: the least
+factor on every device's memory with which there is a plan.) Where no single limit is to blame, the plan of best objective is
+shown with all that it breaks.
 """
 
 from __future__ import annotations
@@ -56,10 +56,8 @@ def reason(model: CostModel, task: Task, *, proven: bool, time_limit_s: float) -
         return f"no plan: no links that lead from {ends} over devices that can compute; add a link or allow another codec"
     near = min(_near(model, task, until), key=lambda n: n.share, default=None)
     if not proven:
-        least_known = f"; nearest: {near.line}" if near else ""
-        return (
-            f"no plan found within {time_limit_s:g} s, though one may exist; give a longer time limit or ask for less{least_known}"
-        )
+        known, more = f"; nearest: {near.line}" if near else "", "give a longer time limit or ask for less"
+        return f"no plan found within {time_limit_s:g} s, though one may exist; {more}{known}"
     if near is not None:
         return f"no plan: {near.line}"
     free = _unbound(asked)

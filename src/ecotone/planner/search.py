@@ -2,9 +2,9 @@
 
 Exact first: the programme (or the throughput bisection) without what couples stages. Where its answer keeps every
 requirement it is the optimum. Where a budget binds (memory of a device that is come back to, points lost, error, energy,
-bytes, server seconds, money, rate), bounded.py searches under it, anytime; throughput under such budgets, or with exits, is a
-bisection over thresholds of that search. A 95th percentile is searched by its floors (floors.py) and judged by its score.
-Exit policies are few: each is a chain, those of least bound first, and one whose bound is not below the best is passed over.
+bytes, server seconds, money, rate), bounded.py searches under it, anytime; throughput under such budgets, or with exits, is
+a bisection over thresholds of that search. A 95th percentile is searched by its floors (floors.py) and judged by its score.
+Exit policies are few: each is a chain, those of least bound first; one whose bound is not below the best is passed over.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from ecotone.units import format_quantity
 
 __all__ = ["Found", "Task", "broken", "chains_of", "reasons_against", "search", "search_all"]
 
+MANY_POSITIONS, COARSE_POSITIONS = 300, 120
+COARSE_SHARE, COARSE_GAP = 0.3, 2e-3
 _THRESHOLD_GAP = 1e-7
 _SINGLE = 2e-7  # share by which sums of single precision may be off
 
@@ -57,6 +59,7 @@ class Found:
     chain: Chain
     coupled: bool  # budgets bind, so the plain programmes do not give runners-up
     prices: tuple[tuple[str, float], ...] = ()
+    others: tuple[Plan, ...] = ()  # the best found with other exit policies
 
     @property
     def plan(self) -> Plan | None:
@@ -173,7 +176,7 @@ def search_all(chains: Iterable[Chain], task: Task) -> Found:
         return search(every[0], task)
     rough = sorted(((_rough_bound(chain, task), i) for i, chain in enumerate(every)))
     best: Found | None = None
-    bound = math.inf
+    bound, plans = math.inf, []
     for floor, i in rough:
         limit = min(task.limit, best.value if best is not None else math.inf)
         if floor >= limit:
@@ -184,10 +187,11 @@ def search_all(chains: Iterable[Chain], task: Task) -> Found:
             continue
         found = search(every[i], replace(task, limit=limit))
         bound = min(bound, max(found.bound, floor))
-        if best is None or best.path is None or (found.path is not None and found.value < best.value):
-            best = found if best is None or found.path is not None else best
+        plans += [found.plan] if found.plan is not None else []
+        if best is None or found.value < best.value:
+            best = found
     assert best is not None
-    return replace(best, bound=min(bound, best.value))
+    return replace(best, bound=min(bound, best.value), others=tuple(p for p in plans if p is not None and p != best.plan))
 
 
 def _rough_bound(chain: Chain, task: Task) -> float:
@@ -225,11 +229,23 @@ def search(chain: Chain, task: Task) -> Found:
     if isinstance(task.objective, P95):
         return _percentile(chain, task, real if math.isfinite(value) else None, value, bound)
     network = make(chain, asked, name)
-    found = least(network, judge, task.deadline, limit=limit, gap=task.gap)
+    start = _coarse(chain, task, limit) if chain.num_positions > MANY_POSITIONS else None
+    found = least(network, judge, task.deadline, limit=limit, gap=task.gap, start=start)
     best = Found(found.path, found.value, max(_rounded(network, found.bound), bound), chain, True, _prices(network, found))
     if value < best.value and value <= limit + abs(limit) * SLACK:  # judged above its floor, and still the best
         best = replace(best, path=real, value=value)
     return replace(best, bound=min(best.bound, best.value)) if best.path is not None else best
+
+
+def _coarse(chain: Chain, task: Task, limit: float) -> Bounded:
+    """The answer and the prices of the chain with fewer cuts: quick to get, and near."""
+    step = math.ceil(chain.num_positions / COARSE_POSITIONS)
+    thin = chain.thinned(step)
+    network = make(thin, task.asked, task.objective.name)
+    until = time.perf_counter() + COARSE_SHARE * (task.deadline - time.perf_counter())
+    found = least(network, _judge(thin, task), until, limit=limit, gap=max(task.gap, COARSE_GAP))
+    path = None if found.path is None else chain.at_cuts_of(thin, found.path)
+    return replace(found, path=path, bound=-math.inf)
 
 
 def _prices(network: Network, found: Bounded) -> tuple[tuple[str, float], ...]:
@@ -325,4 +341,3 @@ def _percentile(chain: Chain, task: Task, path: Path | None, value: float, bound
 def _half(deadline: float) -> float:
     now = time.perf_counter()
     return now + (deadline - now) / 2
-

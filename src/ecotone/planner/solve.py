@@ -1,9 +1,9 @@
 """The one verb: the best plan of a graph on a cluster, with a proven bound, or the requirement that no plan keeps.
 
 Chosen together: where the model is cut, which device runs each part by which executor, in which codec each crossing travels,
-and which exit policy (the profile's, or none) is followed; under every requirement at once. How: search.py. Several objectives
-in order are so many searches, each under what the ones before reached; a last one takes the quickest of plans that are equal
-under an objective other than time. A plan may be one device. Deterministic while the time limit does not cut in.
+and which exit policy (the profile's, or none) is followed; under every requirement at once. How: search.py. Several
+objectives in order are so many searches, each under what the ones before reached; a last one takes the quickest of plans
+that are equal under an objective other than time. A plan may be one device. Deterministic while time does not run out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ecotone.planner.objective import (
     Objective,
     PlannerError,
     Requirement,
+    Single,
     Throughput,
 )
 from ecotone.planner.programme import Programme
@@ -73,8 +74,8 @@ class ShadowPrice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """The answer: `value` is what the objective minimises (seconds of latency or of bottleneck, joules, bytes, ...; of
-    several the first), `bound` a proven lower bound on it; equal where the plan is proven best. `runners_up` ascend in value,
-    each unlike the better ones. `levels`: of several objectives in order. `exit_policy`: "" without exits.
+    several the first), `bound` a proven lower bound on it; equal where the plan is proven best. `runners_up` ascend in
+    value, each unlike the better ones. `levels`: of several objectives in order. `exit_policy`: "" without exits.
     """
 
     plan: Plan
@@ -119,55 +120,65 @@ def solve(
     num_runners_up: int = NUM_RUNNERS_UP,
     tie: float = 0.0,
     gap: float = 0.0,
+    nearest: bool = True,
 ) -> Solution:
     """The best plan under `objective` that keeps all of `require` ("latency=50ms", see objective.Requirement).
 
     `tie`: plans whose values are within this share of the best count as equal (a prediction is good to a few percent), and
     of those the one that crosses the fewest links is taken; the solution's gap then says what was given up, at most `tie`.
     `gap`: a plan that is proven to be within this share of the best will do. Raises PlannerError naming the requirement that
-    fails, by how much, and the nearest plan; or what was never measured.
+    fails, by how much, and the nearest plan (looked for unless `nearest` is False); or what was never measured.
     """
     requirements = tuple(Requirement.parse(r) if isinstance(r, str) else r for r in require)
-    deadline = time.perf_counter() + time_limit_s
+    until = time.perf_counter() + time_limit_s
     asked, model = Asked.of(requirements, objective), CostModel(graph, cluster, profile)
     levels = objective.levels if isinstance(objective, Lexicographic) else ((objective, 0.0),)
-    search_first = Task.of(model, asked, levels[0][0], deadline, gap)
-    found = _first(model, search_first)
+    task = Task.of(model, asked, levels[0][0], _share(until, len(levels)), gap)
+    found = _first(model, task)
     if found.path is None:
-        raise PlannerError(reason(model, search_first, proven=math.isinf(found.bound), time_limit_s=time_limit_s))
-    reached, found, task = _descend(model, found, search_first, levels)
-    plan = found.chain.plan(found.path)
+        known = nearest or math.isinf(found.bound)
+        told = reason(model, task, proven=known, time_limit_s=time_limit_s) if nearest else "no plan keeps what was asked"
+        raise PlannerError(told)
+    reached, found, last = _descend(model, found, task, levels, until)
+    plan = found.chain.plan(found.path) if found.path is not None else None
+    assert plan is not None
     chosen = RunnerUp(plan=plan, cost=model.predict(plan))
-    runners_up = _runners_up(found, task, num_runners_up)
+    runners_up = _runners_up(found, replace(last, deadline=until), num_runners_up)
     value = reached[0].value
     if tie > 0:
-        single = search_first
-        others = (*runners_up, *_here_only(found.chain, search_first))
-        equal = [o for o in (chosen, *others) if single.value(o.plan, o.cost) <= value * (1 + tie)]
+        others = (*runners_up, *_here_only(found.chain, task))
+        equal = [o for o in (chosen, *others) if task.value(o.plan, o.cost) <= value + abs(value) * tie]
         first = chosen
-        chosen = min(equal, key=lambda o: (len(o.plan.cuts), task.value(o.plan, o.cost)))
+        chosen = min(equal, key=lambda o: (len(o.plan.cuts), last.value(o.plan, o.cost)))
         rest = {o.plan: o for o in (first, *runners_up) if o.plan != chosen.plan}
         runners_up = tuple(rest.values())[:num_runners_up]
     policy = model.policy_of(chosen.plan)
     return Solution(
-        plan=chosen.plan, cost=chosen.cost, objective=objective.name, value=search_first.value(chosen.plan, chosen.cost),
+        plan=chosen.plan, cost=chosen.cost, objective=objective.name, value=task.value(chosen.plan, chosen.cost),
         bound=min(value, reached[0].bound), require=tuple(str(r) for r in requirements), runners_up=runners_up,
         levels=reached if len(levels) > 1 else (), exit_policy=policy.name if policy else "",
         shadow_prices=tuple(ShadowPrice(name=n, per_unit=v) for n, v in found.prices),
     )  # fmt: skip
 
 
+def _share(until: float, count: int) -> float:
+    """The end of the next of `count` equal parts of the time until `until`."""
+    now = time.perf_counter()
+    return now + max(0.0, until - now) / count
+
+
 def _first(model: CostModel, task: Task) -> Found:
     """The best over exit policies; executors that were not measured on a segment are let in only where nothing else is."""
-    found = search_all(chains_of(model, task.asked), task)
-    if found.path is None and math.isinf(found.bound):
+    chains = chains_of(model, task.asked)
+    found = search_all(chains, task)
+    if found.path is None and math.isinf(found.bound) and any(c.left_out for c in chains):
         free = search_all(chains_of(model, task.asked, guesses=True), task)
         found = free if free.path is not None else found
     return found
 
 
 def _descend(
-    model: CostModel, found: Found, task: Task, levels: Sequence[tuple[Objective, float]]
+    model: CostModel, found: Found, task: Task, levels: Sequence[tuple[Single, float]], until: float
 ) -> tuple[tuple[Level, ...], Found, Task]:
     """The further objectives, each under what those before it reached; last the quickest of what is left."""
     reached, best, now = [_level(found, task)], found, task
@@ -175,13 +186,13 @@ def _descend(
     if not any(isinstance(o, Latency | Throughput | P95) for o, _ in levels):
         rows.append((Latency(), 0.0))
     tolerance = levels[0][1]
-    for objective, following in rows:
+    for i, (objective, following) in enumerate(rows):
         last = reached[-1]
         limit = last.value + abs(last.value) * max(tolerance, _EQUAL)
         asked = now.asked.with_limit(last.objective, limit)
-        after = Task.of(model, asked, objective, task.deadline, task.gap)
-        if time.perf_counter() > task.deadline:
+        if time.perf_counter() > until:
             break
+        after = Task.of(model, asked, objective, _share(until, len(rows) - i), task.gap)
         other = search_all(chains_of(model, asked), after)
         if other.path is None:
             break
@@ -212,7 +223,7 @@ def _runners_up(found: Found, task: Task, count: int) -> tuple[RunnerUp, ...]:
     chain, best, model = found.chain, found.path, found.chain.model
     if best is None or count < 1:
         return ()
-    plans: list[Plan] = []
+    plans = list(found.others)
     if not (found.coupled or isinstance(task.objective, Throughput | P95)):
         programme = Programme(bare(chain, task.objective.name))
         plans += [chain.plan(programme.real(p)) for p in programme.next_paths([best], 3 * count)]
@@ -228,4 +239,3 @@ def _runners_up(found: Found, task: Task, count: int) -> tuple[RunnerUp, ...]:
     made = [r for r in made if not reasons_against(model, task.asked, r.plan, r.cost, task.score)]
     made = [r for r in made if r.plan != chain.plan(best)]
     return tuple(sorted(made, key=lambda r: task.value(r.plan, r.cost))[:count])
-

@@ -170,7 +170,9 @@ class Ground:
         head = [(chain.source, chain.cuts.index(s.start), chain.cuts.index(s.stop)) for s in plan.stages[:kept]]
         executors = [chain.executors.index(s.executor) for s in plan.stages[:kept]]
         tail = _on_source(chain, head[-1][2])
-        if not all(math.isfinite(chain.stage[s]) for s in tail) or not math.isfinite(chain.best[-1, chain.source, chain.sink]):
+        if not all(math.isfinite(chain.stage[s]) for s in tail) or not math.isfinite(
+            chain.best[-1, chain.source, chain.sink]
+        ):
             return None
         executors += [int(chain.executor[s]) for s in tail]
         codecs = (*((-1,) * (len(head) + len(tail))), int(chain.choice[-1, chain.source, chain.sink]))
