@@ -18,6 +18,8 @@ from enumeration import chain_graph
 from ecotone.accuracy import AccuracyTable, Cell, ExitPolicy
 from ecotone.cluster import Cluster, Device, DeviceId, Link, Power
 from ecotone.graph import Exit, Graph, Parameter
+from ecotone.plan import Plan, Stage, Transfer
+from ecotone.planner import Requirement
 from ecotone.profile import CodecCost, ExitTime, Payload, Profile, SegmentTime
 
 EXECUTORS = ("ort:int8", "torch:fp32", "vino:bf16")
@@ -379,3 +381,54 @@ def least_value(world: Joint, objective: str, limits: dict[str, float]) -> float
     for name, limit in limits.items():
         good &= rows[name] <= limit * (1 + 1e-9) + 1e-15 if limit >= 0 else rows[name] <= limit
     return float(rows[objective][good].min()) if good.any() else math.inf
+
+
+def plan_of(world: Joint, priced: Priced, index: tuple[int, ...]) -> Plan:
+    """The plan at one place of a table, for what only a plan can be asked."""
+    at = {e.position: e.name for e in world.graph.exits if priced.policy and e.name in priced.policy.exits}
+    thresholds = dict(zip(priced.policy.exits, priced.policy.thresholds, strict=True)) if priced.policy else {}
+    source, sink = world.cluster.source, world.cluster.sink
+    chosen = {(kind, i): names[j] for (kind, i, names), j in zip(priced.axes, index, strict=True)}
+    stages = tuple(
+        Stage(
+            device=DeviceId(d), start=a, stop=b, executor=chosen["stage", i], exit=at.get(b, ""),
+            threshold=thresholds.get(at.get(b, ""), 0.0),
+        )
+        for i, (d, a, b) in enumerate(zip(priced.row, priced.cuts, priced.cuts[1:], strict=False))
+    )  # fmt: skip
+    ends = zip((source, *priced.row), (*priced.row, sink), priced.cuts, strict=True)
+    transfers = tuple(
+        Transfer(source=DeviceId(a), target=DeviceId(b), position=p, codec=chosen.get(("hop", i), "none"))
+        for i, (a, b, p) in enumerate(ends)
+    )
+    leaving = tuple(
+        Transfer(source=s.device, target=sink, position=priced.cuts[-1], codec=chosen.get(("leave", i), "none"))
+        for i, s in enumerate(stages)
+        if s.exit
+    )
+    digest = world.graph.content_hash()
+    return Plan(graph_hash=digest, stages=stages, transfers=transfers, exit_transfers=leaving)
+
+
+OBJECTIVES = ("latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error")
+LIMITED = ("latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error", "stages")
+
+
+def random_limits(world: Joint, objective: str, seed: int) -> tuple[list[Requirement], dict[str, float]]:
+    """Requirements round what plans of the world reach, and the same as limits (of throughput: on the bottleneck), the
+    planner's own default on accuracy among them."""
+    rng = np.random.default_rng([seed, OBJECTIVES.index(objective), 9])
+    rows = flat(world, once=objective == "throughput")
+    require, limits = [], {}
+    for name in LIMITED:
+        if rng.random() >= 0.3 or not len(rows["latency"]):
+            continue
+        value = float(np.quantile(rows[name], rng.uniform(0, 0.6))) * float(rng.choice([1.0, 1.0, 0.97]))
+        value = max(1.0, value) if name == "stages" else value
+        if value < 0 or (name == "throughput" and value == 0):
+            continue
+        require.append(Requirement(name=name, limit=1.0 / value if name == "throughput" else value))
+        limits[name] = value
+    if not {"accuracy_loss", "error"} & set(limits) and objective != "accuracy_loss":
+        limits["accuracy_loss"] = 1.0
+    return require, limits

@@ -41,6 +41,7 @@ class Stages:
     held: FloatArray  # (n, held budgets)
     total: FloatArray  # (n, totals)
     peak: FloatArray  # (n,)
+    run: FloatArray  # (n,) of the device that computes now
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +59,7 @@ class Moves:
     receiver: FloatArray  # (n, held budgets)
     total: FloatArray  # (n, totals)
     bit: NDArray[np.uint64]
+    run: FloatArray  # (n, 2): added to the device that computed, and what the next begins with
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +127,8 @@ def arcs_of(
     total = _columns([t.amount.stage for t in network.totals], (x, d, p, q), len(p))
     peak = network.peak[d, p, q] if network.peak is not None else np.zeros(len(p))
     priced = value + (held * _own(price, network, d)).sum(axis=1) + total @ _totals(price, network)
-    made = Stages(_first(programme, p, d), q, x, d, value, priced, held, total, peak)
+    run = _columns([network.run.stage if network.run else None], (x, d, p, q), len(p))[:, 0]
+    made = Stages(_first(programme, p, d), q, x, d, value, priced, held, total, peak, run)
     return Arcs(made, _crossings(programme, price, crossings), _leaves(programme, price), missed)
 
 
@@ -168,9 +171,12 @@ def _crossings(programme: Programme, price: FloatArray, crossings: Iterable[Inde
     receiver = np.concatenate([receiver, stay])
     sender, total = (np.concatenate([t, np.zeros((len(at), t.shape[1]))]) for t in (sender, total))
     order = np.lexsort((np.arange(len(p)), d, p))
-    bit = _bits(network)[e]
+    bit, now = _bits(network)[e], network.run
+    run = _columns([now.sender if now else None, now.receiver if now else None], (p, np.maximum(k, 0), d, e), len(p))
+    run[k < 0] = 0.0
     where = (p[order], d[order], e[order], e[order], k[order])
-    return _moves(programme, price, where, value[order], sender[order], receiver[order], total[order], bit[order])
+    rows = (sender[order], receiver[order], total[order], run[order])
+    return _moves(programme, price, where, value[order], rows, bit[order])
 
 
 def _leaves(programme: Programme, price: FloatArray) -> Moves | None:
@@ -186,10 +192,12 @@ def _leaves(programme: Programme, price: FloatArray) -> Moves | None:
     sender = _columns([h.leaver for h in network.held], (p, k, d), len(p))
     receiver = _columns([h.taker for h in network.held], (p, k, d), len(p))
     total = _columns([t.amount.leaving for t in network.totals], (p, k, d), len(p))
-    keep = _undominated_leaves(p, d, np.concatenate([value[:, None], sender, receiver, total], axis=1))
+    rows = np.concatenate([value[:, None], sender, receiver, total], axis=1)
+    keep = _undominated_leaves(p, d, rows) if network.dominance else np.arange(len(p))
     where = (p[keep], d[keep], d[keep], np.full(len(keep), chain.sink), k[keep])
     bit = np.zeros(len(keep), dtype=np.uint64)
-    return _moves(programme, price, where, value[keep], sender[keep], receiver[keep], total[keep], bit)
+    run = _columns([network.run.leaver if network.run else None, None], (p, k, d), len(p))
+    return _moves(programme, price, where, value[keep], (sender[keep], receiver[keep], total[keep], run[keep]), bit)
 
 
 def _undominated_leaves(p: Index, d: Index, rows: FloatArray) -> Index:
@@ -204,16 +212,17 @@ def _undominated_leaves(p: Index, d: Index, rows: FloatArray) -> Index:
 
 
 def _moves(
-    programme: Programme, price: FloatArray, where: tuple[Index, ...], value: FloatArray, sender: FloatArray,
-    receiver: FloatArray, total: FloatArray, bit: NDArray[np.uint64],
+    programme: Programme, price: FloatArray, where: tuple[Index, ...], value: FloatArray, rows: tuple[FloatArray, ...],
+    bit: NDArray[np.uint64],
 ) -> Moves:  # fmt: skip
-    """From (position, sender, target, other, option) and what each of them adds."""
+    """From (position, sender, target, other, option), what each of them adds (sender, receiver, total, run), and bits."""
     p, d, target, other, option = where
+    sender, receiver, total, run = rows
     network = programme.network
     priced = value + (sender * _own(price, network, d)).sum(axis=1) + (receiver * _own(price, network, other)).sum(axis=1)
     priced = priced + total @ _totals(price, network)
     first = _first(programme, p, d)
-    return Moves(first, target, other, option, value.astype(np.float64), priced, sender, receiver, total, bit)
+    return Moves(first, target, other, option, value.astype(np.float64), priced, sender, receiver, total, bit, run)
 
 
 def _first(programme: Programme, p: Index, d: Index) -> Index:

@@ -35,6 +35,7 @@ __all__ = ["Bounded", "least"]
 FIRST_WIDTH, LAST_WIDTH = 4, 4096
 FIRST_PRICE_STEPS = 40  # before the first sweep; four times as many before each further one
 NARROW = 0.25  # of the gap: by so much less is the best value before moves are sorted out again
+SMALL, SMALL_WIDTH, SMALL_STEPS = 1000, 256, 6  # of so few stages the labels are soon all looked at
 ANSWER_WIDTH = 64
 MOST_MET = 40  # paths whose stages are searched for an answer
 _SHRINK, _PATIENCE = 0.6, 12
@@ -77,8 +78,8 @@ def least(
     search = _Search(network, judge, deadline, limit, max(gap, _GOOD_GAP))
     if start is not None:
         search.begin_with(start)
-    search.raise_bound(FIRST_PRICE_STEPS)
-    width, steps = FIRST_WIDTH, FIRST_PRICE_STEPS
+    width, steps = (SMALL_WIDTH, SMALL_STEPS) if search.is_small else (FIRST_WIDTH, FIRST_PRICE_STEPS)
+    search.raise_bound(steps)
     while not search.is_done and width <= LAST_WIDTH:
         if time.perf_counter() > deadline or (any_will_do and search.path is not None):
             break
@@ -115,9 +116,10 @@ class _Search:
         self.programme = Programme(network)
         self.path: Path | None = None
         self.stages: tuple[tuple[int, int, int], ...] = ()  # of the best path
-        self.value = -_less(-limit, 1e-9)
+        self.value = -_less(-limit, 1e-9) + 1e-15  # what just reaches the limit will do, a limit of 0 too
         self.bound = -math.inf
         self.limits = network.limits
+        self.is_small = network.stage.size < 4 * SMALL and int(np.isfinite(network.stage).sum()) <= SMALL
         self.price, self.step = self.programme.no_prices, 1.0
         self.table: Remaining | None = None
         self.ahead: Sparse | None = None  # what survived, and what is still to go along it

@@ -41,11 +41,13 @@ class _Labels:
     used: FloatArray  # (n, columns)
     peak: FloatArray  # (n, D), or (n, 0) where working sets are no matter
     seen: NDArray[np.uint64]
+    load: FloatArray  # (n,) of the device that computes now
     trace: Index
 
     def pick(self, index: Index) -> _Labels:
         return _Labels(
-            self.device[index], self.value[index], self.used[index], self.peak[index], self.seen[index], self.trace[index]
+            self.device[index], self.value[index], self.used[index], self.peak[index], self.seen[index], self.load[index],
+            self.trace[index],
         )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ class Sweep:
         begin = _Labels(
             np.array([self.chain.source]), np.array([self.network.fixed]), np.zeros((1, self.network.num_columns)),
             np.zeros((1, self.count if self.network.peak is not None else 0)), np.zeros(1, dtype=np.uint64),
-            np.full((1, 4), -1, dtype=np.intp),
+            np.zeros(1), np.full((1, 4), -1, dtype=np.intp),
         )  # fmt: skip
         self._send(0, begin)
         for p in range(self.size):
@@ -115,7 +117,7 @@ class Sweep:
             bound = priced[rows] + stages.priced[moves] + self.table.end[stages.stop[moves], stages.device[moves]]
             good = np.nonzero(bound < limit)[0]
             rows, moves, bound = rows[good], moves[good], bound[good]
-            fits = np.ones(len(rows), dtype=np.bool_)
+            fits = labels.load[rows] + stages.run[moves] <= 1.0 + SLACK
             for b in range(self.num_held):
                 column = b * self.count + stages.device[moves]
                 after = labels.used[rows, column] + stages.held[moves, b]
@@ -162,12 +164,13 @@ class Sweep:
         rows = np.arange(len(who))
         value, used = np.zeros(len(who)), np.zeros((len(who), self.network.num_columns))
         peak = np.zeros((len(who), self.count if self.network.peak is not None else 0))
-        seen = np.zeros(len(who), dtype=np.uint64)
+        seen, load = np.zeros(len(who), dtype=np.uint64), np.zeros(len(who))
         for p in np.unique(start):
             own, before = np.nonzero(start == p)[0], self.starts[p]
             assert before is not None
-            value[own], used[own], peak[own], seen[own] = (
+            value[own], used[own], peak[own], seen[own], load[own] = (
                 before.value[who[own]], before.used[who[own]], before.peak[who[own]], before.seen[who[own]],
+                before.load[who[own]],
             )  # fmt: skip
         value += stages.value[move]
         for b in range(self.num_held):
@@ -176,7 +179,7 @@ class Sweep:
         if self.network.peak is not None:
             peak[rows, device] = np.maximum(peak[rows, device], stages.peak[move])
         trace = np.stack([start, who, stages.option[move], np.zeros(len(who), dtype=np.intp)], axis=1)
-        return _Labels(device, value, used, peak, seen, trace)
+        return _Labels(device, value, used, peak, seen, load + stages.run[move], trace)
 
     def _moved(self, p: int, labels: _Labels, moves: Moves, ahead: FloatArray, *, leaving: bool) -> _Labels | None:
         """The labels after every move from their place, the best of each place; None where none is left.
@@ -195,11 +198,14 @@ class Sweep:
             used[index, b * self.count + sender] += moves.sender[move, b]
             used[index, b * self.count + moves.other[move]] += moves.receiver[move, b]
         used[:, self.num_held * self.count :] += moves.total[move]
-        fits = np.asarray((used <= self.limits).all(axis=1))
+        load = labels.load[rows] + moves.run[move, 0]
+        fits = np.asarray((used <= self.limits).all(axis=1)) & (load <= 1.0 + SLACK)
         kept = self._widest(moves.target[move], bound, fits)
         if not len(kept):
             return None
-        rows, move = rows[kept], move[kept]
+        rows, move, load = rows[kept], move[kept], load[kept]
+        if not leaving:  # another device begins
+            load = np.where(moves.option[move] < 0, load, moves.run[move, 1])
         if leaving:
             trace = labels.trace[rows].copy()
             trace[:, 3] = moves.option[move]
@@ -207,7 +213,7 @@ class Sweep:
             trace = np.stack([rows, moves.option[move], rows, rows], axis=1)
         return _Labels(
             moves.target[move], labels.value[rows] + moves.value[move], used[kept], labels.peak[rows],
-            labels.seen[rows] | moves.bit[move], trace,
+            labels.seen[rows] | moves.bit[move], load, trace,
         )  # fmt: skip
 
     def _send(self, p: int, labels: _Labels) -> None:
@@ -265,7 +271,7 @@ class Sweep:
         """
         if not self.network.dominance or len(labels.device) < 2:
             return np.arange(len(labels.device))
-        rows = np.concatenate([labels.value[:, None], labels.used, labels.peak], axis=1)
+        rows = np.concatenate([labels.value[:, None], labels.used, labels.peak, labels.load[:, None]], axis=1)
         kept = []
         for d in np.unique(labels.device):
             group = np.nonzero(labels.device == d)[0]

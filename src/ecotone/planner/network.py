@@ -11,7 +11,8 @@ watts of whoever takes part), further columns without a limit are kept for the c
 (a score, tied weights) none is dropped for another: `dominance` is False.
 
 Choices that no column tells apart from a better one are left out: without a budget on stages only the best executor of each
-segment remains (X = 1, `executor_of`), without one on crossings only the best codec (K = 1, `codec_of`).
+segment remains (X = 1, `executor_of`), without one on crossings only the best codec (K = 1, `codec_of`; under a score codecs
+stay, as they load coders and links in different ways, while a slower executor only loads its processor more).
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Network:
     held: tuple[Held, ...] = ()
     peak: FloatArray | None = None  # (D, P, P): joins held[0] as a maximum of its place, not a sum
     watched: NDArray[np.intp] | None = None  # places of which it matters whether a path has used them
+    run: Held | None = None  # as `held`, but of the device that computes now: begins anew with every device
     dominance: bool = True
     executor_of: NDArray[np.int16] | None = None  # (D, P, P) where X was reduced to 1
     codec_of: NDArray[np.intp] | None = None  # (P, D, D) where K was reduced to 1
@@ -125,6 +127,7 @@ def make(chain: Chain, asked: Asked, objective: str, *, once: bool = False, pinc
     return _reduced(
         replace(
             _tables(limited, objective), totals=tuple(totals), held=tuple(held), peak=peak, watched=watched,
+            run=_run(limited, asked.bottleneck_s) if once and math.isfinite(asked.bottleneck_s) else None,
             dominance=not (scored or tied or shared_links),
         )
     )  # fmt: skip
@@ -211,6 +214,18 @@ def _loads(chain: Chain, limit_s: float, alone: BoolArray) -> list[Held]:
     return [load, towards] if out or chain.source != chain.sink else [load]
 
 
+def _run(chain: Chain, limit_s: float) -> Held | None:
+    """Equation 7 for the devices of a class, each used once: decode, compute and encode of one after another."""
+    many, out = chain.is_class, chain.leaving
+    if not many.any():
+        return None
+    encode, decode = _finite(chain.encode) / limit_s * many, _finite(chain.decode) / limit_s * many
+    return Held(
+        name="load of one of a class", stage=_finite(chain.seconds) / limit_s * many[:, None, None],
+        sender=encode[:, :, :, None], receiver=decode[:, :, None, :], leaver=out.encode / limit_s * many if out else None,
+    )  # fmt: skip
+
+
 def _pinches(chain: Chain, limit_s: float, alone: BoolArray) -> list[Held]:
     """The processor of a device, and its coder, each by itself (floors.py, equation 2)."""
     encode, decode = _finite(chain.encode) / limit_s * alone, _finite(chain.decode) / limit_s * alone
@@ -222,13 +237,14 @@ def _pinches(chain: Chain, limit_s: float, alone: BoolArray) -> list[Held]:
 
 def _reduced(network: Network) -> Network:
     """Only the best executor, codec and exit's codec where no column depends on it."""
-    stages = [t.amount.stage for t in network.totals] + [h.stage for h in network.held if h.stage is not None]
+    held = [*network.held, *([network.run] if network.run else [])]
+    stages = [t.amount.stage for t in network.totals] + [h.stage for h in held if h.stage is not None]
     if len(network.stage) > 1 and all(len(table) == 1 for table in stages):
         best, which = fastest(network.stage)
         network = replace(network, stage=best[None], executor_of=which)
     crossings = [t.amount.crossing for t in network.totals]
-    crossings += [t for h in network.held for t in (h.sender, h.receiver) if t is not None]
-    if network.crossing.shape[1] > 1 and all(table.shape[1] == 1 for table in crossings):
+    crossings += [t for h in held for t in (h.sender, h.receiver) if t is not None]
+    if network.dominance and network.crossing.shape[1] > 1 and all(table.shape[1] == 1 for table in crossings):
         option = network.crossing.argmin(axis=1)
         network = replace(network, crossing=network.crossing.min(axis=1)[:, None], codec_of=option)
     return network

@@ -1,9 +1,9 @@
 """Why there is no plan: the requirement that binds, by how much, and the nearest plan that does without it alone.
 
 For each limit in turn the quantity is made least while all other limits are kept. Where that gives a plan, it is the
-nearest that this one limit costs; of those the one that misses its limit by the least share is named. (Memory: the least
-factor on every device's memory with which there is a plan.) Where no single limit is to blame, the plan of best objective is
-shown with all that it breaks.
+nearest that this one limit costs; of those the one that misses its limit by the least share is named. Memory: the least
+factor on every device's memory with which there is a plan; named where no limit is to blame, or beside a limit that is
+further away. Where none is to blame alone, the plan of best objective is shown with all that it breaks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ecotone.cost import CostModel
 from ecotone.plan import Plan
 from ecotone.planner.chain import Chain, build
 from ecotone.planner.network import bare
-from ecotone.planner.objective import SLACK, Asked, Latency, PlannerError, Throughput, exceeds, least, missed, shown
+from ecotone.planner.objective import Asked, Latency, PlannerError, Throughput, exceeds, least, missed, shown
 from ecotone.planner.programme import Programme
 from ecotone.planner.search import Task, chains_of, search_all
 from ecotone.units import format_quantity
@@ -51,13 +51,18 @@ def reason(model: CostModel, task: Task, *, proven: bool, time_limit_s: float) -
     hindrance = _stages(chains[0], asked)
     if hindrance:
         return f"no plan: {hindrance}"
-    if not any(math.isfinite(_least(chain)) for chain in chains):
+    if not any(math.isfinite(_least(chain)) for chain in chains_of(model, _unbound(asked))):
         ends = f"{model.cluster.source} to {model.cluster.sink}"
         return f"no plan: no links that lead from {ends} over devices that can compute; add a link or allow another codec"
     near = min(_near(model, task, until), key=lambda n: n.share, default=None)
+    more = _with_more_memory(model, task, until)
+    if near is None:
+        near = more
+    elif more is not None and more.share < near.share:
+        near = replace(near, line=f"{near.line}; or {more.line}")
     if not proven:
-        known, more = f"; nearest: {near.line}" if near else "", "give a longer time limit or ask for less"
-        return f"no plan found within {time_limit_s:g} s, though one may exist; {more}{known}"
+        known, advice = f"; nearest: {near.line}" if near else "", "give a longer time limit or ask for less"
+        return f"no plan found within {time_limit_s:g} s, though one may exist; {advice}{known}"
     if near is not None:
         return f"no plan: {near.line}"
     free = _unbound(asked)
@@ -90,9 +95,6 @@ def _near(model: CostModel, task: Task, until: float) -> Iterator[_Near]:
         value = f", {task.objective.name} {shown(task.objective.name, task.objective.value(cost))}"
         share = found[1] / limit - 1 if limit > 0 else math.inf
         yield _Near(share, f"{missed(name, found[1], limit)}; nearest: {found[0]}{value}", found[0])
-    more = _with_more_memory(model, task, until)
-    if more is not None and more.share > SLACK:
-        yield more
 
 
 def _fewest_stages(model: CostModel, asked: Asked, task: Task, until: float) -> tuple[Plan, float] | None:
@@ -131,6 +133,8 @@ def _with_more_memory(model: CostModel, task: Task, until: float) -> _Near | Non
     own = {d.device: d.memory_bytes for d in model.predict(best).devices}
     limits = {d.name: min(float(d.memory_bytes), task.asked.memory_bytes) for d in model.cluster.devices}
     device = max(own, key=lambda d: own[d] / limits[d])
+    if own[device] <= limits[device]:
+        return None  # it is not for memory
     need, has = format_quantity(own[device], "bytes"), format_quantity(limits[device], "bytes")
     return _Near(high - 1, f"memory fails: {device} would need {need} and may use {has}; nearest: {best}", best)
 
@@ -166,16 +170,14 @@ def _memory(chain: Chain, asked: Asked) -> str:
 def _stages(chain: Chain, asked: Asked) -> str:
     if np.isfinite(chain.stage).any():
         return ""
-    if math.isfinite(asked.error) or asked.executors or asked.devices:
+    if math.isfinite(asked.error) and np.isfinite(build(chain.model, replace(asked, error=math.inf)).stage).any():
+        return ""  # that limit is to blame: see `_near`
+    if asked.executors or asked.devices:
         try:
             free = build(chain.model, replace(asked, error=math.inf, executors=(), devices=()))
         except PlannerError as error:
             return str(error)
-        possible = np.isfinite(free.seconds)
-        if possible.any():
-            least_error = float(np.broadcast_to(free.error, free.seconds.shape)[possible].min())
-            if math.isfinite(asked.error) and least_error > asked.error:
-                return missed("error", least_error, asked.error)
+        if np.isfinite(free.stage).any():
             return "none of the executors or devices asked for was measured on this model; ask for others or profile again"
     return "nothing measured fits any device; profile the model on this cluster"
 

@@ -42,7 +42,7 @@ __all__ = ["Found", "Task", "broken", "chains_of", "reasons_against", "search", 
 
 MANY_POSITIONS, COARSE_POSITIONS = 300, 120
 COARSE_SHARE, COARSE_GAP = 0.3, 2e-3
-_THRESHOLD_GAP = 1e-7
+_THRESHOLD_GAP, _NEARLY = 1e-7, 0.02
 _SINGLE = 2e-7  # share by which sums of single precision may be off
 
 
@@ -190,7 +190,8 @@ def search_all(chains: Iterable[Chain], task: Task) -> Found:
         plans += [found.plan] if found.plan is not None else []
         if best is None or found.value < best.value:
             best = found
-    assert best is not None
+    if best is None:  # no policy has a path, or none below the limit
+        return Found(None, math.inf, math.inf, every[rough[0][1]], False)
     return replace(best, bound=min(bound, best.value), others=tuple(p for p in plans if p is not None and p != best.plan))
 
 
@@ -283,9 +284,10 @@ def _widest(chain: Chain, task: Task) -> Found:
 def _by_threshold(chain: Chain, task: Task, lower: float, limit: float) -> Found:
     """Least bottleneck under coupled budgets: bisection, each step a search for any path whose loads keep a threshold.
 
-    A class of devices has no column for the load of each of them: there a step that finds nothing proves nothing.
+    Where exits of a class's device and its next transfer share its link to the sink, no column adds them up: there a step
+    that finds nothing proves nothing.
     """
-    proves = not chain.is_class.any()
+    proves = not (chain.is_class.any() and chain.exits)
 
     def any_path(threshold: float) -> tuple[Path | None, float, bool]:
         within = replace(task.asked, bottleneck_s=min(threshold, task.asked.bottleneck_s))
@@ -298,10 +300,12 @@ def _by_threshold(chain: Chain, task: Task, lower: float, limit: float) -> Found
     path, value, none_exists = any_path(limit)
     if path is None:
         return Found(None, math.inf, math.inf if none_exists else lower, chain, True)
-    floor = lower
+    floor, was_last = lower, False
     while value > floor + abs(floor) * max(_THRESHOLD_GAP, task.gap) and time.perf_counter() < task.deadline:
-        middle = (value + floor) / 2
+        is_last = value <= floor * (1 + _NEARLY) and not was_last  # is there any that is better at all?
+        middle = value * (1 - 10 * SLACK) if is_last else (value + floor) / 2
         other, reached, none_exists = any_path(middle)
+        was_last = is_last
         if other is not None and reached < value:
             path, value = other, reached
             continue
