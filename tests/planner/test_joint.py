@@ -13,7 +13,7 @@ from joint_enumeration import LIMITED, OBJECTIVES, Joint, flat, joint_world, lea
 
 from ecotone.cost import predict
 from ecotone.plan import plan_violations
-from ecotone.planner import PlannerError, Requirement, Solution, parse_objective, solve
+from ecotone.planner import PlannerError, Requirement, Solution, baselines, parse_objective, solve
 from ecotone.planner.objective import least, quantity
 
 pytestmark = pytest.mark.pure
@@ -197,6 +197,25 @@ def test_runners_up_keep_the_requirements_and_ascend() -> None:
             assert all(quantity(n, other.cost) <= v * (1 + 1e-8) + 1e-12 for n, v in limits.items())
             seen += 1
     assert seen > 5
+
+
+def test_one_after_another_is_never_better() -> None:
+    worse = 0
+    for seed in range(16):
+        world, problem = joint_world(seed), ("accuracy_loss=1", "error=0.1")
+        try:
+            plan = baselines.place("sequential", world.graph, world.cluster, world.profile, problem)
+        except PlannerError:
+            continue
+        ours = answer(world, "latency", [Requirement.parse(r) for r in problem])
+        assert ours is not None
+        cost = predict(plan, world.graph, world.cluster, world.profile)
+        assert plan_violations(plan, world.graph, world.cluster) == ()
+        assert cost.accuracy_loss_points <= 1 + 1e-9
+        assert cost.relative_error <= 0.1 + 1e-9
+        assert cost.latency_s >= ours.value * (1 - 1e-9)
+        worse += cost.latency_s > ours.value * 1.001
+    assert worse > 3
 
 
 def test_limits_are_those_of_the_enumeration() -> None:

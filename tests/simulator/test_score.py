@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ecotone.cost import PlanCost, predict
+from ecotone.cost import predict
 from ecotone.planner import Latency, PlannerError, Throughput, solve
 from ecotone.planner.floors import percentile_s, queue_floor_s
 from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, simulate
@@ -16,20 +16,11 @@ from ecotone.simulator.score import makespan_in, percentile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "planner"))
 from enumeration import World, random_world
+from scored import pinch_s
 
 pytestmark = pytest.mark.pure
 
 REQUESTS = 40
-
-
-def pinch_s(cost: PlanCost) -> float:
-    work: dict[tuple, float] = {}
-    for stage in cost.stages:
-        work[stage.device, "processor"] = work.get((stage.device, "processor"), 0.0) + stage.compute_s
-    for t in cost.transfers:
-        work[t.source, "coder"] = work.get((t.source, "coder"), 0.0) + t.encode_s
-        work[t.target, "coder"] = work.get((t.target, "coder"), 0.0) + t.decode_s
-    return max([*work.values(), *(k.busy_s for k in cost.links)])
 
 
 def solvable(count: int) -> list[World]:

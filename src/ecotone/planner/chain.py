@@ -237,6 +237,13 @@ class Chain:
         seconds[x, device, 0, stop] = self.seconds[x, device, 0, stop]
         return self._changed(seconds, self.transfer)
 
+    def along(self, stages: Iterable[tuple[int, int, int]]) -> Chain:
+        """The same where a path takes none but these stages, by whichever executors."""
+        seconds = np.full_like(self.seconds, math.inf)
+        for d, a, b in stages:
+            seconds[:, d, a, b] = self.seconds[:, d, a, b]
+        return self._changed(seconds, self.transfer)
+
     def _changed(self, seconds: FloatArray, transfer: FloatArray) -> Chain:
         stage, executor = fastest(seconds)
         best, choice = _fastest(transfer, self.free)
