@@ -1,11 +1,12 @@
-"""The joint planner's claims: equal to enumeration of all plans, near its bound at 1,000 blocks on 1,000 devices, and worth it.
+"""The joint planner's claims: equal to enumeration of all plans, near its bound at 1,000 blocks and devices, and worth it.
 
 `oracle_mismatches`: random problems in which cut, placement, executors, codecs and exit policy are chosen together, under
 each of eight objectives and random budgets, and under scored percentiles, where value, bound or plan is not what the
-enumeration of every plan says. `dag_mincut_mismatches`: the same for models with branches (dag_oracle.py; null without it).
+enumeration of every plan says. `dag_mincut_mismatches`: the same for models with branches (dag_oracle.py, null without).
 `large_instance_*`: the slowest, and the widest gap, of three instances of 1,000 blocks, 1,000 devices of 20 kinds, links by
-kind, four executors and four codecs, with budgets on accuracy, error and every device's memory. `sequential_over_joint_median`:
-latency where cut, precision and exit are decided one after another (baselines.py), by the same solver, over that of ours.
+kind, four executors and four codecs, with budgets on accuracy, error and every device's memory.
+`sequential_over_joint_median`: latency where cut, precision and exit are decided one after another (baselines.py), by the
+same solver, over that of ours.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def dag_mincut_mismatches(count: int, seed: int) -> int | None:
 
 
 def large(seed: int, share: float, *, blocks: int = 1000, devices: int = 1000, kinds: int = 20) -> Problem:
-    """A chain and a fleet: one camera, the rest of the other kinds by chance; `share`: memory of a device over the weights."""
+    """A chain and a fleet: one camera, the rest of other kinds by chance; `share`: memory of a device over the weights."""
     rng = np.random.default_rng(seed)
     weights = rng.integers(MEGABYTE, 10 * MEGABYTE, blocks).tolist()
     graph = chain_graph((rng.integers(5, 200, blocks + 1) * 1000).tolist(), weights)
@@ -249,7 +250,7 @@ def sequential(count: int) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     options = report.arguments(__doc__ or "", argv)
     quick, seed = options.quick, options.seed
-    oracle = oracle_mismatches(20 if quick else 280)
+    oracle = oracle_mismatches(20 if quick else 380)
     dag = dag_mincut_mismatches(50 if quick else 1000, seed)
     instances = [large_instance(s, e, seed + i, 200 if quick else 1000) for s, e, i in LARGE[: 1 if quick else None]]
     rows = sequential(6 if quick else 60)

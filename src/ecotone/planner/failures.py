@@ -52,7 +52,7 @@ class Element:
     def hits(self, plan: Plan) -> bool:
         """Whether `plan` cannot run without this element."""
         if self.is_link:
-            return any({t.source, t.target} == set(self.devices) for t in plan.transfers if not t.is_local)
+            return any({t.source, t.target} == set(self.devices) for t in plan.edges if not t.is_local)
         return self.devices[0] in plan.devices
 
     def __str__(self) -> str:
