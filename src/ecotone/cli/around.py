@@ -15,9 +15,11 @@ from ecotone.cli.asked import parse_arrivals, parse_objective
 from ecotone.cli.console import err, out
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work
+from ecotone.cluster import Cluster
 from ecotone.planner import TIE, Front, Objective, Requirement, Solution, WhatIf, pareto, what_if
 from ecotone.planner.objective import shown
 from ecotone.planner.pareto import check_axis
+from ecotone.planner.what_if import check_change
 from ecotone.profile import Profile
 from ecotone.simulator.score import percentile
 from ecotone.units import EcotoneError
@@ -29,13 +31,16 @@ _LABELS = {
     "latency": ("latency, ms", 1e3), "p95": ("95 % of latencies under, ms", 1e3),
     "throughput": ("slowest part, ms", 1e3), "bytes": ("bytes per request, kB", 1e-3),
     "energy": ("energy per request, J", 1.0), "server": ("servers busy per request, ms", 1e3),
-    "money": ("money per request", 1.0), "accuracy_loss": ("accuracy loss, points", 1.0), "error": ("relative error", 1.0),
+    "money": ("money per request", 1.0), "accuracy_loss": ("accuracy loss, points", 1.0),
+    "accuracy_loss_sure": ("accuracy loss at most, points", 1.0), "error": ("relative error", 1.0),
     "memory": ("memory of the fullest device, MB", 1e-6), "stages": ("stages", 1.0),
 }  # fmt: skip
 
 
-def check_around(axis: str, plot: Path | None, objective: str) -> None:
-    """Raises EcotoneError for options that do not go together, before anything is measured."""
+def check_around(axis: str, plot: Path | None, objective: str, changes: Sequence[str], cluster: Cluster) -> None:
+    """Raises EcotoneError for what is not understood or does not go together, before anything is measured."""
+    for change in changes:
+        check_change(cluster, change)
     if axis:
         check_axis(axis, parse_objective(objective))
     if plot and not axis:
@@ -59,9 +64,9 @@ class Around:
     ) -> Around:  # fmt: skip
         """Solve for each change and along the axis, where asked; raises PlannerError."""
         kept, world = tuple(require), (work.captured.graph, work.cluster, made)
-        answers = tuple(what_if(*world, today.plan, each, objective, kept, tie=TIE) for each in changes)
-        p95 = percentile(parse_arrivals(arrivals or "closed:1")) if axis == "p95" else None
-        front = pareto(*world, objective, axis, kept, p95=p95) if axis else None
+        p95 = percentile(parse_arrivals(arrivals or "closed:1"))
+        answers = tuple(what_if(*world, today.plan, each, objective, kept, tie=TIE, p95=p95) for each in changes)
+        front = pareto(*world, objective, axis, kept, p95=p95 if axis == "p95" else None) if axis else None
         return Around(work.captured.graph.name, today, objective, answers, front)
 
     def document(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
 from ecotone.cli.asked import check_asked, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
-from ecotone.cli.tables import plan_table, profile_table, seconds
+from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -41,25 +41,34 @@ def profile(
     cluster: options.ClusterFile = None,
     out_file: options.ProfileOut = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    calibration: options.Calibration = -1,
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Measure a model on a cluster: every device, executor, link and codec.
+    """Measure a model on a cluster: every device, executor, link and codec, and what each cut and codec costs in accuracy.
 
     The profile is a file, reused while model, devices and versions stay the same.
 
-      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
+      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/ --labels photos/labels.json
     """
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, max_calibration=calibration,
+        quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
     if json_output:
         print_json(json.loads(made.to_json()))
         return
     out.print(profile_table(made))
+    if made.accuracy:
+        out.print()
+        for table in accuracy_tables(made.accuracy):
+            out.print(table)
     if out_file:
         err.print(f"[dim]profile in {out_file}")
 
@@ -71,6 +80,7 @@ def plan(
     objective: options.Objective = "latency",
     require: options.Require = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
     executor: options.Executors = None,
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
@@ -86,8 +96,7 @@ def plan(
     bounds: options.Bounds = False,
     json_output: options.Json = False,
 ) -> None:
-    """Find the best plan: which device runs which part by which executor, in which codec each tensor crosses each link, and
-    where requests leave early.
+    """Find the best plan: which device runs which part by which executor, in which codec tensors cross, where requests exit.
 
     The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". With
     --survive it is a set: the plan and the standbys that take over when a device or link fails.
@@ -98,10 +107,10 @@ def plan(
       ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
       ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
-    check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, labels=labels, quiet=json_output)
     check_asked(objective, require or (), work.cluster, arrivals)
+    check_around(pareto_axis, plot, objective, what_ifs or (), work.cluster)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=profile_file)
     solution = make_plan(work, made, objective, require or (), arrivals=arrivals)
@@ -122,8 +131,8 @@ def plan(
     if compare:
         out.print(_baselines(work, made, solution, require or ()))
     if explain_it:
-        for line in explain(solution, work.captured.graph, work.cluster, made, kept, objective=wanted).lines():
-            out.print(line, highlight=False, markup=False)
+        told = explain(solution, work.captured.graph, work.cluster, made, kept, objective=wanted)
+        out.print("\n".join(told.lines()), highlight=False, markup=False)
 
 
 def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:

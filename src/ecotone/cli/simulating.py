@@ -56,7 +56,7 @@ def simulate(
     """
     if not links > 0:
         raise EcotoneError(f"--links is {links}, must be above zero")
-    pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, False, arrivals)
+    pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, False, arrivals=arrivals)
     deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
     work = load_work(model, cluster, quiet=json_output)
     check_asked(objective, require or (), work.cluster, arrivals)

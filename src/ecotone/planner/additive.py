@@ -19,7 +19,9 @@ from ecotone.planner.floors import reached_by_the_tail
 
 __all__ = ["ADDITIVE", "Amount", "amount", "exact_energy", "idle_watts"]
 
-ADDITIVE = ("latency", "p95", "energy", "bytes", "server", "money", "accuracy_loss", "error", "stages")
+ADDITIVE = (
+    "latency", "p95", "energy", "bytes", "server", "money", "accuracy_loss", "accuracy_loss_sure", "error", "stages",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,6 +100,13 @@ def _loss(chain: Chain) -> Amount:
     return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=crossing, leaving=leaving, fixed=chain.fixed_loss)
 
 
+def _sure_loss(chain: Chain) -> Amount:
+    """The sum alone: that nothing loses more than 100 points tells no two plans apart that are below."""
+    leaving = chain.leaving.sure_loss if chain.leaving else np.zeros((1, 1, 1))
+    crossing = _finite(chain.sure_loss)[:, :, None, None]
+    return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=crossing, leaving=leaving, fixed=chain.fixed_sure_loss)
+
+
 def _error(chain: Chain) -> Amount:
     leaving = chain.leaving.error if chain.leaving else np.zeros((1, 1, 1))
     return Amount(stage=chain.error, crossing=_finite(chain.codec_error)[:, :, None, None], leaving=leaving)
@@ -143,5 +152,5 @@ def _joules(chain: Chain, *, exact: bool) -> Amount:
 
 _TABLES = {
     "latency": _latency, "p95": _p95, "energy": _energy, "bytes": _bytes, "server": _server, "money": _money,
-    "accuracy_loss": _loss, "error": _error, "stages": _stages,
+    "accuracy_loss": _loss, "accuracy_loss_sure": _sure_loss, "error": _error, "stages": _stages,
 }  # fmt: skip

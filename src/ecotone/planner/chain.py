@@ -67,6 +67,7 @@ class Leaving:
     send: FloatArray  # (P, K, D) seconds of the link
     size: FloatArray  # (P, K, D) bytes
     loss: FloatArray  # (P, K, D) points
+    sure_loss: FloatArray  # (P, K, D) points
     error: FloatArray  # (P, K, D) not times the share: equation 11
 
 
@@ -94,6 +95,7 @@ class Chain:
     encode: FloatArray  # (P, K, D) seconds
     decode: FloatArray  # (P, K, D) seconds
     loss: FloatArray  # (P, K) points
+    sure_loss: FloatArray  # (P, K) points, by the upper end of the interval
     codec_error: FloatArray  # (P, K)
     send: FloatArray  # (P, K, D, D) bytes / rate; inf where there is no link or the codec is not admissible
     transfer: FloatArray  # (P, K, D, D) seconds
@@ -123,6 +125,11 @@ class Chain:
     def fixed_loss(self) -> float:
         """Points that the exit policy loses, whatever the path."""
         return self.policy.loss_points if self.policy else 0.0
+
+    @property
+    def fixed_sure_loss(self) -> float:
+        """Points that the exit policy may lose, by the upper end of its interval."""
+        return self.policy.high_points if self.policy else 0.0
 
     @property
     def all_weights(self) -> float:
@@ -191,7 +198,7 @@ class Chain:
         if leaving is not None:
             leaving = Leaving(**{f.name: getattr(leaving, f.name)[line] for f in fields(leaving)})
         along = {n: getattr(self, n)[line] for n in (
-            "size", "encode", "decode", "loss", "codec_error", "send", "transfer", "best", "choice", "share"
+            "size", "encode", "decode", "loss", "sure_loss", "codec_error", "send", "transfer", "best", "choice", "share"
         )}  # fmt: skip
         across = {n: getattr(self, n)[square] for n in ("weights", "own_weights", "working")}
         varies = self.error.shape[-1] > 1
@@ -357,10 +364,12 @@ def _leaving(
 ) -> Leaving:  # fmt: skip
     """From the tables of one request: those of the outputs, from every device to the sink."""
     shape = tables["encode"].shape
-    found = {name: np.zeros(shape) for name in ("seconds", "encode", "decode", "send", "size", "loss", "error")}
+    names = ("seconds", "encode", "decode", "send", "size", "loss", "sure_loss", "error")
+    found = {name: np.zeros(shape) for name in names}
     rows = {
         "size": tables["size"],
         "loss": tables["loss"],
+        "sure_loss": tables["sure_loss"],
         "error": tables["codec_error"],
         "decode": tables["decode"][..., sink],
     }

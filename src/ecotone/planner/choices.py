@@ -122,9 +122,13 @@ def codec_tables(
     """
     codecs, payload = _admissible(model, asked, cuts, policy)
     count, size = len(members), payload[:, :, 0]
-    spent = policy.loss_points if policy else 0.0
+    spent, surely = (policy.loss_points, policy.high_points) if policy else (0.0, 0.0)
     too_much = [
-        [exceeds(spent + loss, asked.loss_points) or error > asked.error for _, loss, error in row] for row in payload
+        [
+            exceeds(spent + loss, asked.loss_points) or exceeds(surely + sure, asked.sure_points) or error > asked.error
+            for _, loss, error, sure in row
+        ]
+        for row in payload
     ]
     encode, decode = np.full((2, len(cuts), len(codecs), count), math.inf)
     raw = np.array([model.raw_bytes(int(p)) for p in cuts], dtype=np.float64)
@@ -150,22 +154,22 @@ def codec_tables(
     transfer = encode[:, :, :, None] + latency + send + decode[:, :, None, :]
     return {
         "codecs": codecs, "size": size, "encode": encode, "decode": decode, "loss": payload[:, :, 1],
-        "codec_error": payload[:, :, 2], "send": send, "transfer": transfer, "outputs": outputs,
-        "sending": sending,
+        "codec_error": payload[:, :, 2], "sure_loss": payload[:, :, 3], "send": send, "transfer": transfer,
+        "outputs": outputs, "sending": sending,
     }  # fmt: skip
 
 
 def _admissible(
     model: CostModel, asked: Asked, cuts: Positions, policy: ExitPolicy | None
 ) -> tuple[tuple[str, ...], FloatArray]:
-    """Codecs worth a column, and (P, K, 3): bytes, points lost, relative error; inf where it was not measured."""
+    """Codecs worth a column, and (P, K, 4): bytes, points lost, relative error, points at most; inf where not measured."""
     names = {UNMEASURED_CODEC} | {p.codec for p in model.profile.payloads}
     codecs = tuple(sorted(n for n in names if not asked.codecs or n in asked.codecs))
     if not codecs:
         raise PlannerError(
             f"codec={','.join(asked.codecs)}: none of these was measured; known are {', '.join(sorted(names))}"
         )
-    found = np.full((len(cuts), len(codecs), 3), math.inf)
+    found = np.full((len(cuts), len(codecs), 4), math.inf)
     image, allowed = _is_image(model.graph), set(model.profile.cuts)
     for i, position in enumerate(cuts.tolist()):
         for k, codec in enumerate(codecs):
@@ -175,8 +179,8 @@ def _admissible(
             if payload is None or not (codec == UNMEASURED_CODEC or model.is_measured(position, codec)):
                 continue
             if position in allowed:
-                loss = model.loss_points(position, codec, policy)
-                found[i, k] = payload.size_bytes, loss, payload.relative_error
+                loss, sure = model.loss_points(position, codec, policy), model.sure_points(position, codec, policy)
+                found[i, k] = payload.size_bytes, loss, payload.relative_error, sure
     return codecs, found
 
 

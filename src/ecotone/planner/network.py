@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecotone.cost import BoolArray, FloatArray
-from ecotone.planner.additive import Amount, amount, exact_energy, idle_watts
+from ecotone.planner.additive import ADDITIVE, Amount, amount, exact_energy, idle_watts
 from ecotone.planner.chain import Chain, Path
 from ecotone.planner.choices import fastest
 from ecotone.planner.objective import SLACK, Asked
@@ -156,18 +156,15 @@ def _compared(chain: Chain, name: str, found: Amount | None) -> Total:
     return Total(name=name, limit=math.inf, amount=found or amount(chain, "latency"), scale=1.0)
 
 
-_TOTALS = ("latency", "p95", "energy", "bytes", "server", "money", "accuracy_loss", "error", "stages")
-
-
 def _totals(chain: Chain, asked: Asked, objective: str) -> list[Total]:
     found = []
-    for name in _TOTALS:
+    for name in ADDITIVE:
         limit = asked.limit(name)
         if not math.isfinite(limit) or name == objective:
             continue
-        if name == "accuracy_loss" and not _finite(chain.loss).any():
-            continue
         table = amount(chain, name)
+        if name in ("accuracy_loss", "accuracy_loss_sure") and not (table.crossing.any() or table.leaving.any()):
+            continue
         limit -= table.fixed
         shares = Amount(
             stage=_share(table.stage, limit), crossing=_share(table.crossing, limit), leaving=_share(table.leaving, limit)

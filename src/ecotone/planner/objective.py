@@ -26,11 +26,12 @@ from ecotone.units import EcotoneError, UnitError, format_quantity, parse_quanti
 __all__ = [
     "OBJECTIVES", "P95", "REQUIREMENTS", "TAIL", "AccuracyLoss", "Asked", "Bytes", "Energy", "Error", "Latency",
     "Lexicographic", "Money", "Objective", "PlannerError", "Requirement", "Score", "ScoreIn", "Server", "Single",
-    "Throughput", "exceeds", "least", "missed", "parse_objective", "quantity", "shown",
+    "SureLoss", "Throughput", "exceeds", "least", "missed", "parse_objective", "quantity", "shown",
 ]  # fmt: skip
 
 DEFAULT_LOSS_POINTS = 1.0
 DEFAULT_EXECUTOR_ERROR = 0.2
+ALL_POINTS = 100.0  # nothing loses more
 # Sums of floats in another order differ in their last digits; a budget is not broken by that.
 SLACK = 1e-9
 TAIL = 0.05  # of the requests may take longer than the 95th percentile
@@ -116,6 +117,16 @@ class AccuracyLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class SureLoss:
+    """Fewest points that may be lost by the upper ends of the intervals (equation 11): what a guarantee has to count on."""
+
+    name: str = "accuracy_loss_sure"
+
+    def value(self, cost: PlanCost) -> float:
+        return cost.sure_points
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """Least relative error (equation 11)."""
 
@@ -145,9 +156,10 @@ class P95:
         return alone_percentile_s(cost)
 
 
-Single = Latency | Throughput | Energy | Bytes | Server | Money | AccuracyLoss | Error | P95
+Single = Latency | Throughput | Energy | Bytes | Server | Money | AccuracyLoss | SureLoss | Error | P95
 OBJECTIVES: tuple[Single, ...] = (
-    Latency(), P95(), Throughput(), Energy(), Bytes(), Server(), Money(), AccuracyLoss(), Error(),
+    Latency(), P95(), Throughput(), Energy(), Bytes(), Server(), Money(), AccuracyLoss(),
+    SureLoss(), Error(),
 )  # fmt: skip
 
 
@@ -232,6 +244,9 @@ _QUANTITIES = {
         _Quantity(name="server", example="server=20ms", unit="s", of=Server().value),
         _Quantity(name="money", example="money=0.0001", of=Money().value),
         _Quantity(name="accuracy_loss", example="accuracy_loss=0.5 (points)", of=AccuracyLoss().value),
+        _Quantity(
+            name="accuracy_loss_sure", example="accuracy_loss_sure=0.5 (upper end of its interval)", of=SureLoss().value
+        ),
         _Quantity(name="error", example="error=0.05", of=Error().value),
         _Quantity(name="stages", example="stages=3", of=lambda cost: float(len(cost.stages))),
         _Quantity(name="throughput", example="throughput=20/s", of=Throughput().value),
@@ -298,6 +313,7 @@ class Asked:
     size_bytes: float = math.inf
     memory_bytes: float = math.inf
     loss_points: float = DEFAULT_LOSS_POINTS
+    sure_points: float = math.inf
     error: float = math.inf
     stages: float = math.inf
     server_s: float = math.inf
@@ -328,6 +344,7 @@ class Asked:
             memory_bytes=limits["memory"], stages=limits["stages"], server_s=limits["server"], money=limits["money"],
             bottleneck_s=1.0 / rate if rate > 0 else math.inf, p95_s=limits["p95"], p95=p95,
             loss_points=limits["accuracy_loss"] if "accuracy_loss" in said or free else DEFAULT_LOSS_POINTS,
+            sure_points=limits["accuracy_loss_sure"] if limits["accuracy_loss_sure"] < ALL_POINTS else math.inf,
             codecs=names["codec"], executors=names["executor"], devices=names["device"], exits=names["exit"],
         )  # fmt: skip
 
@@ -364,7 +381,8 @@ class Asked:
 
 _FIELDS = {
     "latency": "latency_s", "p95": "p95_s", "energy": "energy_joule", "bytes": "size_bytes", "memory": "memory_bytes",
-    "server": "server_s", "money": "money", "accuracy_loss": "loss_points", "error": "error", "stages": "stages",
+    "server": "server_s", "money": "money", "accuracy_loss": "loss_points",
+    "accuracy_loss_sure": "sure_points", "error": "error", "stages": "stages",
     "throughput": "bottleneck_s",
 }  # fmt: skip
 

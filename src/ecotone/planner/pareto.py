@@ -28,7 +28,10 @@ SCHEMA, VERSION = "ecotone.front", 1
 STEP = 0.05
 MOST_POINTS = 40
 
-AXES = ("latency", "p95", "throughput", "bytes", "energy", "server", "money", "accuracy_loss", "error", "memory", "stages")
+AXES = (
+    "latency", "p95", "throughput", "bytes", "energy", "server", "money", "accuracy_loss", "accuracy_loss_sure", "error",
+    "memory", "stages",
+)  # fmt: skip
 """What may be traded, less is better, by the name of its requirement; throughput as seconds of the bottleneck."""
 
 

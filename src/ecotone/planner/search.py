@@ -118,11 +118,16 @@ def chains_of(model: CostModel, asked: Asked, *, guesses: bool = False) -> list[
         raise PlannerError(f"exit={sorted(unknown)[0]}: no such exit policy; known are {known}")
     found = [] if asked.exits and NO_EXIT not in asked.exits else [build(model, asked, guesses=guesses)]
     for policy in policies:
-        if (not asked.exits or policy.name in asked.exits) and not exceeds(policy.loss_points, asked.loss_points):
+        keeps = not exceeds(policy.loss_points, asked.loss_points) and not exceeds(policy.high_points, asked.sure_points)
+        if (not asked.exits or policy.name in asked.exits) and keeps:
             found.append(build(model, asked, policy, guesses=guesses))
     if not found:
-        losses = min(p.loss_points for p in policies if p.name in asked.exits)
-        raise PlannerError(f"no plan: {missed('accuracy_loss', losses, asked.loss_points)} with the exits asked for")
+        wanted = [p for p in policies if p.name in asked.exits]
+        losses, sure = min(p.loss_points for p in wanted), min(p.high_points for p in wanted)
+        told = missed("accuracy_loss", losses, asked.loss_points)
+        if not exceeds(losses, asked.loss_points):
+            told = missed("accuracy_loss_sure", sure, asked.sure_points)
+        raise PlannerError(f"no plan: {told} with the exits asked for")
     return found
 
 

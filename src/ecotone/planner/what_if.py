@@ -16,12 +16,12 @@ from ecotone.cost import CostModel, PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.measured import with_measured_links
-from ecotone.planner.objective import REQUIREMENTS, Asked, Objective, PlannerError, Requirement
+from ecotone.planner.objective import P95, REQUIREMENTS, Asked, Objective, PlannerError, Requirement
 from ecotone.planner.solve import Solution, solve
 from ecotone.profile import Profile
 from ecotone.units import EcotoneError, parse_quantity
 
-__all__ = ["WhatIf", "changed", "what_if"]
+__all__ = ["WhatIf", "changed", "check_change", "what_if"]
 
 _EXAMPLES = (
     "link=10Mbit/s, camera-server=10Mbit/s, camera>server=10Mbit/s, latency=20ms, server=2x, server=gone, accuracy_loss=2"
@@ -52,10 +52,14 @@ def what_if(
     require: Iterable[Requirement | str] = (),
     *,
     tie: float = 0.0,
+    p95: P95 | None = None,
 ) -> WhatIf:
-    """What `plan` and the best plan would cost after `change`; raises PlannerError for one that is not understood."""
+    """What `plan` and the best plan would cost after `change`; raises PlannerError for one that is not understood.
+
+    `p95`: what a change "p95=80ms" means.
+    """
     wanted = tuple(Requirement.parse(r) if isinstance(r, str) else r for r in require)
-    other = _required(cluster, change, wanted)
+    other = _required(cluster, change, wanted, p95)
     if other is None:
         other_cluster, other_profile = changed(graph, cluster, profile, change)
     else:
@@ -75,13 +79,28 @@ def what_if(
     return WhatIf(change=change, today=today, best=best, breaks=breaks)
 
 
-def _required(cluster: Cluster, change: str, require: tuple[Requirement, ...]) -> tuple[Requirement, ...] | None:
+def check_change(cluster: Cluster, change: str) -> None:
+    """Raises PlannerError for a change that is not understood, without anything measured."""
+    if _required(cluster, change, (), None) is not None:
+        return
+    name, value = _read(change)
+    if name not in {d.name for d in cluster.devices}:
+        _relinked(cluster, name, value, change)
+    elif value == "gone":
+        _gone(cluster, name, change)
+    else:
+        _factor(name, value, change)
+
+
+def _required(
+    cluster: Cluster, change: str, require: tuple[Requirement, ...], p95: P95 | None
+) -> tuple[Requirement, ...] | None:
     """The requirements with the one that `change` states in place of its like; None where it states none."""
     name = change.partition("=")[0].strip()
     if name in {d.name for d in cluster.devices} or name == "latency" or name not in REQUIREMENTS:
         return None
     try:
-        stated = Requirement.parse(change, next((r.by for r in require if r.by), None))
+        stated = Requirement.parse(change, next((r.by for r in require if r.by), p95))
     except PlannerError as error:
         raise PlannerError(f"what if {change!r}? {error}") from None
     return (*(r for r in require if r.name != name), stated)
@@ -89,13 +108,21 @@ def _required(cluster: Cluster, change: str, require: tuple[Requirement, ...]) -
 
 def changed(graph: Graph, cluster: Cluster, profile: Profile, change: str) -> tuple[Cluster, Profile]:
     """Cluster and profile after `change`; raises PlannerError for one that is not understood."""
+    name, value = _read(change)
+    cluster, profile = with_measured_links(graph, cluster, profile)
+    if name in {d.name for d in cluster.devices}:
+        if value == "gone":
+            return _gone(cluster, name, change), profile
+        return cluster, _slower(profile, name, _factor(name, value, change))
+    return _relinked(cluster, name, value, change), profile
+
+
+def _read(change: str) -> tuple[str, str]:
+    """Name and value."""
     name, equals, value = (part.strip() for part in change.partition("="))
     if not (name and equals and value):
         raise PlannerError(f"what if {change!r}? write for example {_EXAMPLES}")
-    cluster, profile = with_measured_links(graph, cluster, profile)
-    if name in {d.name for d in cluster.devices}:
-        return _device(cluster, profile, name, value, change)
-    return _relinked(cluster, name, value, change), profile
+    return name, value
 
 
 def _relinked(cluster: Cluster, name: str, value: str, change: str) -> Cluster:
@@ -120,23 +147,30 @@ def _relinked(cluster: Cluster, name: str, value: str, change: str) -> Cluster:
     return replace(cluster, links=links, kind_links=kinds)
 
 
-def _device(cluster: Cluster, profile: Profile, name: str, value: str, change: str) -> tuple[Cluster, Profile]:
-    if value == "gone":
-        if name in (cluster.source, cluster.sink):
-            raise PlannerError(f"what if {change!r}? {name} is where inputs arise or results are wanted: it cannot go")
-        kept: tuple[Device, ...] = tuple(d for d in cluster.devices if d.name != name)
-        links = tuple(k for k in cluster.links if name not in (k.source, k.target))
-        return replace(cluster, devices=kept, links=links), profile
+def _gone(cluster: Cluster, name: str, change: str) -> Cluster:
+    if name in (cluster.source, cluster.sink):
+        raise PlannerError(f"what if {change!r}? {name} is where inputs arise or results are wanted: it cannot go")
+    kept: tuple[Device, ...] = tuple(d for d in cluster.devices if d.name != name)
+    links = tuple(k for k in cluster.links if name not in (k.source, k.target))
+    return replace(cluster, devices=kept, links=links)
+
+
+def _factor(name: str, value: str, change: str) -> float:
+    """How many times as long the device takes."""
     try:
         factor = float(value.removesuffix("x"))
     except ValueError:
         factor = 0.0
     if not (value.endswith("x") and 0 < factor < float("inf")):
         raise PlannerError(f"what if {change!r}? of a device write {name}=2x (takes twice as long) or {name}=gone")
+    return factor
+
+
+def _slower(profile: Profile, name: str, factor: float) -> Profile:
     segments = tuple(replace(s, median_s=s.median_s * factor) if s.device == name else s for s in profile.segments)
     times = ("encode_fixed_s", "encode_s_per_raw_byte", "decode_fixed_s", "decode_s_per_raw_byte")
     codecs = tuple(
         replace(c, **{field: getattr(c, field) * factor for field in times}) if c.device == name else c
         for c in profile.codecs
     )
-    return cluster, replace(profile, segments=segments, codecs=codecs)
+    return replace(profile, segments=segments, codecs=codecs)
