@@ -23,10 +23,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone.cli import options
+from ecotone.cli.asked import check_asked
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans, shadowing
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
+from ecotone.cli.workflow import Work, load_work, open_nodes, read_file
 from ecotone.planset import PlanSet
 from ecotone.runtime import Future, Nodes, Session, deploy
 from ecotone.serving.http import Service, application

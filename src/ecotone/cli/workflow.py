@@ -19,6 +19,7 @@ import torch
 from rich.markup import escape
 
 from ecotone.accuracy import AccuracyTable
+from ecotone.cli.asked import parse_objective, parse_require
 from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
@@ -27,17 +28,7 @@ from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.model.exit_file import read_exits
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import (
-    TIE,
-    FailoverSolution,
-    Latency,
-    Requirement,
-    Solution,
-    Throughput,
-    assume,
-    choose,
-    solve,
-)
+from ecotone.planner import TIE, FailoverSolution, Solution, assume, choose, solve
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import (
@@ -61,10 +52,11 @@ from ecotone.serving.prepare import Preparation
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = [
-    "Survival", "Work", "check_asked", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes",
-    "read_plan_set", "write_file",
+    "Survival", "Work", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes", "read_plan_set",
+    "write_file",
 ]  # fmt: skip
 
+MOST_SPELLED = 64
 PLAN_SET = "ecotone.planset"
 DEFAULT_MTBF_S = 8 * 3600.0  # assumed where neither the cluster file nor --mtbf says more
 TOPOLOGIES = {
@@ -101,8 +93,12 @@ def here() -> Cluster:
 
 
 def load_cluster(path: Path | None) -> Cluster:
-    """The cluster of a TOML file, or this machine alone where none is given."""
-    return Cluster.load(path) if path else here()
+    """The cluster of a TOML file, or this machine alone where none is given.
+
+    Links by kind become those of the devices where these are at most MOST_SPELLED; a larger cluster can be planned for.
+    """
+    found = Cluster.load(path) if path else here()
+    return found.spelled_out() if len(found.devices) <= MOST_SPELLED else found
 
 
 def load_work(
@@ -236,10 +232,12 @@ def _with_compositions(work: Work, made: Profile, file: Path, report: Progress) 
     return made
 
 
-def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:
-    """The best plan; raises PlannerError naming the requirement that cannot be met."""
-    asked = parse_objective(objective)
-    return solve(work.captured.graph, work.cluster, profile, asked, tuple(require), time_limit_s=time_limit_s, tie=TIE)
+def make_plan(
+    work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0, arrivals: str = ""
+) -> Solution:
+    """The best plan; raises PlannerError naming the requirement that cannot be met. `arrivals`: for a p95."""
+    asked, kept = parse_objective(objective, arrivals), parse_require(require, arrivals)
+    return solve(work.captured.graph, work.cluster, profile, asked, kept, time_limit_s=time_limit_s, tie=TIE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,12 +265,12 @@ class Survival:
 
 
 def make_failover(
-    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival
+    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival, arrivals: str = ""
 ) -> FailoverSolution:
     """The plan set of least expected cost; a device or link that states no mtbf has the one of `survival`."""
     cluster = assume(work.cluster, survival.mtbf_s)
     return choose(
-        work.captured.graph, cluster, profile, parse_objective(objective), tuple(require),
+        work.captured.graph, cluster, profile, parse_objective(objective, arrivals), parse_require(require, arrivals),
         topologies=survival.topologies, recover_s=survival.recover_s, tie=TIE,
     )  # fmt: skip
 
@@ -292,26 +290,6 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
         if wrong:
             raise EcotoneError(f"{where}: {plan}: " + "; ".join(wrong))
     return found
-
-
-def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:
-    """Refuse what cannot be understood before anything is measured; raises EcotoneError naming it."""
-    parse_objective(objective)
-    for text in require:
-        Requirement.parse(text)
-        name, _, value = text.partition("=")
-        if name.strip() == "device":
-            for device in value.split(","):
-                cluster.device(device.strip())
-
-
-def parse_objective(text: str) -> Latency | Throughput:
-    """ "latency" or "throughput"."""
-    if text == "latency":
-        return Latency()
-    if text == "throughput":
-        return Throughput()
-    raise EcotoneError(f"objective {text!r} is not known; latency and throughput are")
 
 
 def read_file(path: Path) -> bytes:
