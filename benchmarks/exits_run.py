@@ -91,7 +91,9 @@ def measured(
     table = policy_table(captured.graph, outcomes, policies)
     with tempfile.TemporaryDirectory(prefix="ecotone-exits-") as folder:
         path = Path(folder) / "profile.json"
-        made = profiling.measure(captured, plain, samples=samples, options=options, accuracy=table, path=path)
+        made = profiling.measure(
+            captured, plain, samples=samples, options=options, table=profiling.AccuracyOptions(given=table), path=path
+        )
     slow = dict(zip(DEVICES, SLOWDOWNS, strict=True))
     exits = tuple(replace(e, median_s=e.median_s * slow[e.device]) for e in made.exits)
     return replace(stretched(made, slow), exits=exits)

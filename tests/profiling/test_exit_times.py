@@ -17,7 +17,7 @@ from ecotone.model.exit_heads import capture_head, default_rule
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
 from ecotone.planner.exiting import leaving_early
 from ecotone.profile import Profile
-from ecotone.profiling import MeasureOptions, candidate_cuts, measure, work
+from ecotone.profiling import AccuracyOptions, MeasureOptions, candidate_cuts, measure, work
 from ecotone.profiling.calibration import policy_table
 from ecotone.profiling.device import before_exits
 from ecotone.profiling.exit_outcomes import observe
@@ -102,7 +102,7 @@ def test_an_emulated_cluster_has_exit_times_stretched_and_prices_the_policies_it
     outcomes = observe(exiting, [((torch.randn(1, 32),), None) for _ in range(20)])
     policy = ExitPolicy(name="p", exits=("thin",), thresholds=(0.4,), shares=(0.5,), loss_points=0.3)
     table = policy_table(exiting.graph, outcomes, (policy,))
-    profile = measure(exiting, world, options=OPTIONS, accuracy=table, path=tmp_path / "p.json")
+    profile = measure(exiting, world, options=OPTIONS, table=AccuracyOptions(given=table), path=tmp_path / "p.json")
     check(exiting, profile)
     took = {(e.device, e.executor, e.exit): e.median_s for e in profile.exits}
     executor = next(iter(took))[1]
@@ -113,7 +113,9 @@ def test_an_emulated_cluster_has_exit_times_stretched_and_prices_the_policies_it
     assert [round(s.share, 3) for s in cost.stages] == [1.0, 0.5, 0.5]
     assert cost.loss_points == pytest.approx(0.3)
     # The file is used again, with the table of today.
-    again = measure(exiting, world, options=OPTIONS, accuracy=replace(table, policies=()), path=tmp_path / "p.json")
+    again = measure(
+        exiting, world, options=OPTIONS, table=AccuracyOptions(given=replace(table, policies=())), path=tmp_path / "p.json"
+    )
     assert again.segments == profile.segments
     assert again.accuracy is not None
     assert again.accuracy.policies == ()

@@ -56,7 +56,8 @@ def exits(
     """Attach early exits to a model, train them on samples, and choose thresholds within a budget of accuracy.
 
     A request that an exit is sure of leaves there and frees the later stages. Four fifths of the samples teach the exits,
-    the last fifth chooses how sure is sure enough. The other commands take the file with --exits.
+    the last fifth chooses how sure is sure enough. Without labels the model's own answers teach. The other commands take
+    the file with --exits.
 
       ecotone exits net.py:model --samples photos/ --labels labels.json --out net.exits.safetensors
     """

@@ -32,8 +32,7 @@ from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling.accuracy import calibrate, setup_of
 from ecotone.profiling.cells import Calibration
-from ecotone.profiling.codecs import payloads
-from ecotone.profiling.crossings import exit_run
+from ecotone.profiling.codecs import learned_positions, payloads
 from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.decisions import decides
 from ecotone.profiling.device import profile_device
@@ -95,7 +94,6 @@ def measure(
     measured: Sequence[DeviceMeasurement] = (),
     links: Sequence[LinkFit] = (),
     image: ImageSpec | None = None,
-    accuracy: AccuracyTable | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -103,85 +101,52 @@ def measure(
 
     `samples`: flat inputs (`captured.flatten_inputs`), real ones where accuracy matters, as many as there are; `labels`: one
     for each (see measure_accuracy); `table`: what else its table holds. Without samples: the capture's examples, and no
-    table. `accuracy`: exit policies calibrated elsewhere; with samples they are measured on those, at every cut.
-    `measured`: what nodes sent; the other devices must be emulated or alike this machine and are measured here.
-    `links`: fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the
-    profile's file (None: in the cache), reused while its key is equal (without samples: that of whatever samples it has);
-    with links or policies given those are put into it anew. Raises EcotoneError where no executor runs the model on some
-    device, or labels do not fit.
+    table but the one given. `measured`: what nodes sent; the other devices must be emulated or alike this machine and are
+    measured here. `links`: fits over the real wire. `image`: how pixels became the input, where image codecs may carry it.
+    `path`: the profile's file (None: in the cache), reused while its key is equal (without samples: that of whatever
+    samples it has); with links given those are put into it anew. Raises EcotoneError where no executor runs the model on
+    some device, or labels do not fit.
     """
     require_sized(samples)
     options = options or MeasureOptions()
     few = [tuple(s) for s in islice(iter(samples), options.max_samples)] or [captured.example_inputs]
     key_of_samples = partial(profile_key, captured.graph, cluster, options, measured=measured, image=image)
-    key = key_of_samples(few)
+    key, table = key_of_samples(few), table or AccuracyOptions()
     target = Path(path) if path is not None else default_path(key)
-    cuts = candidate_cuts(captured.graph, options.max_cuts)
-    asked = _asked(captured, table or AccuracyOptions(), accuracy)
-    calibration = _calibration(captured, cuts, samples, labels, options, asked, image, progress)
+    cuts = candidate_cuts(captured.graph, options.max_cuts, learned_positions(options.codecs))
+    calibration = _calibration(captured, cuts, samples, labels, options, table, image, progress)
     known = _reused(target, lambda found: key if len(samples) else key_of_samples(samples_hash=found.samples_hash), key)
     if known is None:
         calibration = calibration or (None if len(samples) else _kept(target, captured.graph, cuts))
-        profile = _timed(captured, cluster, few, cuts, options, measured, calibration, image, progress)
-        profile = replace(profile, links=tuple(links), key=key, samples_hash=contents_hash(few))
+        torch.manual_seed(options.seed)
+        values = frontier_values(captured, few, cuts)
+        device_measurement = partial(
+            profile_device, captured, cuts=cuts, samples=few, options=options, progress=progress, frontiers=values,
+            image=image,
+        )  # fmt: skip
+        measurements = _of_devices(cluster, measured, device_measurement)
+        sizes = calibration.payloads if calibration else payloads(
+            captured, few, cuts, options.codecs, image=image, frontiers=values, progress=progress
+        )  # fmt: skip
+        profile = Profile(
+            graph_hash=captured.graph.content_hash(), cluster_name=cluster.name, num_blocks=captured.graph.num_blocks,
+            cuts=cuts, segments=tuple(s for m in measurements for s in m.segments), links=tuple(links),
+            codecs=tuple(c for m in measurements for c in m.codecs),
+            payloads=sizes, failures=tuple(f for m in measurements for f in m.failures),
+            exits=tuple(e for m in measurements for e in m.exits),
+            accuracy=calibration.table if calibration else None, key=key, samples_hash=contents_hash(few),
+            versions=software_versions(), machine=f"{platform.machine()} {cpu_flags()} {os.cpu_count()} cores",
+            seed=options.seed,
+        )  # fmt: skip
     elif calibration and (known.accuracy is None or known.accuracy.key != calibration.table.key):
         profile = replace(known, accuracy=calibration.table, payloads=calibration.payloads)
     else:
-        return _completed(known, links, accuracy)
-    profile = _completed(profile, (), accuracy)
-    schema.write_aside(target, profile.to_json())
-    return _completed(profile, links, accuracy)
-
-
-def _timed(
-    captured: Captured,
-    cluster: Cluster,
-    few: Sequence[tuple[torch.Tensor, ...]],
-    cuts: tuple[int, ...],
-    options: MeasureOptions,
-    measured: Sequence[DeviceMeasurement],
-    calibration: Calibration | None,
-    image: ImageSpec | None,
-    progress: Progress | None,
-) -> Profile:
-    """A new profile, without links and key: devices that sent nothing are measured here, on `few` samples."""
-    torch.manual_seed(options.seed)
-    values = frontier_values(captured, few, cuts)
-    device_measurement = partial(
-        profile_device, captured, cuts=cuts, samples=few, options=options, progress=progress, frontiers=values, image=image
-    )
-    measurements = _of_devices(cluster, measured, device_measurement)
-    sizes = calibration.payloads if calibration else payloads(
-        captured, few, cuts, options.codecs, image=image, frontiers=values, progress=progress
-    )  # fmt: skip
-    return Profile(
-        graph_hash=captured.graph.content_hash(), cluster_name=cluster.name, num_blocks=captured.graph.num_blocks,
-        cuts=cuts, segments=tuple(s for m in measurements for s in m.segments), links=(),
-        codecs=tuple(c for m in measurements for c in m.codecs), payloads=sizes,
-        failures=tuple(f for m in measurements for f in m.failures), exits=tuple(e for m in measurements for e in m.exits),
-        accuracy=calibration.table if calibration else None, versions=software_versions(),
-        machine=f"{platform.machine()} {cpu_flags()} {os.cpu_count()} cores", seed=options.seed,
-    )  # fmt: skip
-
-
-def _completed(profile: Profile, links: Sequence[LinkFit], policies: AccuracyTable | None) -> Profile:
-    """With these links and exit policies, where there are any; the same policies as measured for the profile stay."""
-    table = profile.accuracy
-    if policies is not None and (table is None or _thresholds(table) != _thresholds(policies)):
-        cells = tuple(cell for cell in table.cells if not cell.policy) if table else ()
-        table = replace(table, cells=cells, policies=policies.policies, key="") if table and cells else policies
-    return replace(profile, links=tuple(links) or profile.links, accuracy=table)
-
-
-def _thresholds(table: AccuracyTable) -> list[tuple[str, tuple[str, ...], tuple[float, ...]]]:
-    return [(policy.name, policy.exits, policy.thresholds) for policy in table.policies]
-
-
-def _asked(captured: Captured, asked: AccuracyOptions, policies: AccuracyTable | None) -> AccuracyOptions:
-    """What the table is to hold: policies calibrated elsewhere too, where it names none of its own."""
-    if policies is None or asked.policies:
-        return asked
-    return replace(asked, policies=policies.policies, exits=tuple(exit_run(head) for head in captured.exits))
+        profile = known
+    if calibration is None and table.given is not None and not _covers(profile.accuracy, table.given):
+        profile = replace(profile, accuracy=table.given)
+    if profile is not known:
+        schema.write_aside(target, profile.to_json())
+    return replace(profile, links=tuple(links)) if links else profile
 
 
 def _calibration(
@@ -208,6 +173,15 @@ def _calibration(
         Labels(labels, samples, asked.names)  # their number is checked before some are left out
         labels = labels[:count]
     return calibrate(setup, FirstOf(samples, count), labels, names=asked.names, progress=progress)
+
+
+def _covers(table: AccuracyTable | None, given: AccuracyTable) -> bool:
+    """Whether `table` was measured, crossings and all, with every policy of `given`, at the same thresholds."""
+    if table is None or not table.cells:
+        return False
+    return {(p.name, p.exits, p.thresholds) for p in given.policies} <= {
+        (p.name, p.exits, p.thresholds) for p in table.policies
+    }
 
 
 def _kept(path: Path, graph: Graph, cuts: tuple[int, ...]) -> Calibration | None:

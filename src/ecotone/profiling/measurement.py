@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
-from ecotone.accuracy import ExitPolicy
+from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.cluster import Device, DeviceId
 from ecotone.model import Captured
 from ecotone.profile import CodecCost, ExecutorFailure, ExitTime, SegmentTime
@@ -57,7 +57,8 @@ class MeasureOptions:
 class AccuracyOptions:
     """What the accuracy table holds beside cuts and codecs. `limit`: at most so many samples (None: all, 0: no table).
 
-    The others as for `measure_accuracy`. No part of a profile's key: the table has its own.
+    `given`: a table made elsewhere, such as that of exit policies alone; held where none is measured. The others as for
+    `measure_accuracy`. No part of a profile's key: the table has its own.
     """
 
     limit: int | None = None
@@ -66,6 +67,7 @@ class AccuracyOptions:
     exits: tuple[ExitRun, ...] = ()
     variants: tuple[Captured, ...] = ()
     confidence: float = 0.95
+    given: AccuracyTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -453,10 +453,10 @@ class Session:
             return
         total_s = time.perf_counter() - entry.submitted_s
         plan = self._residency.plan_of(body.epoch)
+        self.watch(Delivered(entry.inputs, tensors, plan))
         entry.future.exit = plan.exit_at(body.edge) if plan else ""
         attempt = attempt_of(body.request)
         self._ended.append(Ended(request, body.epoch, attempt, entry.submitted_s, total_s, entry.future.exit))
-        self.watch(Delivered(entry.inputs, tensors, plan))
         graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
         self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
 
