@@ -22,7 +22,7 @@ __all__ = ["IGNORED", "ChanceTest", "LabelError", "Labels"]
 
 IGNORED = -100  # as in torch.nn.functional.cross_entropy
 LEAST_DECISIONS = 20  # fewer say nothing about chance
-SIGNIFICANCE = 0.05
+SIGNIFICANCE = 0.01  # of a hundred sets with wrong labels one is taken for right
 MAX_CLASSES = 4096  # more would make the table of pairs large: then only 1 / classes is tested
 
 
