@@ -4,9 +4,10 @@ Claims, over the cuts for which a trained bottleneck ships, each family by its s
 `bytes_ratio_to_int8` is int8's bytes per frame over ours at the same cut, `bytes_ratio_to_jpeg` those of a JPEG of the whole
 input over ours; both of the cut where ours is worst. `accuracy_loss_points` is our greatest loss. Codecs are chosen on
 photographs that neither network nor bottleneck was trained on (the end of CIFAR-10's training file), and what is reported
-is of its test photographs, on which nothing was trained, chosen or tuned. Without these files both are the shipped frames,
-which "context" then says. `cases` also has all lower bit widths, top-k, WebP and AVIF, times, and the latency of each family
-on a device ten times slower. Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--png FILE] [--also FILE ...]
+of the chosen is of its test photographs, on which nothing was trained, chosen or tuned. Without these files both are the
+shipped frames, which "context" then says. `cases` has all codecs as they were when chosen, lower bit widths, top-k, WebP and
+AVIF among them, and the chosen (`best`) with times and the latency of each family on a device ten times slower.
+Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--png FILE] [--also FILE ...]
 """
 
 from __future__ import annotations
@@ -166,51 +167,44 @@ def measured(
     ]
 
 
-def both(
-    name: str, values: Sequence[Sequence[Tensor]], rest: torch.nn.Module, parts: Sequence[Set], stages: Sequence[str]
-) -> list[Any]:
-    """Cases with the figures of the choosing frames beside those of the reported ones."""
-    first, second = (measured(name, v, rest, part, stages) for v, part in zip(values, parts, strict=True))
-    return [
-        {**b, "chosen_on": {"bytes_per_frame": a["bytes_per_frame"], "accuracy_loss_points": a["accuracy_loss_points"]}}
-        for a, b in zip(first, second, strict=True)
-    ]  # fmt: skip
-
-
 def best(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The smallest that loses at most LIMIT_POINTS on the frames to choose on; the least lossy where none does."""
-    within = [c for c in cases if c["chosen_on"]["accuracy_loss_points"] <= LIMIT_POINTS]
+    """The smallest that loses at most LIMIT_POINTS; the least lossy where none does."""
+    within = [c for c in cases if c["accuracy_loss_points"] <= LIMIT_POINTS]
     if not within:
-        return min(cases, key=lambda c: c["chosen_on"]["accuracy_loss_points"])
-    return min(within, key=lambda c: c["chosen_on"]["bytes_per_frame"])
+        return min(cases, key=lambda c: c["accuracy_loss_points"])
+    return min(within, key=lambda c: c["bytes_per_frame"])
+
+
+def reported(cases: Sequence[dict[str, Any]], values: Sequence[Tensor], rest: torch.nn.Module, part: Set) -> dict[str, Any]:
+    """The best of `cases`, which are of the frames to choose on, measured again on those of `part`, with its times."""
+    chosen = best(cases)
+    (case,) = measured(chosen["codec"], values, rest, part)
+    return timed(case | {"when_chosen": {k: v for k, v in chosen.items() if k != "codec"}}, values[0])
 
 
 def pictures(whole: torch.nn.Module, chosen_on: Set, tested_on: Set) -> dict[str, Any]:
     """Image codecs of the input: all cases and the best of each format."""
-    parts = (chosen_on, tested_on)
-    values = [[frame[None] for frame in part.pixels] for part in parts]
+    first, second = ([frame[None] for frame in part.pixels] for part in (chosen_on, tested_on))
     cases: dict[str, list[Any]] = {}
     for family, names in PICTURES.items():
         try:
-            cases[family] = [case for name in names for case in both(name, values, whole, parts, ("",))]
+            cases[family] = [case for name in names for case in measured(name, first, whole, chosen_on)]
         except codec.CodecError as error:
             print(f"{family}: {error}")
-    chosen = {family: timed(best(found), values[1][0]) for family, found in cases.items()}
-    return {"cases": cases, "best": chosen}
+    return {"cases": cases, "best": {family: reported(found, second, whole, tested_on) for family, found in cases.items()}}
 
 
 def at_cut(captured: Captured, cut: int, ours: Sequence[LearnedCodec], chosen_on: Set, tested_on: Set) -> dict[str, Any]:
     """All families at one cut."""
     head, rest = captured.segment(0, cut).module(), captured.segment(cut, captured.graph.num_blocks).module()
-    parts = (chosen_on, tested_on)
-    values = [[head(frame[None])[0] for frame in part.pixels] for part in parts]
+    first, second = ([head(frame[None])[0] for frame in part.pixels] for part in (chosen_on, tested_on))
     cases = {
-        family: [case for name in names for case in both(name, values, rest, parts, STAGES)]
+        family: [case for name in names for case in measured(name, first, rest, chosen_on, STAGES)]
         for family, names in FAMILIES.items()
     }
-    cases["learned"] = [case for m in ours if m.spec.position == cut for case in both(m.id, values, rest, parts, ("",))]
-    chosen = {family: timed(best(found), values[1][0]) for family, found in cases.items()}
-    return {"cut": cut, "elements": values[1][0].numel(), "cases": cases, "best": chosen}
+    cases["learned"] = [case for m in ours if m.spec.position == cut for case in measured(m.id, first, rest, chosen_on)]
+    chosen = {family: reported(found, second, rest, tested_on) for family, found in cases.items()}
+    return {"cut": cut, "elements": first[0].numel(), "cases": cases, "best": chosen}
 
 
 def timed(case: dict[str, Any], x: Tensor, rounds: int = 15) -> dict[str, Any]:
