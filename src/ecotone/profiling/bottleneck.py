@@ -20,7 +20,7 @@ from ecotone.codec.rans import Tables
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.profiling.bottleneck_training import BottleneckOptions, Parameters, Work, class_dim, train
-from ecotone.profiling.codecs import disagreement
+from ecotone.profiling.decisions import disagreement
 from ecotone.profiling.measurement import Progress
 from ecotone.profiling.work import relative_error
 from ecotone.units import EcotoneError

@@ -2,7 +2,8 @@
 
 All of them where there are few. Else the strict prefix minima of the frontier's bytes (where sending became cheaper than
 ever before), and, spread evenly over the model's FLOP, the cheapest single-tensor frontier of each stretch: minima alone
-are the wrong set once the far machine is loaded. Pure. O(L log L) beside the frontiers themselves.
+are the wrong set once the far machine is loaded. Where an exit stands a stage must be able to end, so those positions are
+always there, beside the limit. Pure. O(L log L) beside the frontiers themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ DEFAULT_LIMIT = 24
 
 
 def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT, also: Iterable[int] = ()) -> tuple[int, ...]:
-    """At most `limit` inner positions and those of `also`, ascending, with 0 and L round them."""
+    """At most `limit` inner positions, those of exits and of `also`, ascending, with 0 and L round them."""
     length = graph.num_blocks
     inner = range(1, length)
     if len(inner) <= limit:
@@ -34,7 +35,8 @@ def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT, also: Iterable[int]
         # A stretch may hold no position of the pool: what it leaves free is spread again.
         while len(chosen) < limit and (rest := [p for p in pool if p not in chosen]):
             chosen.update(_spread(graph, rest, size, limit - len(chosen)))
-    return (0, *sorted(chosen | set(also)), length)
+    chosen.update(also, (place.position for place in graph.exits))
+    return (0, *sorted(chosen), length)
 
 
 def _spread(graph: Graph, positions: list[int], size: dict[int, int], count: int) -> list[int]:

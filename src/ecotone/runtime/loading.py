@@ -81,9 +81,8 @@ class StoreLoader:
         for part in parts:
             if not 0 <= part.stage < len(plan.stages):
                 raise EcotoneError(f"the plan has no stage {part.stage}; make it again")
-            stage = plan.stages[part.stage]
             make = partial(segment_from_store, self._store, part)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
+            self._stages.prepare(session, plan, part.stage, content_of(part), make, weight_bytes(part))
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
         wanted = {blob.number: blob for blob in self._wanted.get((session, epoch), ())}
@@ -129,9 +128,8 @@ class ModelLoader:
         known = self._models.of(plan).codecs
         self._codecs.hold(session, epoch, [known[name] for name in learned_ids(plan)])
         for part in parts:
-            stage = plan.stages[part.stage]
-            make = make_from_model(self._models.of(plan), stage)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
+            make = make_from_model(self._models.of(plan), plan.stages[part.stage])
+            self._stages.prepare(session, plan, part.stage, content_of(part), make, weight_bytes(part))
         return ()
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:

@@ -18,7 +18,7 @@ from ecotone.plan import Plan, plan_violations
 from ecotone.profiling import check_bottleneck
 from ecotone.protocol.message import StagePart
 from ecotone.runtime.errors import DeployError
-from ecotone.runtime.stages import CapturedModel, learned_ids, parts_of
+from ecotone.runtime.stages import CapturedModel, Piece, learned_ids, parts_of
 from ecotone.units import EcotoneError
 
 __all__ = ["Models"]
@@ -35,7 +35,7 @@ class Models:
         captured: Captured,
         variants: Sequence[Captured] = (),
         samples: Sequence[tuple[torch.Tensor, ...]] = (),
-        pieces: Sequence[tuple[int, int]] = (),
+        pieces: Sequence[Piece] = (),
         codecs: Sequence[LearnedCodec] = (),
     ):
         for made in codecs:
@@ -94,7 +94,7 @@ class Models:
     def specs(self, plan: Plan, edge: int) -> Sequence[HasSpec]:
         """Names, shapes and types of the tensors on an edge of `plan`."""
         graph = self.of(plan).captured.graph
-        return [graph.tensors[index] for index in graph.frontier(plan.transfers[edge].position)]
+        return [graph.tensors[index] for index in graph.frontier(plan.edges[edge].position)]
 
     def blob(self, sha256: str) -> bytes:
         """The bytes of a blob of any of the models; raises EcotoneError where none has it."""
