@@ -7,7 +7,7 @@ photographs that neither network nor bottleneck was trained on (the end of CIFAR
 of the chosen is of its test photographs, on which nothing was trained, chosen or tuned. Without these files both are the
 shipped frames, which "context" then says. `cases` has all codecs as they were when chosen, lower bit widths, top-k, WebP and
 AVIF among them, and the chosen (`best`) with times and the latency of each family on a device ten times slower.
-Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--png FILE] [--also FILE ...]
+Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--data FOLDER] [--png FILE] [--also FILE ...]
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for made in ours:
         check_bottleneck(captured, made)
     with torch.inference_mode(), codec.holding(ours):
-        chosen_on, tested_on = (judge(whole, *part) for part in data(8 if options.quick else None))
+        chosen_on, tested_on = (judge(whole, *part) for part in data(options.data, 8 if options.quick else None))
         inputs = pictures(whole, chosen_on, tested_on)
         cuts = [at_cut(captured, cut, ours, chosen_on, tested_on) for cut in sorted({m.spec.position for m in ours})]
         times = [latency(captured, case, inputs) for case in cuts]
     figures = judged(cuts, inputs)
     about = report.context(
         options.seed, network="tilenet", frames=len(tested_on.pixels), tiles=tested_on.labels.numel(),
-        accuracy=sum(tested_on.right) / tested_on.labels.numel(), chosen_on_frames=len(chosen_on.pixels), data=source(),
+        accuracy=sum(tested_on.right) / tested_on.labels.numel(), chosen_on_frames=len(chosen_on.pixels),
+        data=source(options.data),
     )  # fmt: skip
     if options.png:
         draw(options.png, cuts, inputs)
@@ -89,6 +90,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE")
     parser.add_argument("--quick", action="store_true", help="8 frames; not the judged figures")
+    parser.add_argument("--data", type=Path, default=SHARED, help="folder of cifar10-train.parquet and cifar10-test.parquet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--png", metavar="FILE", help="draw rate against accuracy")
     parser.add_argument("--also", metavar="FILE", nargs="*", default=[], help="further bottlenecks of TileNet")
@@ -103,27 +105,27 @@ def shipped(also: Iterable[str] = ()) -> list[Path]:
 # ---- data ----------------------------------------------------------------------------------------------------------------
 
 
-def source() -> str:
+def source(folder: Path) -> str:
     """What frames are chosen and reported on."""
-    if not (SHARED / "cifar10-train.parquet").is_file():
-        return "the 40 shipped frames, for choosing and reporting: ../shared/data is missing"
+    if not (folder / "cifar10-train.parquet").is_file():
+        return "the 40 shipped frames, for choosing and reporting: cifar10-train.parquet is not there (--data)"
     return "chosen on the last 1,960 photographs of cifar10-train.parquet, reported on cifar10-test.parquet"
 
 
-def data(count: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def data(folder: Path, count: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Frames and labels to choose on, and to report."""
-    if not (SHARED / "cifar10-train.parquet").is_file():
-        print(source())
+    if not (folder / "cifar10-train.parquet").is_file():
+        print(source(folder))
         pixels, labels = frames(count)
         return (pixels, labels), (pixels, labels)
-    return mosaics("cifar10-train.parquet", -HELD_OUT, count), mosaics("cifar10-test.parquet", 0, count)
+    return mosaics(folder / "cifar10-train.parquet", -HELD_OUT, count), mosaics(folder / "cifar10-test.parquet", 0, count)
 
 
-def mosaics(name: str, first: int, count: int | None) -> tuple[Tensor, Tensor]:
+def mosaics(path: Path, first: int, count: int | None) -> tuple[Tensor, Tensor]:
     """Frames [n, 3, 224, 224] from frame `first` on (negative: from the end), in the order of the file; labels [n, 7, 7]."""
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(SHARED / name)
+    table = pyarrow.parquet.read_table(path)
     start = first * SIDE**2 if first >= 0 else len(table) + first * SIDE**2
     table = table.slice(start, (count or len(table)) * SIDE**2)
     tiles = torch.stack([_photograph(item) for item in table["image"].to_pylist()])
@@ -155,11 +157,10 @@ def measured(
     """One case per entropy stage, which all decode to the same: bytes of the body per frame, points lost."""
     right, sizes = 0, dict.fromkeys(stages, 0)
     for x, truth in zip(values, part.labels, strict=True):
-        body = bytearray()
-        for stage in stages:
-            body = codec.pack([("x", x)], name + stage)
+        bodies = [codec.pack([("x", x)], name + stage) for stage in stages]
+        for stage, body in zip(stages, bodies, strict=True):
             sizes[stage] += len(body)
-        right += hits(rest(*codec.unpack(body))[0], truth)
+        right += hits(rest(*codec.unpack(bodies[0]))[0], truth)
     lost = 100 * (sum(part.right) - right) / part.labels.numel()
     return [
         {"codec": name + stage, "bytes_per_frame": size / len(values), "accuracy_loss_points": lost}
