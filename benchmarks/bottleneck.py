@@ -44,12 +44,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "topk": ("topk:50", "topk:25", "topk:10", "topk:5"),
 }  # fmt: skip
 PICTURES = {
-    "jpeg": tuple(f"jpeg:{q}" for q in (95, 90, 85, 80, 75, 70, 60, 50, 40)),
+    "jpeg": tuple(f"jpeg:{q}" for q in (90, 75, 60, 50, 40, 30, 20)),
     "webp": tuple(f"webp:{q}" for q in (90, 80, 70, 60, 50)),
-    "avif": tuple(f"avif:{q}" for q in (80, 70, 60, 50)),
+    "avif": tuple(f"avif:{q}" for q in (70, 60, 50, 40)),
 }
 SLOWDOWN = 10.0
-RATES_BIT_PER_S = (0.25e6, 1e6, 4e6, 16e6)
+RATES_BIT_PER_S = (0.05e6, 0.1e6, 0.25e6, 1e6, 4e6)
 
 
 @dataclass(frozen=True, slots=True)
