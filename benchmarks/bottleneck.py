@@ -7,7 +7,7 @@ photographs that neither network nor bottleneck was trained on (the end of CIFAR
 of the chosen is of its test photographs, on which nothing was trained, chosen or tuned. Without these files both are the
 shipped frames, which "context" then says. `cases` has all codecs as they were when chosen, lower bit widths, top-k, WebP and
 AVIF among them, and the chosen (`best`) with times and the latency of each family on a device ten times slower.
-Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--data FOLDER] [--png FILE] [--also FILE ...]
+Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--data FOLDER] [--also FILE ...]
 """
 
 from __future__ import annotations
@@ -81,18 +81,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         accuracy=sum(tested_on.right) / tested_on.labels.numel(), chosen_on_frames=len(chosen_on.pixels),
         data=source(options.data),
     )  # fmt: skip
-    if options.png:
-        draw(options.png, cuts, inputs)
+    if options.json:
+        draw(Path(options.json).with_suffix(".png"), cuts, inputs)
     report.finish(options.json, figures, {"cuts": cuts, "input": inputs, "slow_device": times}, about)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE")
+    parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE, a PNG beside it")
     parser.add_argument("--quick", action="store_true", help="8 frames; not the judged figures")
     parser.add_argument("--data", type=Path, default=SHARED, help="folder of cifar10-train.parquet and cifar10-test.parquet")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--png", metavar="FILE", help="draw rate against accuracy")
     parser.add_argument("--also", metavar="FILE", nargs="*", default=[], help="further bottlenecks of TileNet")
     return parser.parse_args(argv)
 
@@ -256,7 +255,7 @@ def judged(cuts: Sequence[dict[str, Any]], inputs: dict[str, Any]) -> dict[str, 
     }
 
 
-def draw(path: str, cuts: Sequence[dict[str, Any]], inputs: dict[str, Any]) -> None:
+def draw(path: Path, cuts: Sequence[dict[str, Any]], inputs: dict[str, Any]) -> None:
     """Points lost over bytes per frame, one panel per cut; the input's pictures in each."""
     import matplotlib
 
