@@ -192,8 +192,12 @@ def _calibration(
 
 
 def _covers(table: AccuracyTable | None, given: AccuracyTable) -> bool:
-    """Whether `table` was measured, crossings and all, with every policy of `given`."""
-    return table is not None and bool(table.cells) and {p.name for p in given.policies} <= {p.name for p in table.policies}
+    """Whether `table` was measured, crossings and all, with every policy of `given`, at the same thresholds."""
+    if table is None or not table.cells:
+        return False
+    return {(p.name, p.exits, p.thresholds) for p in given.policies} <= {
+        (p.name, p.exits, p.thresholds) for p in table.policies
+    }
 
 
 def _kept(path: Path, graph: Graph, cuts: tuple[int, ...]) -> Calibration | None:
