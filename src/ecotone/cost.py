@@ -132,6 +132,15 @@ class StageTimes:
         values, flagged = self.table((start, stop))
         return float(values[0, 1]), bool(flagged[0, 1])
 
+    def per_block(self) -> tuple[FloatArray, float]:
+        """Equation 1 taken apart: what each block adds to a segment (L,), inf where unknown, and o, which a segment adds."""
+        curves = [self._prefix] if self._prefix is not None else []
+        curves += [-self._suffix] if self._suffix is not None else []
+        if not curves:
+            return np.full(self._last, math.inf), 0.0
+        steps: FloatArray = np.maximum(np.diff(np.mean(curves, axis=0)), 0.0)
+        return steps * self._scale, self._overhead * self._scale
+
     def relative_error(self, start: int, stop: int) -> float:
         """Measured error of the segment, else the largest measured of this executor."""
         segment = self.measured.get((start, stop))
@@ -240,6 +249,10 @@ class CostModel:
         kind = self.devices[DeviceId(device)].kind if device in self.devices else ""
         alike = [d.name for d in self.cluster.devices if kind and d.kind == kind and d.name in table]
         return alike[0] if alike else None
+
+    def is_server(self, device: str) -> bool:
+        """Whether its work counts in equation 12."""
+        return device in self._servers
 
     def _scale(self, device: str, measured: str) -> float:
         if device == measured:
@@ -377,6 +390,8 @@ class CostModel:
 
     def predict(self, plan: Plan) -> PlanCost:
         """Equations 6 to 11 for a plan of this graph on this cluster; raises CostError."""
+        if plan.order != self.graph.order:
+            raise CostError("plan: cuts the model in another order of its blocks; price it on graph.in_order(plan.order)")
         if plan.stages[-1].stop != self.graph.num_blocks:
             last = plan.stages[-1].stop
             raise CostError(f"plan: ends at block {last}, the model has {self.graph.num_blocks}; plan again")

@@ -212,6 +212,15 @@ class Graph:
             exits.append(replace(leaving, position=places[0]))
         return replace(bare, exits=tuple(sorted(exits, key=lambda e: e.position)))
 
+    def in_order(self, order: Sequence[int]) -> Graph:
+        """The same model in the order that a plan names (see `order`); raises SchemaError as `reordered` does."""
+        count = len(self.blocks)
+        wanted, place = tuple(order) or tuple(range(count)), {b: i for i, b in enumerate(self.order or range(count))}
+        if sorted(wanted) != list(range(count)):
+            schema.check(f"order of graph {self.name}", [f"must name each of the {count} blocks once"])
+        steps = tuple(place[block] for block in wanted)
+        return self if steps == tuple(range(count)) else self.reordered(steps)
+
     def segment_parameters(self, start: int, stop: int, exit_name: str = "") -> frozenset[int]:
         """Indices of the parameters that blocks [start, stop), and the exit at their end if one is named, need."""
         place = self.exit(exit_name)

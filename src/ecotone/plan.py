@@ -171,13 +171,12 @@ class Plan:
 def plan_violations(plan: Plan, graph: Graph, cluster: Cluster) -> tuple[str, ...]:
     """Every reason why `plan` cannot run `graph` on `cluster`; empty when it can. (Its own shape it checks itself.)
 
-    `graph` may be the one that the plan cuts, or the captured one, of which the plan then names the order.
+    `graph` may have its blocks in any order: the plan names the one that it cuts.
     """
-    if plan.order and not graph.order:
-        try:
-            graph = graph.reordered(plan.order)
-        except schema.SchemaError as error:
-            return ("was made for another model: " + "; ".join(error.violations) + "; plan again",)
+    try:
+        graph = graph if plan.order == graph.order else graph.in_order(plan.order)
+    except schema.SchemaError as error:
+        return ("was made for another model: " + "; ".join(error.violations) + "; plan again",)
     return tuple(_against(plan, graph, cluster))
 
 

@@ -184,10 +184,18 @@ class Captured:
 
         Takes and returns the same tensors, bit for bit, and shares the weights. Raises SchemaError for no such order.
         """
-        other = copy.copy(self)
-        other.graph = self.graph.reordered(order)
-        other.graph_hash = other.graph.content_hash()
-        other._blocks, other._reference = [self._blocks[i] for i in order], None
+        return self._with(self.graph.reordered(order))
+
+    def in_order(self, order: Sequence[int]) -> Captured:
+        """The same model in the order that a plan names (see Graph.in_order)."""
+        return self._with(self.graph.in_order(order))
+
+    def _with(self, graph: Graph) -> Captured:
+        """Itself with its blocks as `graph`, another order of its own, has them."""
+        captured, other = self.graph.order or range(len(self._blocks)), copy.copy(self)
+        by_number = dict(zip(captured, self._blocks, strict=True))
+        other.graph, other.graph_hash, other._reference = graph, graph.content_hash(), None
+        other._blocks = [by_number[number] for number in graph.order or range(len(self._blocks))]
         return other
 
     def _checked(self, leaf: Any, expected: Tensor) -> torch.Tensor:

@@ -89,7 +89,8 @@ class Chain:
             )
             for i, codec in enumerate(path.codecs)
         )
-        return Plan(graph_hash=self.model.profile.graph_hash, stages=stages, transfers=transfers)
+        graph_hash, order = self.model.profile.graph_hash, self.model.graph.order
+        return Plan(graph_hash=graph_hash, stages=stages, transfers=transfers, order=order)
 
     def limited(self, load_s: float) -> Chain:
         """The same without stages and transfers that alone load a device or link for more than `load_s`."""

@@ -1,11 +1,13 @@
 """The models of one session: the one that is asked for, and its variants (smaller networks, earlier exits), by graph hash.
 
 A plan names its graph by hash, so a plan set may hold plans of several models; each plan is cut out of its own model, and
-its outputs get that model's structure. All take the same inputs. Not a registry: it lives and ends with its session.
+its outputs get that model's structure. All take the same inputs. Another order of a model's blocks (Plan.order) is made when
+a plan asks for it. Not a registry: it lives and ends with its session.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,6 +20,7 @@ from ecotone.plan import Plan, plan_violations
 from ecotone.protocol.message import StagePart
 from ecotone.runtime.errors import DeployError
 from ecotone.runtime.stages import CapturedModel, parts_of
+from ecotone.schema import SchemaError
 from ecotone.units import EcotoneError
 
 __all__ = ["Models"]
@@ -33,16 +36,21 @@ class Models:
         samples: Sequence[tuple[torch.Tensor, ...]] = (),
         pieces: Sequence[tuple[int, int]] = (),
     ):
-        self.captured = captured
+        self.captured, self._samples = captured, samples
         self._models: dict[str, CapturedModel] = {}
+        self._origins: dict[str, str] = {}  # by content hash: that of the same model as captured
         for model in (captured, *variants):
             if _inputs(model) != _inputs(captured):
                 raise DeployError(
                     f"variant {model.graph.name} takes {_inputs(model)}, {captured.graph.name} takes {_inputs(captured)}; "
                     "a variant must take the same inputs"
                 )
-            own_pieces = pieces if model is captured else ()
-            self._models.setdefault(model.graph.content_hash(), CapturedModel(model, samples, own_pieces))
+            self._add(model, pieces if model is captured else ())
+
+    def _add(self, model: Captured, pieces: Sequence[tuple[int, int]] = ()) -> None:
+        name = model.graph.content_hash()
+        self._origins[name] = model.graph.in_order(()).content_hash()
+        self._models.setdefault(name, CapturedModel(model, self._samples, pieces))
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
@@ -50,13 +58,23 @@ class Models:
         return {name: model.captured.graph for name, model in self._models.items()}
 
     def of(self, plan: Plan) -> CapturedModel:
-        """The model that `plan` cuts; raises DeployError where it is none of these."""
+        """The model that `plan` cuts, in the order that it names; raises DeployError where it is none of these."""
+        for model in tuple(self._models.values()) if plan.graph_hash not in self._models else ():
+            with contextlib.suppress(SchemaError):  # an order of another model's blocks
+                other = model.captured.in_order(plan.order)
+                if other.graph.content_hash() == plan.graph_hash:
+                    self._add(other)
         return self.of_hash(plan.graph_hash)
 
+    def origin(self, plan: Plan | None) -> str:
+        """The hash of the graph that `plan` (None: any) cuts, as captured: outputs are alike in all orders of its blocks."""
+        return self._origins[(self.of(plan).captured if plan else self.captured).graph.content_hash()]
+
     def of_hash(self, graph_hash: str) -> CapturedModel:
-        """The model of this graph hash; raises DeployError where it is none of these."""
+        """The model of this graph hash, or of this origin; raises DeployError where it is none of these."""
+        alike = (name for name, origin in tuple(self._origins.items()) if origin == graph_hash)
         try:
-            return self._models[graph_hash]
+            return self._models[graph_hash if graph_hash in self._models else next(alike, "")]
         except KeyError:
             known = ", ".join(model.captured.graph.name for model in self._models.values())
             raise DeployError(

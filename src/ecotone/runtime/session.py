@@ -451,8 +451,7 @@ class Session:
         total_s = time.perf_counter() - entry.submitted_s
         self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
         plan = self._residency.plan_of(body.epoch)
-        graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
-        self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
+        self._end(entry, Outcome(tuple(tensors), self._models.origin(plan), body.epoch))
 
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None:
         with self._lock:
