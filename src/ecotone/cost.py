@@ -47,7 +47,7 @@ from ecotone.units import EcotoneError
 
 __all__ = [
     "CostError", "CostModel", "DeviceCost", "LinkCost", "PlanCost", "StageCost", "StageTimes", "TransferCost",
-    "packed_bytes", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
+    "packed_bytes", "packed_tensors", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
@@ -177,6 +177,11 @@ def packed_bytes(graph: Graph, position: int, codec: str) -> float | None:
 
     Floating tensors take the codec, others travel as they are. Integers carry an 8-byte range per tensor or channel.
     """
+    return packed_tensors(graph, graph.frontier(position), codec)
+
+
+def packed_tensors(graph: Graph, tensors: Iterable[int], codec: str) -> float | None:
+    """The same for any tensors, by index."""
     bits = _FLOAT_BITS.get(codec)
     per_channel, is_integer = codec.endswith("c"), codec.startswith("int")
     if is_integer:
@@ -185,7 +190,7 @@ def packed_bytes(graph: Graph, position: int, codec: str) -> float | None:
     if bits is None:
         return None
     total = 0
-    for index in graph.frontier(position):
+    for index in tensors:
         tensor = graph.tensors[index]
         if not tensor.dtype.startswith(("float", "bfloat")):
             total += tensor.size_bytes

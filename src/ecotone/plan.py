@@ -165,7 +165,8 @@ class Plan:
             leaves = f" exit {stage.exit}>={stage.threshold:.3g}" if stage.exit else ""
             parts.append(f"{stage.device}[{stage.start}:{stage.stop}] {stage.executor}{leaves} ->")
         last = self.transfers[-1]
-        return " ".join([*parts, *([] if last.is_local else [f"({last.codec})"]), str(self.sink)])
+        reordered = ["(blocks reordered)"] if self.order else []
+        return " ".join([*parts, *([] if last.is_local else [f"({last.codec})"]), str(self.sink), *reordered])
 
 
 def plan_violations(plan: Plan, graph: Graph, cluster: Cluster) -> tuple[str, ...]:

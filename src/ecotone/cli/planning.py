@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.orders import in_best_order
 from ecotone.cli.tables import plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
@@ -27,6 +29,7 @@ from ecotone.cli.workflow import (
 )
 from ecotone.cost import predict
 from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
+from ecotone.planner.reordering import world_of
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound, sizes_of
 
@@ -96,7 +99,9 @@ def plan(
     work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
-        made = make_profile(work, nodes, executors=executor or (), path=profile_file)
+        measured = make_profile(work, nodes, executors=executor or (), path=profile_file)
+        captured = replace(work)
+        made = in_best_order(work, nodes, measured, objective, require or ())
     solution = make_plan(work, made, objective, require or ())
     graph = work.captured.graph
     failover = make_failover(work, made, objective, require or (), survival) if survival else None
@@ -115,7 +120,7 @@ def plan(
         out.print(str(report), highlight=False, markup=False, soft_wrap=True)
     around.show()
     if compare:
-        out.print(_baselines(work, made, solution, require or ()))
+        out.print(_baselines(captured, measured, solution, require or ()))
     if explain_it:
         for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
             out.print(line, highlight=False, markup=False)
@@ -144,18 +149,20 @@ def _proof(solution: Solution) -> str:
 
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:
-    """Every named baseline that has a plan, on the same profile."""
+    """Every named baseline that has a plan, on the profile of the captured order; `solution` may be of another one."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("contender", "latency", "throughput", "plan"):
         table.add_column(name)
     graph = work.captured.graph
-    rows = [("ecotone", solution.plan)]
+    rows = [("ecotone", solution.plan, solution.cost)]
     for name in baselines.NAMES:
         try:
-            rows.append((name, baselines.place(name, graph, work.cluster, made, tuple(require))))
+            plan = baselines.place(name, graph, work.cluster, made, tuple(require))
         except PlannerError as error:
             table.add_row(name, "-", "-", f"[dim]{error}[/]")
-    for name, candidate in rows:
-        cost = predict(candidate, graph, work.cluster, made)
+            continue
+        other, profile = world_of(plan.order, graph, work.cluster, made)
+        rows.append((name, plan, predict(plan, other, work.cluster, profile)))
+    for name, candidate, cost in rows:
         table.add_row(name, seconds(cost.latency_s), f"{cost.throughput_per_s:.3g} /s", escape(str(candidate)))
     return table

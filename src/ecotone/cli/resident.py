@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecotone.cli.orders import in_best_order
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -18,6 +19,7 @@ from ecotone.cli.workflow import (
 )
 from ecotone.cost import predict, resident_bytes
 from ecotone.planner.candidates import candidates
+from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet, Standby
 from ecotone.profile import Profile
 from ecotone.protocol.controller import Controller, Replan
@@ -54,15 +56,15 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
     With --adapt the plans that are best at other link rates are resident as well, as far as memory goes; with --survive the
     standbys against failures.
     """
-    profile = make_profile(work, nodes) if asked.adapt or not asked.plan_file else None
+    if asked.plan_file:
+        plans = read_plan_set(asked.plan_file, work)
+        return plans, make_profile(work, nodes) if asked.adapt else None
+    profile = in_best_order(work, nodes, make_profile(work, nodes), asked.objective, asked.require)
     return chosen_plans(work, profile, asked), profile
 
 
-def chosen_plans(work: Work, profile: Profile | None, asked: Asked) -> PlanSet:
-    """The set that the command line asks for; a profile is needed unless a file names the plans."""
-    if asked.plan_file:
-        return read_plan_set(asked.plan_file, work)
-    assert profile is not None
+def chosen_plans(work: Work, profile: Profile, asked: Asked) -> PlanSet:
+    """The set that the command line asks for, chosen on a profile."""
     if asked.survival:
         plans = make_failover(work, profile, asked.objective, asked.require, asked.survival).planset
         return _with_more(work, plans, _candidates(work, profile, asked)) if asked.adapt else plans
@@ -75,8 +77,11 @@ def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int,
     """Predicted latency of each plan by its place in the set, so that a late run is noticed; {} without profile."""
     if profile is None:
         return {}
-    graph = work.captured.graph
-    return {i: predict(plan, graph, work.cluster, profile).latency_s for i, plan in enumerate(plans.plans)}
+    found = {}
+    for i, plan in enumerate(plans.plans):
+        graph, measured = world_of(plan.order, work.captured.graph, work.cluster, profile)
+        found[i] = predict(plan, graph, work.cluster, measured).latency_s
+    return found
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import json
 import math
 import socket
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def load_work(
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
             raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
-        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name)
+        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=True)
     graph = captured.graph
     if not quiet:
         work_flop, weights = graph.segment_flop(0, graph.num_blocks), graph.segment_parameter_bytes(0, graph.num_blocks)
@@ -130,11 +130,15 @@ def make_profile(
     path: Path | None = None,
     max_error: float = 0.2,
     fresh: bool = False,
+    cuts: Sequence[int] = (),
 ) -> Profile:
-    """Measure what is not measured yet; the file is reused while model, devices and versions stay the same."""
+    """Measure what is not measured yet, at `cuts` or where it promises most.
+
+    The file is reused while model, devices and versions stay the same.
+    """
     for name in executors:
         by_id(name)
-    options = MeasureOptions(executors=tuple(executors), max_error=max_error)
+    options = MeasureOptions(executors=tuple(executors), max_error=max_error, cuts=tuple(cuts))
     image = work.preparation.image
     inputs = work.samples or (work.captured.example_inputs,)
     file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs, image=image))
@@ -188,7 +192,10 @@ def make_failover(
 
 
 def read_plan_set(path: Path, work: Work) -> PlanSet:
-    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster."""
+    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster.
+
+    `work.captured` is put in the order of the blocks that the first plan cuts.
+    """
     text = read_file(path)
     try:
         document = json.loads(text)
@@ -197,11 +204,26 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
     is_set = isinstance(document, dict) and document.get("schema") == PLAN_SET
     where = f"plan {path}"
     found = PlanSet.from_json(text, where) if is_set else PlanSet(primary=Plan.from_json(text, where))
+    _cut_as(work, found.primary)
     for plan in found.plans:
         wrong = plan_violations(plan, work.captured.graph, work.cluster)
         if wrong:
             raise EcotoneError(f"{where}: {plan}: " + "; ".join(wrong))
     return found
+
+
+def _cut_as(work: Work, plan: Plan) -> None:
+    """Put `work.captured` in the order of blocks that a plan cuts; plans of a capture in one row are known too."""
+
+    for branches in (True, False):
+        with suppress(EcotoneError):  # an order of another model
+            captured = work.captured
+            if not branches:
+                captured = capture(work.loaded.module, work.loaded.args, work.loaded.kwargs, name=work.loaded.name)
+            other = captured.in_order(plan.order)
+            if other.graph.content_hash() == plan.graph_hash:
+                work.captured = other
+                return
 
 
 def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ stay resident beside that one in case something fails: `choose(graph, cluster, p
 """
 
 from ecotone.planner import baselines
+from ecotone.planner.dag import DagSolution, solve_dag
 from ecotone.planner.expectation import Detection, Weights
 from ecotone.planner.explain import Breakpoint, Explanation, explain
 from ecotone.planner.failover import FailoverSolution, choose
@@ -16,7 +17,8 @@ from ecotone.planner.standbys import Variant
 from ecotone.planner.what_if import WhatIf, what_if
 
 __all__ = [
-    "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective", "OptionWeights",
+    "TIE", "Breakpoint", "DagSolution",
+    "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective", "OptionWeights",
     "Outlook", "PlannerError", "Point", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "WhatIf",
-    "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "what_if",
+    "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "solve_dag", "what_if",
 ]  # fmt: skip

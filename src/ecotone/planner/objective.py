@@ -8,13 +8,14 @@ DEFAULT_LOSS_POINTS of changed decisions, and DEFAULT_EXECUTOR_ERROR for an exec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ecotone.cost import PlanCost
+from ecotone.plan import Plan
 from ecotone.units import EcotoneError, UnitError, format_quantity, parse_quantity
 
-__all__ = ["Asked", "Latency", "Objective", "PlannerError", "Requirement", "Throughput"]
+__all__ = ["Asked", "Latency", "Objective", "PlannerError", "Requirement", "Score", "Throughput"]
 
 DEFAULT_LOSS_POINTS = 1.0
 DEFAULT_EXECUTOR_ERROR = 0.2
@@ -29,6 +30,9 @@ _EXAMPLES = {
     "throughput": "throughput=20/s", "accuracy_loss": "accuracy_loss=0.5 (points)", "error": "error=0.05",
     "stages": "stages=3", "codec": "codec=int8,fp32", "executor": "executor=torch:fp32", "device": "device=camera,server",
 }  # fmt: skip
+
+Score = Callable[[Plan], float]
+"""Seconds of a plan by simulation; inf where too few requests end."""
 
 
 class PlannerError(EcotoneError):

@@ -27,7 +27,6 @@ from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling.codecs import payloads
-from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.device import profile_device
 from ecotone.profiling.job import frontier_values
 from ecotone.profiling.measurement import DeviceMeasurement, MeasureOptions, Progress
@@ -102,7 +101,7 @@ def measure(
     if known is not None:
         return replace(known, links=tuple(links)) if links else known
     torch.manual_seed(options.seed)
-    cuts = candidate_cuts(captured.graph, options.max_cuts)
+    cuts = options.cuts_of(captured.graph)
     values = frontier_values(captured, samples, cuts)
     device_measurement = partial(
         profile_device,

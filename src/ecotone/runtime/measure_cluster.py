@@ -91,7 +91,7 @@ def _ask_node(
     progress: Progress | None,
 ) -> DeviceMeasurement:
     """Send the model in pieces to a real node and let it measure them on itself."""
-    graph, cuts = captured.graph, profiling.candidate_cuts(captured.graph, options.max_cuts)
+    graph, cuts = captured.graph, options.cuts_of(captured.graph)
     length, source = graph.num_blocks, nodes.cluster.source
     pieces = {(0, length), *itertools.pairwise(cuts)}
     pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}

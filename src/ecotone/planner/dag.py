@@ -1,0 +1,303 @@
+"""The best plan of a model with branches over all orders of its blocks: `solve_dag(graph, cluster, profile, ...)`.
+
+`solve` is exact for the order that the capture fixed. Here orders are found first, on times block by block (blockwise.py):
+ 1. Where the ideals of the graph are few enough, the best chains of ideals (ideals.py), exact for any number of stages;
+    where memory binds, by labels over the same lattice (ideals_in_memory.py).
+ 2. Else the best chain of up to MOST_STAGES stages, row of machines by row, one minimum cut each (rows.py), and a bound
+    on all plans by the mixed-integer programme of direct sends (placement.py).
+ 3. Each order found becomes a graph and a profile of its own (reordering.py), on which `solve` gives the plan under all
+    requirements, with every codec and budget; the best wins, the captured order among them.
+ 4. With a `score` the best few plans are compared by that instead: seconds with overlap, which only a simulation gets right.
+A graph whose blocks stand in one row has L + 1 ideals and one order, so there the answer is that of `solve`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ecotone.cluster import Cluster
+from ecotone.cost import CostModel, PlanCost
+from ecotone.graph import Graph
+from ecotone.plan import Plan
+from ecotone.planner.blockwise import ADDITIVE, Blockwise, Prices, bits_of, blockwise, prices
+from ecotone.planner.ideals import Chained, Lattice, Programme, frontiers_of, lattice_of
+from ecotone.planner.ideals_in_memory import least_in_memory
+from ecotone.planner.objective import SLACK, Asked, Objective, PlannerError, Requirement, Score
+from ecotone.planner.placement import least_placement
+from ecotone.planner.reordering import profile_in_order, same_cuts
+from ecotone.planner.rows import best_of_rows
+from ecotone.planner.solve import Solution, solve
+from ecotone.profile import Payload, Profile
+
+__all__ = ["DagSolution", "Scored", "solve_dag"]
+
+MOST_IDEALS = 40_000
+MOST_STAGES = 3
+NUM_ORDERS = 6
+MOST_IDLE_SETS = 64  # sets of devices that take part, for energy
+NOTHING_GAINED = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A candidate: what the objective says of it, and the score (nan where none was asked)."""
+
+    plan: Plan
+    value: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DagSolution:
+    """A Solution, and the world it is of: `graph` and `profile` in the order of blocks that its plan cuts.
+
+    `solution.bound` is a lower bound over all orders (0: none is proven). `captured`: the best in the order of the
+    capture, None where that keeps no requirement. `method`: "chain" (one order only), "ideals" or "rows"; `num_ideals` 0:
+    not counted.
+    """
+
+    solution: Solution
+    graph: Graph
+    profile: Profile
+    method: str
+    num_ideals: int
+    captured: Solution | None
+    candidates: tuple[Scored, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        return self.solution.plan
+
+    @property
+    def cost(self) -> PlanCost:
+        return self.solution.cost
+
+    @property
+    def value(self) -> float:
+        return self.solution.value
+
+    @property
+    def bound(self) -> float:
+        return self.solution.bound
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Of the captured blocks; () as captured."""
+        return self.graph.order
+
+    @property
+    def gain(self) -> float:
+        """By what share this is below the best plan of the captured order."""
+        before = self.captured.value if self.captured else math.inf
+        return 1 - self.value / before if 0 < before < math.inf else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _World:
+    """One order of the blocks, and its solution."""
+
+    graph: Graph
+    profile: Profile
+    solution: Solution
+
+
+def solve_dag(
+    graph: Graph,
+    cluster: Cluster,
+    profile: Profile,
+    objective: Objective,
+    require: Iterable[Requirement | str] = (),
+    *,
+    score: Score | None = None,
+    time_limit_s: float = 20.0,
+    tie: float = 0.0,
+    guess: bool = False,
+    most_ideals: int = MOST_IDEALS,
+) -> DagSolution:
+    """The best plan under `objective` that keeps all of `require`, in whatever order of the blocks.
+
+    Another order than the captured one must be better by the share `tie`. `guess`: lossy codecs also cross where their
+    effect was not measured but that of the same tensors was; such a plan is to be measured before it is used. Raises
+    PlannerError as `solve` does, where no order keeps the requirements.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    search = _Search(graph, cluster, profile, objective, tuple(require), deadline, tie)
+    captured, refusal = search.captured()
+    lattice = lattice_of(graph, most_ideals)
+    if lattice is not None and lattice.num_ideals == graph.num_blocks + 1:
+        if captured is None:
+            raise refusal or PlannerError("no plan")
+        return search.answer("chain", lattice.num_ideals, [captured], captured.solution.bound, score)
+    tables = blockwise(CostModel(graph, cluster, profile), search.asked, guess=guess)
+    if lattice is not None:
+        chains, bound = _over_lattice(tables, objective.name, lattice, deadline)
+    else:
+        chains, bound = _over_rows(tables, objective.name, deadline)
+    worlds = [captured] if captured else []
+    worlds += search.orders(tables, chains, guess)
+    if not worlds:
+        raise refusal or PlannerError("no plan keeps the requirements in any order of the blocks")
+    if captured is not None:
+        bound = min(bound, captured.solution.bound)
+    method, count = ("ideals", lattice.num_ideals) if lattice else ("rows", 0)
+    return search.answer(method, count, worlds, bound, score)
+
+
+class _Search:
+    """What one call works with."""
+
+    def __init__(
+        self, graph: Graph, cluster: Cluster, profile: Profile, objective: Objective,
+        require: tuple[Requirement | str, ...], deadline: float, tie: float,
+    ) -> None:  # fmt: skip
+        self.graph, self.cluster, self.profile = graph, cluster, profile
+        self.objective, self.require, self.deadline, self.tie = objective, require, deadline, tie
+        self.asked = Asked.of(require)
+
+    def captured(self) -> tuple[_World | None, PlannerError | None]:
+        """The best plan in the order that the graph has."""
+        try:
+            return _World(self.graph, self.profile, self._solve(self.graph, self.profile)), None
+        except PlannerError as error:
+            return None, error
+
+    def _solve(self, graph: Graph, profile: Profile) -> Solution:
+        left = max(0.5, self.deadline - time.perf_counter())
+        return solve(graph, self.cluster, profile, self.objective, self.require, time_limit_s=left, tie=self.tie)
+
+    def orders(self, tables: Blockwise, chains: Iterable[Chained], guess: bool) -> list[_World]:
+        """The best plan of each order that `chains` name, cut where they are and where the captured order is."""
+        cuts: dict[tuple[int, ...], set[int]] = {}
+        for chained in chains:
+            sizes = itertools.accumulate(len(blocks) for _, blocks in chained.stages)
+            cuts.setdefault(chained.order, set()).update(sizes)
+        worlds = []
+        for order, places in itertools.islice(cuts.items(), NUM_ORDERS):
+            if order == tuple(range(self.graph.num_blocks)):
+                continue
+            other = self.graph.reordered(order)
+            chosen = {*places, *same_cuts(self.graph, other, self.profile.cuts)}
+            profile = profile_in_order(self.graph, other, self.cluster, self.profile, chosen)
+            if guess:
+                profile = replace(profile, payloads=(*profile.payloads, *_guesses(tables, other, profile)))
+            try:
+                worlds.append(_World(other, profile, self._solve(other, profile)))
+            except PlannerError:  # this order keeps no requirement
+                continue
+            if time.perf_counter() > self.deadline:
+                break
+        return worlds
+
+    def answer(self, method: str, num_ideals: int, worlds: list[_World], bound: float, score: Score | None) -> DagSolution:
+        """The best of some worlds, the captured one first among them where it has a plan."""
+        first = worlds[0]
+        captured = first.solution if first.graph is self.graph else None
+        ranked = sorted(worlds, key=lambda w: w.solution.value)
+        values = {id(w): score(w.solution.plan) if score else math.nan for w in ranked[:NUM_ORDERS]}
+        ranked = ranked[:NUM_ORDERS]
+        best = min(ranked, key=lambda w: values[id(w)]) if score else ranked[0]
+        if captured is not None and not score:
+            limit = captured.value * (1 - max(self.tie, NOTHING_GAINED))
+            best = best if best.solution.value < limit else first
+        rows = (Scored(plan=w.solution.plan, value=w.solution.value, score=values[id(w)]) for w in ranked)
+        solution = replace(best.solution, bound=min(bound, best.solution.value))
+        return DagSolution(
+            solution=solution, graph=best.graph, profile=best.profile, method=method, num_ideals=num_ideals,
+            captured=captured, candidates=tuple(rows),
+        )  # fmt: skip
+
+
+def _over_lattice(tables: Blockwise, objective: str, lattice: Lattice, deadline: float) -> tuple[list[Chained], float]:
+    """The best chains of ideals, and a bound on every plan; 0 where the objective does not add up over blocks."""
+    chains: list[Chained] = []
+    bound = math.inf
+    for each in _prices(tables, objective):
+        programme = Programme(each, lattice)
+        found = programme.best_few(NUM_ORDERS)
+        least = found[0].value if found else math.inf
+        if found and not _fits(tables, found[0]):
+            fitting = [c for c in found if _fits(tables, c)]
+            upper = min((c.value for c in fitting), default=math.inf)
+            now = time.perf_counter()
+            kept = least_in_memory(programme, now + 0.5 * max(0.2, deadline - now), upper * (1 + SLACK))
+            if np.array_equal(tables.weight, tables.least_weight):  # else what is shared was counted twice: no bound
+                least = max(least, min(kept.bound, upper))
+            found = [*([kept.chained] if kept.chained else []), *fitting, *found]
+        chains += found
+        bound = min(bound, least)
+    if objective != "latency":
+        chains += Programme(prices(tables, "latency"), lattice).best_few(NUM_ORDERS // 2)
+    return chains, bound if objective in ADDITIVE else 0.0
+
+
+def _over_rows(tables: Blockwise, objective: str, deadline: float) -> tuple[list[Chained], float]:
+    """The same where the lattice is too large: rows of machines for the chains, direct sends for the bound."""
+    chains: list[Chained] = []
+    bound = math.inf
+    sets = list(_prices(tables, objective))
+    for i, each in enumerate(sets):
+        now = time.perf_counter()
+        share = max(0.1, (deadline - now) / (len(sets) - i))
+        chains += best_of_rows(each, MOST_STAGES, now + 0.5 * share).found
+        try:
+            bound = min(bound, least_placement(each, 0.3 * share, relaxed=True).bound)
+        except PlannerError:  # nothing keeps memory, with these devices
+            continue
+    return chains, bound if objective in ADDITIVE else 0.0
+
+
+def _prices(tables: Blockwise, objective: str) -> Iterator[Prices]:
+    """One set of prices; for energy one for each set of devices that may take part, as far as idle watts tell them apart."""
+    if objective != "energy":
+        yield prices(tables, objective if objective in ADDITIVE else "latency")
+        return
+    ends = {tables.source, tables.sink}
+    power = [d.power for d in tables.model.cluster.devices]
+    idle = [d for d in sorted({int(m) for m in tables.device} - ends) if power[d].idle_watt > 0]
+    if 1 << len(idle) > MOST_IDLE_SETS:
+        raise PlannerError(f"energy: {len(idle)} devices idle at a price; name at most 6 with device=...")
+    for size in range(len(idle) + 1):
+        for chosen in itertools.combinations(idle, size):
+            yield prices(tables, objective, chosen)
+
+
+def _fits(tables: Blockwise, chained: Chained) -> bool:
+    """Whether every device holds its blocks' weights and its largest set of live tensors (shared weights once)."""
+    graph, done = tables.graph, 0
+    used: dict[int, set[int]] = {}
+    peak = np.zeros(tables.num_devices)
+    for machine, blocks in chained.stages:
+        device = int(tables.device[machine])
+        for v in blocks:
+            alive = float((frontiers_of(graph, (done,)) @ tables.raw)[0])
+            made = sum(graph.tensors[t].size_bytes for t in graph.blocks[v].outputs)
+            peak[device] = max(peak[device], alive + made)
+            used.setdefault(device, set()).update(graph.blocks[v].parameters)
+            done |= 1 << v
+    held = {d: sum(graph.parameters[p].size_bytes for p in own) for d, own in used.items()}
+    return all(size + peak[d] <= tables.capacity[d] * (1 + SLACK) for d, size in held.items())
+
+
+def _guesses(tables: Blockwise, other: Graph, profile: Profile) -> Iterator[Payload]:
+    """Payloads for cuts of another order where none was measured: bytes by tensor, the worst effect of any captured cut."""
+    model, known = tables.model, {(p.position, p.codec) for p in profile.payloads}
+    for cut in profile.cuts:
+        frontier = other.frontier(cut)
+        row = np.zeros((1, len(other.tensors)), dtype=np.bool_)
+        row[0, list(frontier)] = True
+        sizes = tables.sizes(row)[0]
+        near = [p for p in model.profile.cuts if set(model.graph.frontier(p)) & set(frontier)]
+        for k, codec in enumerate(tables.codecs):
+            if (cut, codec) in known or not math.isfinite(sizes[k]):
+                continue
+            rows = [model.payload(p, codec) for p in near if math.isfinite(tables.size[bits_of(model.graph.frontier(p))][k])]
+            found = [p for p in rows if p is not None]
+            worst = max((p.disagreement for p in found), default=0.0)
+            error = max((p.relative_error for p in found), default=0.0)
+            yield Payload(position=cut, codec=codec, size_bytes=float(sizes[k]), relative_error=error, disagreement=worst)
