@@ -7,21 +7,24 @@ compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from ecotone import codec
 from ecotone.cli.console import err
 from ecotone.cli.workflow import Work, make_plan, make_profile, parse_objective
 from ecotone.graph import Graph
 from ecotone.plan import Plan
-from ecotone.planner import TIE, PlannerError, solve_dag
+from ecotone.planner import TIE, DagSolution, PlannerError, solve_dag
 from ecotone.planner.reordering import profile_in_order, same_cuts
-from ecotone.profile import Profile
+from ecotone.profile import Profile, SegmentTime
 from ecotone.runtime import Nodes
 
 __all__ = ["in_best_order", "profile_of"]
+
+LADDER = ("fp32", "int8", "int4")
 
 
 def in_best_order(
@@ -40,7 +43,7 @@ def in_best_order(
     if found.order == graph.order:
         return profile
     other = replace(work, captured=work.captured.in_order(found.order))
-    measured = _measured(other, nodes, graph, profile, found.plan.cuts, max_error)
+    measured = _measured(other, nodes, graph, profile, found, max_error)
     before, after = (_value(w, p, objective, require) for w, p in ((work, profile), (other, measured)))
     if not after < before * (1 - TIE):
         return profile
@@ -58,23 +61,38 @@ def _value(work: Work, profile: Profile, objective: str, require: Sequence[str])
 
 
 def _measured(
-    other: Work, nodes: Nodes | None, graph: Graph, profile: Profile, cuts: Sequence[int], max_error: float
+    other: Work, nodes: Nodes | None, graph: Graph, profile: Profile, promised: DagSolution, max_error: float
 ) -> Profile:
-    """What was measured of `graph`, where it holds in the other order too, and the new `cuts`, measured now."""
-    length = graph.num_blocks
-    new = tuple(c for c in cuts if 0 < c < length)
+    """What was measured of `graph`, where it holds in the other order too, and the cuts that are new there, measured now.
+
+    Only with executors that did well before, in codecs of plans that did, and a short ladder of others.
+    """
+    new = tuple(c for c in promised.plan.cuts if 0 < c < graph.num_blocks)
     executors = tuple(sorted({s.executor for s in profile.segments}))
-    found = make_profile(other, nodes, executors=executors, max_error=max_error, cuts=new)
+    coders = {t.codec for c in promised.candidates for t in c.plan.transfers} & {c.codec for c in profile.codecs}
+    ladder = {p.codec for p in profile.payloads} & set(LADDER)
+    codecs = tuple(sorted({c for c in coders | ladder if not codec.info(c).is_image}))
+    found = make_profile(other, nodes, executors=executors, max_error=max_error, cuts=new, codecs=codecs or ("fp32",))
     order = other.captured.graph
     kept = profile_in_order(graph, order, other.cluster, profile, same_cuts(graph, order, profile.cuts))
-    fresh = {(s.device, s.executor, s.start, s.stop) for s in found.segments}
-    coded = {(p.position, p.codec) for p in found.payloads}
+    known = {(s.device, s.executor, s.start, s.stop) for s in kept.segments}
+    coded = {(p.position, p.codec) for p in kept.payloads}
+    fresh = tuple(s for s in _without_drift(profile, found) if (s.device, s.executor, s.start, s.stop) not in known)
     return replace(
-        found, cuts=tuple(sorted({*found.cuts, *kept.cuts})), links=profile.links, accuracy=found.accuracy or kept.accuracy,
-        segments=(*found.segments, *(s for s in kept.segments if (s.device, s.executor, s.start, s.stop) not in fresh)),
-        payloads=(*found.payloads, *(p for p in kept.payloads if (p.position, p.codec) not in coded)),
-        codecs=profile.codecs, exits=profile.exits or found.exits,
+        kept, cuts=tuple(sorted({*found.cuts, *kept.cuts})), segments=(*kept.segments, *fresh), key=found.key,
+        payloads=(*kept.payloads, *(p for p in found.payloads if (p.position, p.codec) not in coded)),
+        accuracy=found.accuracy or kept.accuracy,
     )  # fmt: skip
+
+
+def _without_drift(before: Profile, after: Profile) -> Iterator[SegmentTime]:
+    """Segments measured later, scaled to the speed that the machine had before: both measured the whole model."""
+    whole = {(s.device, s.executor): s.median_s for s in before.segments if (s.start, s.stop) == (0, before.num_blocks)}
+    again = {(s.device, s.executor): s.median_s for s in after.segments if (s.start, s.stop) == (0, after.num_blocks)}
+    for segment in after.segments:
+        key = (segment.device, segment.executor)
+        drift = whole[key] / again[key] if whole.get(key) and again.get(key) else 1.0
+        yield replace(segment, median_s=segment.median_s * drift, spread_s=segment.spread_s * drift)
 
 
 def profile_of(work: Work, nodes: Nodes | None, plan: Plan, path: Path | None = None) -> Profile:

@@ -131,14 +131,17 @@ def make_profile(
     max_error: float = 0.2,
     fresh: bool = False,
     cuts: Sequence[int] = (),
+    codecs: Sequence[str] = (),
 ) -> Profile:
-    """Measure what is not measured yet, at `cuts` or where it promises most.
+    """Measure what is not measured yet, at `cuts` or where it promises most, in `codecs` or all usual ones.
 
     The file is reused while model, devices and versions stay the same.
     """
     for name in executors:
         by_id(name)
-    options = MeasureOptions(executors=tuple(executors), max_error=max_error, cuts=tuple(cuts))
+    options = MeasureOptions(
+        executors=tuple(executors), max_error=max_error, cuts=tuple(cuts), codecs=tuple(codecs)
+    )  # fmt: skip
     image = work.preparation.image
     inputs = work.samples or (work.captured.example_inputs,)
     file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs, image=image))
