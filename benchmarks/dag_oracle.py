@@ -1,8 +1,10 @@
-"""Two-tier placement by minimum cut against enumeration of every placement, and what goes wrong with a careless cut.
+"""Models with branches: the minimum cut and the search over orders against enumeration, and what both gain over one cut.
 
-Random graphs of 2 to 10 blocks with tensors of several readers, on two machines with random costs; `mismatches` counts
-problems where the cut's value is not the least of all placements in which nothing returns. Beside it, on the same problems:
-every edge priced instead of every tensor, and a cut without the edges that forbid a return. See planner/mincut.py.
+`mismatches`: random graphs of 2 to 10 blocks with tensors of several readers on two machines, where the cut's value is not
+the least of all placements in which nothing returns. Beside it, on such problems: every edge priced instead of every tensor,
+and a cut without the edges that forbid a return. `order_mismatches`: several machines, every topological order enumerated.
+`gains`: latency of the best cut at a single tensor (the papers' chain) and of the best cut anywhere in the captured order
+over that of the best order, on random Inception-like graphs and on two networks with times by FLOP. See docs/dag.md.
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import dag_networks, report
+from ecotone.cluster import Cluster
+from ecotone.cost import CostModel
+from ecotone.graph import Graph
+from ecotone.model import capture
+from ecotone.planner import Latency, solve, solve_dag
+from ecotone.planner.blockwise import Prices, blockwise, prices
 from ecotone.planner.mincut import FlowNetwork, TwoTier, least_two_tier
-from ecotone.planner.objective import PlannerError
+from ecotone.planner.objective import Asked, PlannerError
+from ecotone.planner.placement import Placement, makespan_s
+from ecotone.profile import Profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "planner"))
-from dag_worlds import enumerated, random_problem
+from dag_worlds import EveryChain, enumerated, inception_world, random_dag_world, random_problem
 
 TOLERANCE = 1e-9
 COUNT, PUBLISHED_COUNT = 2000, 400
@@ -83,15 +93,100 @@ def careless(count: int, seed: int) -> dict[str, Any]:
     }
 
 
+def order_mismatches(count: int, seed: int) -> int:
+    """Of `count` random problems on two or three machines, half with short memory, those not solved to the least."""
+    wrong = 0
+    for index in range(count):
+        world = random_dag_world(seed + index, tight=index % 2 == 1)
+        least = EveryChain(world, "latency").least()
+        try:
+            found = solve_dag(world.graph, world.cluster, world.profile, Latency())
+        except PlannerError:
+            wrong += math.isfinite(least)
+            continue
+        wrong += abs(found.value - least) > TOLERANCE * least or found.bound > least * (1 + TOLERANCE)
+    return wrong
+
+
+def gains(graph: Graph, cluster: Cluster, profile: Profile) -> dict[str, float]:
+    """Over the best order: the best cut at a single tensor, and the best cut of the captured order."""
+    best = solve_dag(graph, cluster, profile, Latency())
+    papers = replace(profile, cuts=(0, *graph.single_tensor_cuts(), graph.num_blocks))
+    single, captured = (solve(graph, cluster, p, Latency(), num_runners_up=0).value for p in (papers, profile))
+    return {
+        "single_tensor_over_best": single / best.value, "captured_over_best": captured / best.value,
+        "gap": best.solution.gap, "ideals": best.num_ideals, "stages": len(best.plan.stages),
+    }  # fmt: skip
+
+
+def networks(quick: bool) -> dict[str, list[dict[str, float]]]:
+    """Gains on captured networks over link rates, the server ten times as fast."""
+    found = {}
+    for name, build in dag_networks.NETWORKS.items():
+        graph = capture(*build(), name=name, branches=True).graph
+        rates = (16.0,) if quick else (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+        worlds = ((rate, *dag_networks.by_flop(graph, rate * 1e6 / 8, 10.0)) for rate in rates)
+        found[name] = [{"link_mbit_per_s": rate} | gains(graph, *world) for rate, *world in worlds]
+    return found
+
+
+def direct_sends(worlds: Sequence[tuple[Graph, Cluster, Profile]]) -> list[float]:
+    """Latency of the best plan over the makespan that direct sends could have: each tensor sent when it is made, branches on
+    both machines at once. Found by moving single blocks from the plan's own placement, so at least that much.
+    """
+    found = []
+    for graph, cluster, profile in worlds:
+        price = prices(blockwise(CostModel(graph, cluster, profile), Asked()), "latency")
+        best = solve_dag(graph, cluster, profile, Latency())
+        names = [cluster.devices[int(d)].name for d in price.tables.device]
+        row = [0] * graph.num_blocks
+        order = best.order or tuple(range(graph.num_blocks))
+        for stage in best.plan.stages:
+            for block in order[stage.start : stage.stop]:
+                row[block] = names.index(stage.device)
+        found.append(best.value / _climbed(price, row))
+    return found
+
+
+def _climbed(price: Prices, row: list[int]) -> float:
+    def seconds(machines: list[int]) -> float:
+        return makespan_s(price, Placement(machines=tuple(machines), devices=(), value=0.0, bound=0.0))
+
+    best, better = seconds(row), True
+    while better:
+        better = False
+        for block in range(len(row)):
+            for machine in range(len(price.tables.device)):
+                moved = [*row[:block], machine, *row[block + 1 :]]
+                if machine != row[block] and (value := seconds(moved)) < best - 1e-12:
+                    row, best, better = moved, value, True
+    return best
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = report.arguments(__doc__ or "", argv)
-    rows = careless(40 if options.quick else PUBLISHED_COUNT, options.seed)
+    quick, seed = options.quick, options.seed
+    rows = careless(40 if quick else PUBLISHED_COUNT, seed)
+    worlds = [inception_world(seed + index) for index in range(10 if quick else 100)]
+    inception = [gains(w.graph, w.cluster, w.profile) for w in worlds]
+    real = networks(quick)
+    overlap = direct_sends([(w.graph, w.cluster, w.profile) for w in worlds[: 5 if quick else 25]])
+    single, captured = ([row[f"{name}_over_best"] for row in inception] for name in ("single_tensor", "captured"))
     figures = {
-        "dag_mincut_mismatches": float(mismatches(100 if options.quick else COUNT, options.seed)),
+        "dag_mincut_mismatches": float(mismatches(100 if quick else COUNT, seed)),
+        "dag_order_mismatches": float(order_mismatches(20 if quick else 200, seed)),
         "by_edge_wrong": float(rows["by_edge"]["wrong"]),
         "without_reverse_edges_wrong": float(rows["without_reverse_edges"]["wrong"]),
+        "inception_share_better": sum(r > 1 + 1e-6 for r in single) / len(single),
+        "single_tensor_over_best_max": max(single),
+        "captured_over_best_max": max(captured),
+        "over_best_min": min(*single, *captured),
+        "gap_max": max(row["gap"] for row in inception),
+        "plan_over_direct_sends_median": report.median(overlap),
+        "two_towers_captured_over_best_max": max(row["captured_over_best"] for row in real["two_towers"]),
     }
-    report.finish(options.json, figures, rows, report.context(options.seed))
+    cases = {"careless": rows, "inception": inception, "networks": real, "plan_over_direct_sends": overlap}
+    report.finish(options.json, figures, cases, report.context(seed))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,68 @@ def random_dag(rng: np.random.Generator, blocks: int) -> Graph:
     )  # fmt: skip
 
 
+def inception_like(rng: np.random.Generator, modules: int = 3) -> Graph:
+    """A stem, then modules as Inception has them: two to four branches of a reduction and what follows it, joined again."""
+    sizes: list[tuple[int, int]] = [(int(rng.integers(40, 120)) * 100, -1)]  # elements, producer
+    blocks: list[tuple[list[int], int]] = []  # tensors read; the number of the tensor made
+
+    def add(reads: list[int], elements: int) -> int:
+        sizes.append((elements, len(blocks)))
+        blocks.append((reads, len(sizes) - 1))
+        return len(sizes) - 1
+
+    x = add([0], int(rng.integers(20, 50)) * 100)
+    for _ in range(modules):
+        wide, ends = sizes[x][0], []
+        for _ in range(int(rng.integers(2, 5))):
+            end = add([x], int(wide * rng.uniform(0.05, 0.3)))
+            for _ in range(int(rng.integers(0, 3))):
+                end = add([end], int(wide * rng.uniform(0.1, 0.5)))
+            ends.append(end)
+        x = add(ends, int(wide * rng.uniform(0.6, 1.1)))
+    last = add([x], 10)
+    return Graph(
+        name="inception", inputs=(TensorIndex(0),), outputs=(TensorIndex(last),),
+        tensors=tuple(Tensor(name=f"t{i}", shape=(1, n), dtype="float32", producer=p) for i, (n, p) in enumerate(sizes)),
+        blocks=tuple(
+            Block(
+                name=f"b{i}", inputs=tuple(TensorIndex(t) for t in reads), outputs=(TensorIndex(made),), flop=1.0,
+                parameters=(i,),
+            )
+            for i, (reads, made) in enumerate(blocks)
+        ),
+        parameters=tuple(Parameter(name=f"w{i}", size_bytes=1000) for i in range(len(blocks))),
+    )  # fmt: skip
+
+
+def inception_world(seed: int) -> DagWorld:
+    """An Inception-like graph between a device and a server five to twenty times as fast, over a slow link."""
+    rng = np.random.default_rng(seed)
+    graph = inception_like(rng)
+    names = ["device", "server"]
+    work = rng.uniform(5e-4, 3e-3, graph.num_blocks)
+    faster = float(rng.uniform(5, 20))
+    seconds = {(n, b): float(work[b] / (faster if n == "server" else 1)) for n in names for b in range(graph.num_blocks)}
+    payload = {
+        (graph.frontier(p), "fp32"): 4.0 * sum(graph.tensors[t].num_elements for t in graph.frontier(p))
+        for p in range(graph.num_blocks + 1)
+    }
+    per_byte = {(n, "fp32"): (1e-9, 1e-9) for n in names}
+    rate = float(10 ** rng.uniform(5.7, 6.7))
+    cluster = Cluster(
+        name="two", source=DeviceId("device"), sink=DeviceId("device"),
+        devices=tuple(Device(name=DeviceId(n), memory_bytes=10**9) for n in names),
+        links=tuple(
+            Link(source=DeviceId(a), target=DeviceId(b), latency_s=5e-4, bandwidth_bytes_per_s=rate)
+            for a, b in (("device", "server"), ("server", "device"))
+        ),
+    )  # fmt: skip
+    overhead = dict.fromkeys(names, 0.0)
+    return DagWorld(
+        graph, cluster, _profile(graph, seconds, overhead, payload, per_byte), seconds, overhead, payload, per_byte
+    )
+
+
 def random_dag_world(seed: int, *, tight: bool = False, blocks: int = 5, devices: int = 3) -> DagWorld:
     """2 to `devices` machines in random order, links unlike by direction and partly missing, int8 on the captured frontiers.
 

@@ -87,8 +87,9 @@ def plan(
 ) -> None:
     """Find the best plan: which device runs which part, and in which codec each tensor crosses each link.
 
-    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". With
-    --survive it is a set: the plan and the standbys that take over when a device or link fails.
+    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". Where a model
+    has branches, another order of its blocks is measured and taken if it gains. With --survive it is a set: the plan and the
+    standbys that take over when a device or link fails.
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
       ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
@@ -144,7 +145,8 @@ def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolut
 
 def _proof(solution: Solution) -> str:
     if solution.is_proven:
-        return f"[green]proven best[/] for {solution.objective} in this cost model"
+        where = "this order of the blocks" if solution.plan.order else "this cost model"
+        return f"[green]proven best[/] for {solution.objective} in {where}"
     return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {seconds(solution.bound)}"
 
 

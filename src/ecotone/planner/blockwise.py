@@ -30,6 +30,8 @@ __all__ = ["ADDITIVE", "Blockwise", "Prices", "alone", "bits_of", "blockwise", "
 
 ADDITIVE = ("latency", "energy", "bytes", "server", "money")
 
+MOST_CELLS = 2_000_000  # of a table that is held at once
+
 BoolMatrix = NDArray[np.bool_]
 
 
@@ -102,8 +104,9 @@ class Prices:
 
     def crossings(self, frontiers: BoolMatrix) -> FloatArray:
         """The least of these over codecs, (n, D, D); inf on the diagonal."""
-        found: FloatArray = self.options(frontiers).min(axis=1)
-        return found
+        step = max(1, MOST_CELLS // max(1, len(self.tables.codecs) * self.tables.num_devices**2))
+        parts = [self.options(frontiers[low : low + step]).min(axis=1) for low in range(0, len(frontiers), step)]
+        return np.concatenate(parts)
 
     def by_tensor(self, codec: int, source: int, target: int, coded: FloatArray | None = None) -> tuple[float, FloatArray]:
         """A crossing from device to device taken apart: what it adds once, and for each tensor (N,).

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,7 @@ __all__ = ["DagSolution", "Scored", "solve_dag"]
 
 MOST_IDEALS = 40_000
 MOST_STAGES = 3
+MOST_DEVICES = 16  # above it orders are sought among the most promising of them, without a bound
 NUM_ORDERS = 6
 MOST_IDLE_SETS = 64  # sets of devices that take part, for energy
 NOTHING_GAINED = 1e-9
@@ -134,7 +136,8 @@ def solve_dag(
         if captured is None:
             raise refusal or PlannerError("no plan")
         return search.answer("chain", lattice.num_ideals, [captured], captured.solution.bound, score)
-    tables = blockwise(CostModel(graph, cluster, profile), search.asked, guess=guess)
+    near = _near(CostModel(graph, cluster, profile), captured.solution if captured else None)
+    tables = blockwise(CostModel(graph, near, profile), search.asked, guess=guess)
     if lattice is not None:
         chains, bound = _over_lattice(tables, objective.name, lattice, deadline)
     else:
@@ -145,8 +148,32 @@ def solve_dag(
         raise refusal or PlannerError("no plan keeps the requirements in any order of the blocks")
     if captured is not None:
         bound = min(bound, captured.solution.bound)
+    bound = bound if near is cluster else 0.0
     method, count = ("ideals", lattice.num_ideals) if lattice else ("rows", 0)
     return search.answer(method, count, worlds, bound, score)
+
+
+def _near(model: CostModel, captured: Solution | None) -> Cluster:
+    """The devices among which orders are sought: all, or MOST_DEVICES, those in use first, then the fastest of each kind."""
+    cluster = model.cluster
+    if len(cluster.devices) <= MOST_DEVICES:
+        return cluster
+    plans = [captured.plan, *(r.plan for r in captured.runners_up)] if captured else []
+    chosen = dict.fromkeys([cluster.source, cluster.sink, *(d for plan in plans for d in plan.devices)])
+    rows, taken = [], Counter[str]()
+    for seconds, _, device in sorted((_whole_s(model, d.name), i, d) for i, d in enumerate(cluster.devices)):
+        if math.isfinite(seconds):
+            rows.append((taken[device.kind], seconds, device.name))
+            taken[device.kind] += bool(device.kind)
+    chosen |= dict.fromkeys(name for _, _, name in sorted(rows))
+    names = set(itertools.islice(chosen, MOST_DEVICES))
+    links = tuple(k for k in cluster.links if {k.source, k.target} <= names)
+    return replace(cluster, devices=tuple(d for d in cluster.devices if d.name in names), links=links)
+
+
+def _whole_s(model: CostModel, device: str) -> float:
+    times = (model.stage_times(device, e) for e in model.executors(device))
+    return min((t.seconds(0, model.graph.num_blocks)[0] for t in times if t), default=math.inf)
 
 
 class _Search:
