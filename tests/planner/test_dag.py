@@ -26,6 +26,7 @@ from ecotone.planner.objective import Asked
 from ecotone.planner.placement import Placement, least_placement, makespan_s
 from ecotone.planner.reordering import profile_in_order, same_cuts, world_of
 from ecotone.planner.rows import best_of_rows, cut_row
+from ecotone.profile import ExecutorFailure
 from ecotone.simulator import simulate
 
 pytestmark = pytest.mark.pure
@@ -335,6 +336,26 @@ def test_of_many_devices_the_promising_ones_are_looked_at() -> None:
     found = solve_dag(world.graph, many, profile, Latency())
     assert found.value == pytest.approx(few.value, rel=1e-9)
     assert found.bound == 0.0
+
+
+def test_where_no_order_can_be_sought_the_captured_one_answers() -> None:
+    """The executor failed on one block, so nothing is known of it elsewhere than in what was measured with it."""
+    for seed in range(10):
+        world = random_dag_world(seed)
+        failed = tuple(
+            ExecutorFailure(device=d.name, executor="torch:fp32", start=1, stop=2, reason="no")
+            for d in world.cluster.devices
+        )
+        profile = replace(world.profile, failures=failed)
+        try:
+            plain = solve(world.graph, world.cluster, profile, Latency())
+        except PlannerError:
+            with pytest.raises(PlannerError):
+                solve_dag(world.graph, world.cluster, profile, Latency())
+            continue
+        found = solve_dag(world.graph, world.cluster, profile, Latency())
+        assert found.plan == plain.plan
+        assert found.bound in (0.0, plain.bound)
 
 
 def test_requirements_hold_in_every_order() -> None:

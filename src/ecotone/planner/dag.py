@@ -60,8 +60,8 @@ class DagSolution:
     """A Solution, and the world it is of: `graph` and `profile` in the order of blocks that its plan cuts.
 
     `solution.bound` is a lower bound over all orders (0: none is proven). `captured`: the best in the order of the
-    capture, None where that keeps no requirement. `method`: "chain" (one order only), "ideals" or "rows"; `num_ideals` 0:
-    not counted.
+    capture, None where that keeps no requirement. `method`: "chain" (one order only), "ideals", "rows", or "captured" (no
+    other could be sought); `num_ideals` 0: not counted.
     """
 
     solution: Solution
@@ -130,14 +130,20 @@ def solve_dag(
     """
     deadline = time.perf_counter() + time_limit_s
     search = _Search(graph, cluster, profile, objective, tuple(require), deadline, tie)
-    captured, refusal = search.captured()
     lattice = lattice_of(graph, most_ideals)
-    if lattice is not None and lattice.num_ideals == graph.num_blocks + 1:
+    is_chain = lattice is not None and lattice.num_ideals == graph.num_blocks + 1
+    captured, refusal = search.captured(1.0 if is_chain else 0.5)
+    if lattice is not None and is_chain:
         if captured is None:
             raise refusal or PlannerError("no plan")
         return search.answer("chain", lattice.num_ideals, [captured], captured.solution.bound, score)
     near = _near(CostModel(graph, cluster, profile), captured.solution if captured else None)
-    tables = blockwise(CostModel(graph, near, profile), search.asked, guess=guess)
+    try:
+        tables = blockwise(CostModel(graph, near, profile), search.asked, guess=guess)
+    except PlannerError:  # no executor that runs every block by itself
+        if captured is None:
+            raise
+        return search.answer("captured", 0, [captured], 0.0, score)
     if lattice is not None:
         chains, bound = _over_lattice(tables, objective.name, lattice, deadline)
     else:
@@ -187,15 +193,15 @@ class _Search:
         self.objective, self.require, self.deadline, self.tie = objective, require, deadline, tie
         self.asked = Asked.of(require)
 
-    def captured(self) -> tuple[_World | None, PlannerError | None]:
-        """The best plan in the order that the graph has."""
+    def captured(self, share: float) -> tuple[_World | None, PlannerError | None]:
+        """The best plan in the order that the graph has, sought for a share of the time; or why there is none."""
         try:
-            return _World(self.graph, self.profile, self._solve(self.graph, self.profile)), None
+            return _World(self.graph, self.profile, self._solve(self.graph, self.profile, share)), None
         except PlannerError as error:
             return None, error
 
-    def _solve(self, graph: Graph, profile: Profile) -> Solution:
-        left = max(0.5, self.deadline - time.perf_counter())
+    def _solve(self, graph: Graph, profile: Profile, share: float = 1.0) -> Solution:
+        left = max(0.5, share * (self.deadline - time.perf_counter()))
         return solve(graph, self.cluster, profile, self.objective, self.require, time_limit_s=left, tie=self.tie)
 
     def orders(self, tables: Blockwise, chains: Iterable[Chained], guess: bool) -> list[_World]:
@@ -205,7 +211,7 @@ class _Search:
             sizes = itertools.accumulate(len(blocks) for _, blocks in chained.stages)
             cuts.setdefault(chained.order, set()).update(sizes)
         worlds = []
-        for order, places in itertools.islice(cuts.items(), NUM_ORDERS):
+        for order, places in itertools.islice(cuts.items(), 2 * NUM_ORDERS):
             if order == tuple(range(self.graph.num_blocks)):
                 continue
             other = self.graph.reordered(order)
@@ -241,57 +247,62 @@ class _Search:
 
 
 def _over_lattice(tables: Blockwise, objective: str, lattice: Lattice, deadline: float) -> tuple[list[Chained], float]:
-    """The best chains of ideals, and a bound on every plan; 0 where the objective does not add up over blocks."""
+    """The best chains of ideals, those that fit memory first, and a bound on every plan; 0 where none is proven."""
     chains: list[Chained] = []
+    every, is_exact = _prices(tables, objective)
     bound = math.inf
-    for each in _prices(tables, objective):
+    for each in every:
         programme = Programme(each, lattice)
         found = programme.best_few(NUM_ORDERS)
         least = found[0].value if found else math.inf
         if found and not _fits(tables, found[0]):
-            fitting = [c for c in found if _fits(tables, c)]
-            upper = min((c.value for c in fitting), default=math.inf)
+            upper = min((c.value for c in found if _fits(tables, c)), default=math.inf)
             now = time.perf_counter()
             kept = least_in_memory(programme, now + 0.5 * max(0.2, deadline - now), upper * (1 + SLACK))
             if np.array_equal(tables.weight, tables.least_weight):  # else what is shared was counted twice: no bound
                 least = max(least, min(kept.bound, upper))
-            found = [*([kept.chained] if kept.chained else []), *fitting, *found]
+            found += [kept.chained] if kept.chained else []
         chains += found
         bound = min(bound, least)
-    if objective != "latency":
-        chains += Programme(prices(tables, "latency"), lattice).best_few(NUM_ORDERS // 2)
-    return chains, bound if objective in ADDITIVE else 0.0
+    chains.sort(key=lambda c: (not _fits(tables, c), c.value))
+    if objective != "latency":  # a limit on latency may decide
+        chains = chains[:NUM_ORDERS] + Programme(prices(tables, "latency"), lattice).best_few(NUM_ORDERS // 2)
+    return chains, bound if is_exact else 0.0
 
 
 def _over_rows(tables: Blockwise, objective: str, deadline: float) -> tuple[list[Chained], float]:
     """The same where the lattice is too large: rows of machines for the chains, direct sends for the bound."""
     chains: list[Chained] = []
+    every, is_exact = _prices(tables, objective)
     bound = math.inf
-    sets = list(_prices(tables, objective))
-    for i, each in enumerate(sets):
+    for i, each in enumerate(every):
         now = time.perf_counter()
-        share = max(0.1, (deadline - now) / (len(sets) - i))
+        share = max(0.1, (deadline - now) / (len(every) - i))
         chains += best_of_rows(each, MOST_STAGES, now + 0.5 * share).found
         try:
             bound = min(bound, least_placement(each, 0.3 * share, relaxed=True).bound)
         except PlannerError:  # nothing keeps memory, with these devices
             continue
-    return chains, bound if objective in ADDITIVE else 0.0
+    return sorted(chains, key=lambda c: (not _fits(tables, c), c.value)), bound if is_exact else 0.0
 
 
-def _prices(tables: Blockwise, objective: str) -> Iterator[Prices]:
-    """One set of prices; for energy one for each set of devices that may take part, as far as idle watts tell them apart."""
+def _prices(tables: Blockwise, objective: str) -> tuple[list[Prices], bool]:
+    """Sets of prices of which the least over all is the objective's, and whether that is so.
+
+    For energy one for each set of devices that may take part, as far as idle watts tell them apart. Objectives that do not
+    add up over blocks get those of latency, and so does energy with too many sets all idle watts at once: for orders only.
+    """
+    if objective not in ADDITIVE:
+        return [prices(tables, "latency")], False
     if objective != "energy":
-        yield prices(tables, objective if objective in ADDITIVE else "latency")
-        return
+        return [prices(tables, objective)], True
     ends = {tables.source, tables.sink}
     power = [d.power for d in tables.model.cluster.devices]
     idle = [d for d in sorted({int(m) for m in tables.device} - ends) if power[d].idle_watt > 0]
     if 1 << len(idle) > MOST_IDLE_SETS:
-        raise PlannerError(f"energy: {len(idle)} devices idle at a price; name at most 6 with device=...")
-    for size in range(len(idle) + 1):
-        for chosen in itertools.combinations(idle, size):
-            yield prices(tables, objective, chosen)
+        return [prices(tables, objective, idle)], False
+    chosen = (c for size in range(len(idle) + 1) for c in itertools.combinations(idle, size))
+    return [prices(tables, objective, c) for c in chosen], True
 
 
 def _fits(tables: Blockwise, chained: Chained) -> bool:
