@@ -122,7 +122,7 @@ def test_the_next_best_chains_ascend_and_are_what_they_add_up_to() -> None:
 
 def test_memory_that_binds_equals_enumeration() -> None:
     found_some = 0
-    for seed in range(80):
+    for seed in range(60):
         world = random_dag_world(seed, tight=True)
         expected = EveryChain(world, "latency").least()
         lattice = lattice_of(world.graph, 1000)
@@ -134,7 +134,7 @@ def test_memory_that_binds_equals_enumeration() -> None:
             continue
         assert found.chained.value == pytest.approx(expected, rel=1e-9)
         found_some += 1
-    assert found_some >= 30
+    assert found_some >= 20
 
 
 # ---- rows of machines, direct sends --------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def _price_of(world: DagWorld, graph: Graph, seconds: tuple[float, ...]) -> obje
 @pytest.mark.parametrize("tight", [False, True])
 def test_solve_dag_equals_enumeration_and_proves_it(tight: bool) -> None:
     gained = answered = 0
-    for seed in range(60):
+    for seed in range(40):
         world = random_dag_world(seed, tight=tight)
         expected = EveryChain(world, "latency").least()
         try:
@@ -270,7 +270,7 @@ def test_solve_dag_equals_enumeration_and_proves_it(tight: bool) -> None:
         assert found.order == found.plan.order
         answered += 1
         gained += found.gain > 1e-6
-    assert answered >= 30
+    assert answered >= 25
     assert gained >= 2
 
 
@@ -374,7 +374,7 @@ def test_requirements_hold_in_every_order() -> None:
 
 def test_a_score_decides_among_the_best() -> None:
     """A score that likes more stages gets them, and is asked for plans of several orders."""
-    for seed in range(30):
+    for seed in range(12):
         world = random_dag_world(seed, blocks=6)
         asked: list[Plan] = []
 

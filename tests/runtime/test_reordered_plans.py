@@ -96,7 +96,11 @@ def test_plans_of_several_orders_are_resident_together(
             second = session.submit(inputs)
             check(captured, inputs, second.result(PATIENCE_S))
             assert (first.epoch, second.epoch) == (1, 2)
+    with deploy(even(captured.graph, "a", "b"), captured, nodes) as session:
+        assert session.how_to_switch(plans).kind == "beside"
     with deploy(plans.primary, captured, nodes) as session:
+        switch = session.how_to_switch(even(captured.graph, "a", "b"))
+        assert switch.kind == "beside"
         session.replan(even(captured.graph, "a", "b"))
         check(captured, inputs, session(*inputs))
 

@@ -52,9 +52,10 @@ class Models:
         self._origins[name] = model.graph.in_order(()).content_hash()
         self._models.setdefault(name, CapturedModel(model, self._samples, pieces))
 
-    @property
-    def graphs(self) -> Mapping[str, Graph]:
-        """By content hash."""
+    def graphs(self, plans: Sequence[Plan]) -> Mapping[str, Graph]:
+        """All graphs by content hash, with those that `plans` cut; raises DeployError where one is of no model here."""
+        for plan in plans:
+            self.of(plan)
         return {name: model.captured.graph for name, model in self._models.items()}
 
     def of(self, plan: Plan) -> CapturedModel:

@@ -312,7 +312,7 @@ class Session:
     def how_to_switch(self, plan: Plan | PlanSet) -> Switchover:
         """Whether replan(plan) would make the new set ready beside the old one or pause for it, and why."""
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
-        return switchover(self._residency.current, plans.plans, self._models.graphs, self.nodes.cluster)
+        return switchover(self._residency.current, plans.plans, self._models.graphs(plans.plans), self.nodes.cluster)
 
     def prefer(self, plan: Plan) -> None:
         """New requests follow `plan` from now on, where its nodes answer: no loading, no waiting. It must be resident."""
