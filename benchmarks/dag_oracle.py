@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "inception_share_better": sum(r > 1 + 1e-6 for r in single) / len(single),
         "single_tensor_over_best_max": max(single),
         "captured_over_best_max": max(captured),
-        "over_best_min": min(*single, *captured),
+        "over_best_min": round(min(*single, *captured), 9),
         "gap_max": max(row["gap"] for row in inception),
         "plan_over_direct_sends_median": report.median(overlap),
         "two_towers_captured_over_best_max": max(row["captured_over_best"] for row in real["two_towers"]),
