@@ -49,7 +49,7 @@ def in_best_order(
         return profile
     work.captured = other.captured
     if not work.quiet:
-        err.print(f"[dim]cut through branches: {1 - after / before:.1%} less {objective} than in the captured order")
+        err.print(f"[dim]cut through branches: {objective} {1 - after / before:.1%} better than in the captured order")
     return measured
 
 
@@ -71,7 +71,8 @@ def _measured(
     executors = tuple(sorted({s.executor for s in profile.segments}))
     coders = {t.codec for c in promised.candidates for t in c.plan.transfers} & {c.codec for c in profile.codecs}
     ladder = {p.codec for p in profile.payloads} & set(LADDER)
-    codecs = tuple(sorted({c for c in coders | ladder if not codec.info(c).is_image}))
+    general = {c for c in coders | ladder if not c.startswith("learned:")}  # a learned one is made for its own cut
+    codecs = tuple(sorted(c for c in general if not codec.info(c).is_image))
     found = make_profile(other, nodes, executors=executors, max_error=max_error, cuts=new, codecs=codecs or ("fp32",))
     order = other.captured.graph
     kept = profile_in_order(graph, order, other.cluster, profile, same_cuts(graph, order, profile.cuts))
