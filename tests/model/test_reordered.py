@@ -24,7 +24,7 @@ from ecotone.schema import SchemaError
 
 pytestmark = pytest.mark.torch
 
-BRANCHED = ("inception", "unet", "detector", "two_towers", "tied", "t5", "windows", "densenet", "bert")
+BRANCHED = ("inception", "unet", "detector", "two_towers", "tied", "windows")
 
 
 @cache
@@ -49,19 +49,20 @@ def run(segment: Segment, tensors: Any) -> tuple[torch.Tensor, ...]:
         return tuple(t.contiguous() for t in segment.module()(*tensors))
 
 
-@pytest.mark.parametrize("branches", [False, True])
-@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize(
+    ("name", "branches"), [*((name, True) for name in BRANCHED), *((name, False) for name in ("inception", "two_towers"))]
+)
 def test_any_order_cut_anywhere_gives_the_same_answer(name: str, branches: bool) -> None:
     captured = case(name, branches)
     inputs = captured.example_inputs
     whole = captured.reference(inputs)
     seen = set()
-    for seed in range(1 if name in ("t5", "bert") else 3):
+    for seed in range(2):
         other = captured.reordered(random_order(captured.graph, seed))
         seen.add(other.graph.content_hash())
         count = other.graph.num_blocks
         assert all(torch.equal(a, b) for a, b in zip(other.reference(inputs), whole, strict=True))
-        for position in range(seed % 2, count + 1, 1 if count < 12 else 3):
+        for position in range(seed % 2, count + 1, max(1, count // 6)):
             middle = run(other.segment(0, position), inputs)
             assert sum(t.numel() * t.element_size() for t in middle) == other.graph.frontier_bytes(position)
             made = run(other.segment(position, count), middle)
@@ -74,9 +75,7 @@ def test_any_order_cut_anywhere_gives_the_same_answer(name: str, branches: bool)
         assert len(seen) > 1
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in zoo.ZOO if n not in ("efficientnet", "mobilenet_v2", "swin", "sentence_encoder")]
-)
+@pytest.mark.parametrize("name", [*BRANCHED, "densenet", "t5"])
 def test_blocks_that_follow_branches_make_the_same_model(name: str) -> None:
     module, args, kwargs = zoo.build(name)
     captured = case(name)
