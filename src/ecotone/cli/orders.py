@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ecotone import codec
+from ecotone.accuracy import AccuracyTable
 from ecotone.cli.console import err
 from ecotone.cli.workflow import Work, make_plan, make_profile, parse_objective
 from ecotone.graph import Graph
@@ -82,7 +83,19 @@ def _measured(
     return replace(
         kept, cuts=tuple(sorted({*found.cuts, *kept.cuts})), segments=(*kept.segments, *fresh), key=found.key,
         payloads=(*kept.payloads, *(p for p in found.payloads if (p.position, p.codec) not in coded)),
-        accuracy=found.accuracy or kept.accuracy,
+        accuracy=_both(found.accuracy, kept.accuracy),
+    )  # fmt: skip
+
+
+def _both(fresh: AccuracyTable | None, kept: AccuracyTable | None) -> AccuracyTable | None:
+    """What was measured of the new cuts, and what holds from before; of one thing the fresh measurement."""
+    if fresh is None or kept is None:
+        return fresh or kept
+    known, chains = {c.key for c in fresh.cells}, {(c.crossings, c.policy) for c in fresh.compositions}
+    return replace(
+        fresh, policies=fresh.policies or kept.policies,
+        cells=(*fresh.cells, *(c for c in kept.cells if c.key not in known)),
+        compositions=(*fresh.compositions, *(c for c in kept.compositions if (c.crossings, c.policy) not in chains)),
     )  # fmt: skip
 
 

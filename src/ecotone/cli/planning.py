@@ -15,7 +15,7 @@ from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.orders import in_best_order
-from ecotone.cli.tables import plan_table, profile_table, seconds
+from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -28,8 +28,10 @@ from ecotone.cli.workflow import (
     write_file,
 )
 from ecotone.cost import predict
+from ecotone.plan import Plan
 from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
 from ecotone.planner.reordering import world_of
+from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound, sizes_of
 
@@ -41,25 +43,34 @@ def profile(
     cluster: options.ClusterFile = None,
     out_file: options.ProfileOut = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    calibration: options.Calibration = -1,
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Measure a model on a cluster: every device, executor, link and codec.
+    """Measure a model on a cluster: every device, executor, link and codec, and what each cut and codec costs in accuracy.
 
     The profile is a file, reused while model, devices and versions stay the same.
 
-      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
+      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/ --labels photos/labels.json
     """
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, max_calibration=calibration,
+        quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
     if json_output:
         print_json(json.loads(made.to_json()))
         return
     out.print(profile_table(made))
+    if made.accuracy:
+        out.print()
+        for table in accuracy_tables(made.accuracy):
+            out.print(table)
     if out_file:
         err.print(f"[dim]profile in {out_file}")
 
@@ -71,6 +82,7 @@ def plan(
     objective: options.Objective = "latency",
     require: options.Require = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
     executor: options.Executors = None,
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
@@ -97,14 +109,13 @@ def plan(
     """
     check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, labels=labels, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         measured = make_profile(work, nodes, executors=executor or (), path=profile_file)
         captured = replace(work)
         made = in_best_order(work, nodes, measured, objective, require or ())
     solution = make_plan(work, made, objective, require or ())
-    graph = work.captured.graph
     failover = make_failover(work, made, objective, require or (), survival) if survival else None
     around = Around.of(work, made, solution, objective, require or (), what_ifs or (), pareto_axis)
     if plot:
@@ -116,15 +127,20 @@ def plan(
         return
     _show(work, made, solution, failover, is_stated=bool(mtbf))
     if bounds:
-        plans = failover.planset if failover else solution.plan
-        report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
-        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+        _show_bounds(work, failover.planset if failover else solution.plan)
     around.show()
     if compare:
         out.print(_baselines(captured, measured, solution, require or ()))
     if explain_it:
-        for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
+        for line in explain(solution, work.captured.graph, work.cluster, made, tuple(require or ())).lines():
             out.print(line, highlight=False, markup=False)
+
+
+def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
+    """The proven bounds of queues and memory; raises EcotoneError for plans that may lock up."""
+    graph = work.captured.graph
+    report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
+    out.print(str(report), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ecotone.accuracy import NOWHERE
+from ecotone.accuracy import NOWHERE, Composition
 from ecotone.cluster import Cluster
 from ecotone.cost import CostModel
 from ecotone.graph import Graph
@@ -52,7 +52,8 @@ def profile_in_order(
     if table is not None:
         cells = (replace(c, position=to) for c in table.cells for to in places.get(c.position, []))
         nowhere = (c for c in table.cells if c.position == NOWHERE)
-        table = replace(table, graph_hash=name, cells=(*nowhere, *cells))
+        moved = tuple(found for c in table.compositions if (found := _moved(c, places)) is not None)
+        table = replace(table, graph_hash=name, cells=(*nowhere, *cells), compositions=moved)
     return replace(
         profile, graph_hash=name, cuts=chosen, key="", accuracy=table,
         segments=tuple(_segments(graph, other, cluster, profile, chosen, kept)),
@@ -68,6 +69,14 @@ def _alike(graph: Graph, other: Graph, profile: Profile, cuts: Sequence[int]) ->
         by_frontier.setdefault(other.frontier(cut), []).append(cut)
     measured = {p.position for p in profile.payloads} | set(profile.cuts)
     return {p: by_frontier.get(graph.frontier(p), []) for p in measured}
+
+
+def _moved(composition: Composition, places: dict[int, list[int]]) -> Composition | None:
+    """The same crossings at their first place in the other order; None where one has none."""
+    rows = [(crossing, places.get(crossing.position, [])) for crossing in composition.crossings]
+    if not all(found for _, found in rows):
+        return None
+    return replace(composition, crossings=tuple(replace(crossing, position=found[0]) for crossing, found in rows))
 
 
 def _segments(

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
+from ecotone.accuracy import ExitPolicy
 from ecotone.cluster import Device, DeviceId
 from ecotone.graph import Graph
+from ecotone.model import Captured
 from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
+from ecotone.profiling.crossings import ExitRun
 from ecotone.profiling.cuts import candidate_cuts
 
-__all__ = ["DeviceMeasurement", "MeasureOptions", "Progress"]
+__all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
 
 SCHEMA, VERSION = "ecotone.measurement", 1
 
@@ -58,6 +61,21 @@ class MeasureOptions:
         length = graph.num_blocks
         inner = {c for c in self.cuts if 0 < c < length}
         return (0, *sorted(inner), length) if self.cuts else candidate_cuts(graph, self.max_cuts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyOptions:
+    """What the accuracy table holds beside cuts and codecs. `limit`: at most so many samples (None: all, 0: no table).
+
+    The others as for `measure_accuracy`. No part of a profile's key: the table has its own.
+    """
+
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    policies: tuple[ExitPolicy, ...] = ()
+    exits: tuple[ExitRun, ...] = ()
+    variants: tuple[Captured, ...] = ()
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
