@@ -75,6 +75,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "over_best_min": (AT_LEAST, 1),
         "single_tensor_over_best_max": (AT_LEAST, 1.2),
     },
+    "exits": {"compute_saved_at_half_point": (AT_LEAST, 0.35), "compute_saved_at_one_point": (AT_LEAST, 0.45)},
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),

@@ -380,7 +380,8 @@ class CostModel:
             device=stage.device, executor=stage.executor, start=stage.start, stop=stage.stop, compute_s=seconds + exit_s,
             relative_error=times.relative_error(stage.start, stage.stop),
             weight_bytes=self.graph.segment_parameter_bytes(stage.start, stage.stop, stage.exit),
-            working_bytes=max(working, place.working_bytes if place else 0), extrapolated=flagged, exit_s=exit_s,
+            working_bytes=max(working, place.working_bytes if place else 0), extrapolated=flagged,
+            exit=stage.exit, exit_s=exit_s,
         )  # fmt: skip
 
     def transfer(self, transfer: Transfer, policy: ExitPolicy | None = None) -> TransferCost:

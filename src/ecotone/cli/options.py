@@ -57,6 +57,9 @@ Shadow = Annotated[
         text="Answer this share of requests (0.01: 1 %) again by the whole model, and raise drift. Default: none.",
     ),
 ]
+Exits = Annotated[
+    str, option("--exits", text="Early exits: a file made by ecotone exits, or own for those that the model brings.")
+]
 InputShape = Annotated[str, option("--input-shape", text=SHAPE_HELP)]
 Executors = Annotated[list[str] | None, option("--executor", text="Use only this executor, repeatable. Default: all.")]
 Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]

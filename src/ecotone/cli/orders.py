@@ -33,8 +33,10 @@ def in_best_order(
 ) -> Profile:
     """The profile to plan on: that of the best order of the blocks, in which `work.captured` then is.
 
-    Where no order but the captured one pays, nothing changes and nothing is measured.
+    Where no order but the captured one pays, nothing changes and nothing is measured. A model with exits keeps its order.
     """
+    if work.captured.exits:
+        return profile
     graph, cluster, wanted = work.captured.graph, work.cluster, tuple(require)
     with nullcontext() if work.quiet else err.status("looking at other orders of the blocks"):
         try:

@@ -47,6 +47,7 @@ def profile(
     calibration: options.Calibration = -1,
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
+    exits: options.Exits = "",
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
@@ -59,7 +60,7 @@ def profile(
     """
     work = load_work(
         model, cluster, input_shape=input_shape, samples=samples, labels=labels, max_calibration=calibration,
-        quiet=json_output,
+        exits=exits, quiet=json_output,
     )  # fmt: skip
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
@@ -84,6 +85,7 @@ def plan(
     samples: options.Samples = "",
     labels: options.Labels = None,
     executor: options.Executors = None,
+    exits: options.Exits = "",
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
     explain_it: options.Explain = False,
@@ -109,7 +111,7 @@ def plan(
     """
     check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, labels=labels, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, labels=labels, exits=exits, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         measured = make_profile(work, nodes, executors=executor or (), path=profile_file)

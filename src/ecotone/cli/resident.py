@@ -94,13 +94,13 @@ def chosen_plans(work: Work, profile: Profile, asked: Asked) -> PlanSet:
 
 
 def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int, float]:
-    """Predicted latency of each plan by its place in the set, so that a late run is noticed; {} without profile."""
+    """Seconds of the longest way through each plan by its place in the set, to notice a late run; {} without profile."""
     if profile is None:
         return {}
     found = {}
     for i, plan in enumerate(plans.plans):
         graph, measured = world_of(plan.order, work.captured.graph, work.cluster, profile)
-        found[i] = predict(plan, graph, work.cluster, measured).latency_s
+        found[i] = predict(plan, graph, work.cluster, measured).longest_s
     return found
 
 

@@ -36,6 +36,7 @@ def simulate(
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
+    exits: options.Exits = "",
     requests: Annotated[int, typer.Option(help="How many requests to send.", min=1, max=1_000_000)] = 200,
     arrivals: Annotated[str, typer.Option(help="closed:4 (so many at once), periodic:20/s, or poisson:20/s.")] = "closed:1",
     links: Annotated[float, typer.Option(help="Multiply every link's rate by this: 0.125 is eight times slower.")] = 1.0,
@@ -59,7 +60,7 @@ def simulate(
         raise EcotoneError(f"--links is {links}, must be above zero")
     pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, adapt=False)
     deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
-    work = load_work(model, cluster, quiet=json_output)
+    work = load_work(model, cluster, exits=exits, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     known = tuple(device.name for device in work.cluster.devices)
     script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))
@@ -128,6 +129,7 @@ def _document(report: Report) -> dict[str, object]:
         "utilisation": report.utilisation,
         "link_utilisation": report.link_utilisation,
         "link_bytes": report.link_bytes,
+        "exits": report.exits,
     }
 
 
@@ -137,6 +139,8 @@ def _print(report: Report) -> None:
     table.add_row("requests", f"{document['requests']}, {document['failed']} failed")
     table.add_row("latency", f"median {seconds(report.p50_s)}, 95 % under {seconds(report.p95_s)}")
     table.add_row("throughput", f"{report.throughput_per_s:.3g} /s")
+    for name, count in report.exits.items() if set(report.exits) - {""} else ():
+        table.add_row(f"left at {name}" if name else "to the end", f"{count} requests")
     for name, share in report.utilisation.items():
         table.add_row(name, f"computing {share:.0%} of the time")
     for name, size in report.link_bytes.items():

@@ -16,12 +16,15 @@ from typing import Any
 
 import psutil
 import torch
+from rich.markup import escape
 
+from ecotone.accuracy import AccuracyTable
 from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
+from ecotone.model.exit_file import read_exits
 from ecotone.plan import Plan, plan_violations
 from ecotone.planner import (
     TIE,
@@ -37,6 +40,9 @@ from ecotone.planner import (
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import AccuracyOptions, MeasureOptions, Progress, check_composition, default_path, profile_key
+from ecotone.profiling.calibration import policy_table, usual_policies
+from ecotone.profiling.crossings import exit_run
+from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
 from ecotone.profiling.samples import FirstOf
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
@@ -72,6 +78,7 @@ class Work:
     samples: FileSamples | tuple[()] = ()
     labels: list[Any] | None = None
     max_calibration: int | None = None  # of the samples, for the accuracy table
+    policies: AccuracyTable | None = None  # the policies of its exits, as their file calibrated them
 
 
 def here() -> Cluster:
@@ -95,11 +102,14 @@ def load_work(
     samples: str = "",
     labels: Path | None = None,
     max_calibration: int = -1,
+    exits: str = "",
+    branches: bool = True,
     quiet: bool = False,
 ) -> Work:
-    """Load and capture `model`, read the cluster, find samples and labels; raises EcotoneError naming what is wrong.
+    """Load and capture `model`, read the cluster, find samples, labels, exits; raises EcotoneError naming what is wrong.
 
-    `max_calibration`: at most so many samples are for the accuracy table; below 0: all.
+    `max_calibration`: at most so many samples are for the accuracy table; below 0: all. `branches`: blocks follow branches,
+    but not with exits, whose files count the blocks of one row.
     """
     if labels and not samples:
         raise EcotoneError("--labels says what is right for --samples; give both")
@@ -108,7 +118,10 @@ def load_work(
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
             raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
-        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=True)
+        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches and not exits)
+    policies = None
+    if exits:
+        captured, policies = _attached(loaded, captured, exits, quiet)
     graph = captured.graph
     if not quiet:
         work_flop, weights = graph.segment_flop(0, graph.num_blocks), graph.segment_parameter_bytes(0, graph.num_blocks)
@@ -116,12 +129,30 @@ def load_work(
         err.print(f"[dim]{graph.name}: {graph.num_blocks} blocks, {size}")
     preparation = Preparation.of(loaded, captured)
     work = Work(
-        loaded, captured, machines, preparation, quiet, max_calibration=None if max_calibration < 0 else max_calibration
-    )
+        loaded, captured, machines, preparation, quiet, policies=policies,
+        max_calibration=None if max_calibration < 0 else max_calibration,
+    )  # fmt: skip
     if samples:
         work.samples = FileSamples(samples, preparation)
         work.labels = read_labels(labels, work.samples.names, preparation.labels) if labels else None
     return work
+
+
+def _attached(loaded: LoadedModel, captured: Captured, exits: str, quiet: bool) -> tuple[Captured, AccuracyTable | None]:
+    """The model with the exits of a file, and the policies that its calibration gives, if any."""
+    if exits == "own" and not loaded.exits:
+        raise EcotoneError(f"{loaded.name}: brings no exits of its own; make some with ecotone exits, then give the file")
+    file = read_exits(Path(loaded.exits if exits == "own" else exits))
+    captured = file.attach(captured)
+    outcomes = Outcomes.from_tensors([head.name for head in captured.exits], file.data)
+    if outcomes is None:
+        return captured, None
+    try:
+        return captured, policy_table(captured.graph, outcomes, usual_policies(outcomes, captured.graph))
+    except CalibrationError as error:  # plans of a file may still name its exits
+        if not quiet:
+            err.print(f"[dim]no exit policy: {escape(str(error))}", soft_wrap=True)
+        return captured, None
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
@@ -162,7 +193,11 @@ def make_profile(
     if fresh:
         file.unlink(missing_ok=True)
     names = work.samples.names if isinstance(work.samples, FileSamples) else ()
-    table = AccuracyOptions(limit=work.max_calibration, names=names)
+    table = AccuracyOptions(
+        limit=work.max_calibration, names=names, given=work.policies,
+        policies=work.policies.policies if work.policies else (),
+        exits=tuple(exit_run(head) for head in work.captured.exits) if work.policies else (),
+    )  # fmt: skip
     with progress_bar("profiling", work.quiet) as report:
         made = measure(
             work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
@@ -251,8 +286,7 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
 
 def _cut_as(work: Work, plan: Plan) -> None:
     """Put `work.captured` in the order of blocks that a plan cuts; plans of a capture in one row are known too."""
-
-    for branches in (True, False):
+    for branches in (True,) if work.captured.exits else (True, False):
         with suppress(EcotoneError):  # an order of another model
             captured = work.captured
             if not branches:

@@ -61,7 +61,7 @@ class DagSolution:
 
     `solution.bound` is a lower bound over all orders (0: none is proven). `captured`: the best in the order of the
     capture, None where that keeps no requirement. `method`: "chain" (one order only), "ideals", "rows", or "captured" (no
-    other could be sought); `num_ideals` 0: not counted.
+    other could be sought, or there are exit policies); `num_ideals` 0: not counted.
     """
 
     solution: Solution
@@ -132,11 +132,16 @@ def solve_dag(
     search = _Search(graph, cluster, profile, objective, tuple(require), deadline, tie)
     lattice = lattice_of(graph, most_ideals)
     is_chain = lattice is not None and lattice.num_ideals == graph.num_blocks + 1
-    captured, refusal = search.captured(1.0 if is_chain else 0.5)
+    has_policies = bool(graph.exits and profile.accuracy and profile.accuracy.policies)
+    captured, refusal = search.captured(1.0 if is_chain or has_policies else 0.5)
     if lattice is not None and is_chain:
         if captured is None:
             raise refusal or PlannerError("no plan")
         return search.answer("chain", lattice.num_ideals, [captured], captured.solution.bound, score)
+    if has_policies:  # means over exits do not add up over blocks
+        if captured is None:
+            raise refusal or PlannerError("no plan")
+        return search.answer("captured", 0, [captured], 0.0, score)
     near = _near(CostModel(graph, cluster, profile), captured.solution if captured else None)
     try:
         tables = blockwise(CostModel(graph, near, profile), search.asked, guess=guess)

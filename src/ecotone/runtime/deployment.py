@@ -17,6 +17,7 @@ from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.runtime.launch import Nodes, attach, launch
 from ecotone.runtime.models import Models
 from ecotone.runtime.session import Session
+from ecotone.runtime.stages import Piece
 
 __all__ = ["deploy"]
 
@@ -31,7 +32,7 @@ def deploy(
     samples: Sequence[Sequence[torch.Tensor]] = (),
     image: codec.ImageSpec | None = None,
     ordered: bool = False,
-    pieces: Sequence[tuple[int, int]] = (),
+    pieces: Sequence[Piece] = (),
     timeout_s: float = 120.0,
     node_timeout_s: float = 5.0,
     variants: Sequence[Captured] = (),

@@ -47,19 +47,18 @@ class StoreLoader:
         self._wanted.pop(key, None)
         self._parts[key], self._plans[key] = parts, plan
         try:
-            self._load(session, epoch, plan, parts)
+            self._load(session, plan, parts)
         except StoreCorrupted:  # the store removed it: fetched again like any other that is missing
             self._wanted[key] = missing_blobs(self._store, parts)
             return self._wanted[key]
         return ()
 
-    def _load(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> None:
+    def _load(self, session: int, plan: Plan, parts: tuple[StagePart, ...]) -> None:
         for part in parts:
             if not 0 <= part.stage < len(plan.stages):
                 raise EcotoneError(f"the plan has no stage {part.stage}; make it again")
-            stage = plan.stages[part.stage]
             make = partial(segment_from_store, self._store, part)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
+            self._stages.prepare(session, plan, part.stage, content_of(part), make, weight_bytes(part))
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
         wanted = {blob.number: blob for blob in self._wanted.get((session, epoch), ())}
@@ -101,9 +100,8 @@ class ModelLoader:
 
     def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
         for part in parts:
-            stage = plan.stages[part.stage]
-            make = make_from_model(self._models.of(plan), stage)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
+            make = make_from_model(self._models.of(plan), plan.stages[part.stage])
+            self._stages.prepare(session, plan, part.stage, content_of(part), make, weight_bytes(part))
         return ()
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:

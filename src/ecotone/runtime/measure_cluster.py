@@ -22,10 +22,12 @@ from ecotone.model import Captured
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling import AccuracyOptions, DeviceMeasurement, MeasureOptions, Progress, Samples
+from ecotone.profiling.device import before_exits
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.deployment import deploy
 from ecotone.runtime.launch import Nodes, attach
 from ecotone.runtime.probe import measure_link
+from ecotone.runtime.stages import Piece
 from ecotone.schema import read, write
 from ecotone.trust.identity import Identity
 from ecotone.units import EcotoneError
@@ -89,8 +91,9 @@ def _ask_node(
     """Send the model in pieces to a real node and let it measure them on itself."""
     graph, cuts = captured.graph, options.cuts_of(captured.graph)
     length, source = graph.num_blocks, nodes.cluster.source
-    pieces = {(0, length), *itertools.pairwise(cuts)}
+    pieces: set[Piece] = {(0, length), *itertools.pairwise(cuts)}
     pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}
+    pieces |= {(start, place.position, place.name) for place, start in before_exits(graph, cuts)}
     whole = Plan(
         graph_hash=graph.content_hash(),
         stages=(Stage(device=device.name, start=0, stop=length),),

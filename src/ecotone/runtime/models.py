@@ -19,7 +19,7 @@ from ecotone.model import Captured
 from ecotone.plan import Plan, plan_violations
 from ecotone.protocol.message import StagePart
 from ecotone.runtime.errors import DeployError
-from ecotone.runtime.stages import CapturedModel, parts_of
+from ecotone.runtime.stages import CapturedModel, Piece, parts_of
 from ecotone.schema import SchemaError
 from ecotone.units import EcotoneError
 
@@ -34,7 +34,7 @@ class Models:
         captured: Captured,
         variants: Sequence[Captured] = (),
         samples: Sequence[tuple[torch.Tensor, ...]] = (),
-        pieces: Sequence[tuple[int, int]] = (),
+        pieces: Sequence[Piece] = (),
     ):
         self.captured, self._samples = captured, samples
         self._models: dict[str, CapturedModel] = {}
@@ -47,7 +47,7 @@ class Models:
                 )
             self._add(model, pieces if model is captured else ())
 
-    def _add(self, model: Captured, pieces: Sequence[tuple[int, int]] = ()) -> None:
+    def _add(self, model: Captured, pieces: Sequence[Piece] = ()) -> None:
         name = model.graph.content_hash()
         self._origins[name] = model.graph.in_order(()).content_hash()
         self._models.setdefault(name, CapturedModel(model, self._samples, pieces))
@@ -99,7 +99,7 @@ class Models:
     def specs(self, plan: Plan, edge: int) -> Sequence[HasSpec]:
         """Names, shapes and types of the tensors on an edge of `plan`."""
         graph = self.of(plan).captured.graph
-        return [graph.tensors[index] for index in graph.frontier(plan.transfers[edge].position)]
+        return [graph.tensors[index] for index in graph.frontier(plan.edges[edge].position)]
 
     def blob(self, sha256: str) -> bytes:
         """The bytes of a blob of any of the models; raises EcotoneError where none has it."""

@@ -452,9 +452,11 @@ class Session:
         if entry is None:
             return
         total_s = time.perf_counter() - entry.submitted_s
-        self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
         plan = self._residency.plan_of(body.epoch)
         self.watch(Delivered(entry.inputs, tensors, plan))
+        entry.future.exit = plan.exit_at(body.edge) if plan else ""
+        attempt = attempt_of(body.request)
+        self._ended.append(Ended(request, body.epoch, attempt, entry.submitted_s, total_s, entry.future.exit))
         self._end(entry, Outcome(tuple(tensors), self._models.origin(plan), body.epoch))
 
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None:

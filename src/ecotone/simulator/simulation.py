@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from ecotone.protocol.message import BodyId, NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings, chunk_bytes_for
 from ecotone.simulator.faults import Fault, FollowTrace, KillNode, Replan, check, devices_of
+from ecotone.simulator.leaving import Leaving
 from ecotone.simulator.program import Ask, Program, as_set, with_epochs_from
 from ecotone.simulator.world import Machine, World
 from ecotone.trace import Trace
@@ -64,6 +66,7 @@ class Outcome:
     """One request: seconds since the first submission; `error` is an ErrorKind value, or "" with a result.
 
     `epoch`: of the plan that answered (-1 with an error). `num_runs`: 1, and one more each time that it was rerouted.
+    `exit`: at which it left, "" where it went to the end.
     """
 
     request: int
@@ -73,6 +76,7 @@ class Outcome:
     epoch: int = -1
     num_runs: int = 1
     reason: str = ""
+    exit: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -98,6 +102,11 @@ class Report:
     @property
     def completed(self) -> tuple[Outcome, ...]:
         return tuple(o for o in self.outcomes if not o.error)
+
+    @property
+    def exits(self) -> dict[str, int]:
+        """Results by the exit at which their requests left; "": at the end."""
+        return dict(Counter(o.exit for o in self.completed))
 
     @property
     def completion_order(self) -> tuple[int, ...]:
@@ -134,11 +143,12 @@ class Report:
 
 
 class Times:
-    """Seconds and bytes of work by plan epoch, from the cost model of the plan's graph."""
+    """Seconds and bytes of work by plan epoch, from the cost model of the plan's graph, and who leaves at its exits."""
 
-    def __init__(self, models: dict[str, CostModel]) -> None:
+    def __init__(self, models: dict[str, CostModel], seed: int = 0) -> None:
         self.models = models
         self.costs: dict[int, PlanCost] = {}
+        self.leaving = Leaving(seed)
 
     def add(self, *plans: Plan, reordered: CostModel | None = None) -> None:
         """Raises EcotoneError where a plan is of a graph that was not given, nor of another order of that of `reordered`."""
@@ -150,19 +160,20 @@ class Times:
             if model is None:
                 what = f"plan {plan.epoch} is of graph {plan.graph_hash:.12}, which is not given"
                 raise EcotoneError(f"{what}; pass it in `variants`")
-            self.costs[plan.epoch] = model.predict(plan)
+            cost = self.costs[plan.epoch] = model.predict(plan)
+            self.leaving.add(plan, [c.leaves for c, s in zip(cost.stages, plan.stages, strict=True) if s.exit])
 
     def seconds(self, body: BodyId, work: str) -> float:
         """Of "compute", "encode" or "decode" of a body."""
         cost = self.costs[body.epoch]
         if work == "compute":
             return cost.stages[body.edge].compute_s
-        transfer = cost.transfers[body.edge]
+        transfer = cost.edges[body.edge]
         return transfer.encode_s if work == "encode" else transfer.decode_s
 
     def size_bytes(self, body: BodyId) -> int:
         """Encoded, on the wire."""
-        return max(1, round(self.costs[body.epoch].transfers[body.edge].size_bytes))
+        return max(1, round(self.costs[body.epoch].edges[body.edge].size_bytes))
 
 
 def simulate(
@@ -197,7 +208,7 @@ def simulate(
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
     plans, script = _numbered(as_set(plan), script)
     model = CostModel(graph, cluster, profile)
-    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in variants} | {graph.content_hash(): model})
+    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in variants} | {graph.content_hash(): model}, seed)
     every = [one for group in (plans, *(as_set(f.plan) for f in script if isinstance(f, Replan))) for one in group.plans]
     times.add(*every, reordered=model)
     settings = dataclasses.replace(
@@ -210,13 +221,13 @@ def simulate(
     _check(script, tuple(names), plans, settings, worker)
     links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
     make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
-    expected_s = {epoch: cost.latency_s for epoch, cost in times.costs.items()}
-    program = Program(
-        NodeId(plans.primary.source), _asks(arrivals, requests, deadline_s, seed), plans, make, in_flight, expected_s
-    )
+    expected_s = {epoch: cost.longest_s for epoch, cost in times.costs.items()}
+    asks = _asks(arrivals, requests, deadline_s, seed)
+    program = Program(NodeId(plans.primary.source), asks, plans, make, in_flight, expected_s)
     machines = {name: Machine(make(name, 1, settings.session)) for name in names}
     world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
     _bring_into_force(program, until_s)
+    world.exit_of = times.leaving
     world.count_anew()
     program.begin()
     for fault in (*_traces(cluster, names), *script):
@@ -314,6 +325,7 @@ def _report(world: World, program: Program, seed: int) -> Report:
             epoch=end.epoch,
             num_runs=runs.get(number, 1),
             reason=end.reason,
+            exit=end.exit,
         )
         for number, ends in program.ends.items()
         for end in ends
