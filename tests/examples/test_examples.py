@@ -23,8 +23,10 @@ from ecotone.cli.demo_model import (
     tile_accuracy,
     tilenet,
 )
+from ecotone.codec import read_learned
 from ecotone.model import capture
 from ecotone.model.exit_file import read_exits
+from ecotone.profiling import check_bottleneck
 
 pytestmark = pytest.mark.torch
 
@@ -132,6 +134,15 @@ def test_training_takes_steps_and_writes_weights_that_load(tmp_path: Path) -> No
         n: tuple(v.shape) for n, v in TileNet().state_dict().items()
     }
     assert any(not torch.equal(v, load_file(tmp_path / "on.safetensors")[name]) for name, v in stored.items())
+
+
+def test_a_bottleneck_is_trained_and_written(tmp_path: Path) -> None:
+    options = ("--cut", "11", "--frames", "6", "--epochs", "2", "--final-epochs", "1", "--out", "made.safetensors")
+    words = run("train_bottleneck.py", *options, folder=tmp_path)
+    made = read_learned((tmp_path / "made.safetensors").read_bytes())
+    assert made.spec.position == 11
+    assert f"{made.id}: " in words
+    check_bottleneck(capture(tilenet(), example_inputs()), made)
 
 
 def test_training_says_when_its_data_are_missing(tmp_path: Path) -> None:

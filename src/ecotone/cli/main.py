@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ecotone.cli.bottleneck import bottleneck
 from ecotone.cli.console import main_of, out
 from ecotone.cli.demo import demo
 from ecotone.cli.doctor import doctor
@@ -37,6 +38,7 @@ app.command(rich_help_panel=WORK)(exits)
 app.command(rich_help_panel=WORK)(profile)
 app.command(rich_help_panel=WORK)(plan)
 app.command(rich_help_panel=WORK)(simulate)
+app.command(rich_help_panel=WORK)(bottleneck)
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)
 

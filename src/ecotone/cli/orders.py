@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ecotone import codec
 from ecotone.accuracy import AccuracyTable
+from ecotone.cli.asked import parse_objective, parse_require
 from ecotone.cli.console import err
-from ecotone.cli.workflow import Work, make_plan, make_profile, parse_objective
+from ecotone.cli.workflow import Work, make_plan, make_profile
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner import TIE, DagSolution, PlannerError, solve_dag
@@ -29,25 +30,34 @@ LADDER = ("fp32", "int8", "int4")
 
 
 def in_best_order(
-    work: Work, nodes: Nodes | None, profile: Profile, objective: str, require: Sequence[str], max_error: float = 0.2
+    work: Work,
+    nodes: Nodes | None,
+    profile: Profile,
+    objective: str,
+    require: Sequence[str],
+    max_error: float = 0.2,
+    *,
+    arrivals: str = "",
 ) -> Profile:
     """The profile to plan on: that of the best order of the blocks, in which `work.captured` then is.
 
-    Where no order but the captured one pays, nothing changes and nothing is measured. A model with exits keeps its order.
+    Where no order but the captured one pays, nothing changes and nothing is measured. A model with exits or learned
+    codecs, which count the blocks of one row, keeps its order.
     """
-    if work.captured.exits:
+    if work.captured.exits or work.bottlenecks:
         return profile
-    graph, cluster, wanted = work.captured.graph, work.cluster, tuple(require)
+    graph, cluster = work.captured.graph, work.cluster
+    wanted, kept = parse_objective(objective, arrivals), parse_require(require, arrivals)
     with nullcontext() if work.quiet else err.status("looking at other orders of the blocks"):
         try:
-            found = solve_dag(graph, cluster, profile, parse_objective(objective), wanted, tie=TIE, guess=True)
+            found = solve_dag(graph, cluster, profile, wanted, kept, tie=TIE, guess=True)
         except PlannerError:  # no order keeps what is asked; the plain planner says why
             return profile
     if found.order == graph.order:
         return profile
     other = replace(work, captured=work.captured.in_order(found.order))
     measured = _measured(other, nodes, graph, profile, found, max_error)
-    before, after = (_value(w, p, objective, require) for w, p in ((work, profile), (other, measured)))
+    before, after = (_value(w, p, objective, require, arrivals) for w, p in ((work, profile), (other, measured)))
     if not after < before * (1 - TIE):
         return profile
     work.captured = other.captured
@@ -56,9 +66,9 @@ def in_best_order(
     return measured
 
 
-def _value(work: Work, profile: Profile, objective: str, require: Sequence[str]) -> float:
+def _value(work: Work, profile: Profile, objective: str, require: Sequence[str], arrivals: str) -> float:
     try:
-        return make_plan(work, profile, objective, require).value
+        return make_plan(work, profile, objective, require, arrivals=arrivals).value
     except PlannerError:
         return float("inf")
 

@@ -23,11 +23,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone.cli import options
+from ecotone.cli.asked import check_asked
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans, shadowing
 from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
-from ecotone.runtime import Future, Session, deploy
+from ecotone.cli.workflow import Work, load_work, open_nodes, read_file
+from ecotone.planset import PlanSet
+from ecotone.runtime import Future, Nodes, Session, deploy
 from ecotone.serving.http import Service, application
 from ecotone.serving.live import Live
 from ecotone.serving.results import Answer, json_line, save, summary
@@ -71,6 +73,7 @@ def run(
     in_flight: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=256)] = 4,
     limit: Annotated[int, typer.Option(help="Stop after so many inputs; 0: all.", min=0)] = 0,
     exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON line per result.")] = False,
 ) -> None:
@@ -82,13 +85,13 @@ def run(
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
     asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow)
     items = open_source(source, _policy(policy))
-    work = load_work(model, cluster, input_shape=input_shape, exits=exits, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         expected = expected_s(work, plans, profile)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected) as session,
+            _deploy(work, plans, nodes, expected_s=expected) as session,
             adapting(work, session, profile, asked),
             shadowing(work, session, profile, asked) as compared,
         ):
@@ -101,6 +104,11 @@ def run(
     if out_file:
         save(out_file, kept, work.preparation.labels)
         err.print(f"[dim]wrote {len(kept)} results to {out_file}")
+
+
+def _deploy(work: Work, plans: PlanSet, nodes: Nodes, **more: Any) -> Session:
+    """Put `plans` in force with all that the command line gave."""
+    return deploy(plans, work.captured, nodes, image=work.preparation.image, bottlenecks=work.bottlenecks, **more)
 
 
 def _policy(text: str) -> Policy:
@@ -206,6 +214,7 @@ def serve(
     ] = None,
     keep: Annotated[str, typer.Option(help="With --journal: how long a result can be asked for again.")] = "1h",
     exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
 ) -> None:
     """Serve a model over HTTP by the Open Inference Protocol v2, computed over the cluster.
@@ -222,13 +231,13 @@ def serve(
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
-    work = load_work(model, cluster, input_shape=input_shape, exits=exits)
+    work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck)
     check_asked(objective, require or (), work.cluster)
     keep_s = parse_quantity(keep, "s", "--keep")
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal) as session,
+            _deploy(work, plans, nodes, queue_limit=queue, journal=journal) as session,
             adapting(work, session, profile, asked),
             shadowing(work, session, profile, asked),
         ):

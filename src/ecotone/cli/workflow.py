@@ -19,27 +19,28 @@ import torch
 from rich.markup import escape
 
 from ecotone.accuracy import AccuracyTable
+from ecotone.cli.asked import parse_objective, parse_require
 from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.codec import LearnedCodec, hold, read_learned
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.model.exit_file import read_exits
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import (
-    TIE,
-    FailoverSolution,
-    Latency,
-    Requirement,
-    Solution,
-    Throughput,
-    assume,
-    choose,
-    solve,
-)
+from ecotone.planner import TIE, FailoverSolution, Solution, assume, choose, solve
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
-from ecotone.profiling import AccuracyOptions, MeasureOptions, Progress, check_composition, default_path, profile_key
+from ecotone.profiling import (
+    AccuracyOptions,
+    MeasureOptions,
+    Progress,
+    check_bottleneck,
+    check_composition,
+    codec_ids,
+    default_path,
+    profile_key,
+)
 from ecotone.profiling.calibration import policy_table, usual_policies
 from ecotone.profiling.crossings import exit_run
 from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
@@ -51,10 +52,11 @@ from ecotone.serving.prepare import Preparation
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = [
-    "Survival", "Work", "check_asked", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes",
-    "read_plan_set", "write_file",
+    "Survival", "Work", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes", "read_plan_set",
+    "write_file",
 ]  # fmt: skip
 
+MOST_SPELLED = 64
 PLAN_SET = "ecotone.planset"
 DEFAULT_MTBF_S = 8 * 3600.0  # assumed where neither the cluster file nor --mtbf says more
 TOPOLOGIES = {
@@ -79,6 +81,7 @@ class Work:
     labels: list[Any] | None = None
     max_calibration: int | None = None  # of the samples, for the accuracy table
     policies: AccuracyTable | None = None  # the policies of its exits, as their file calibrated them
+    bottlenecks: tuple[LearnedCodec, ...] = ()
 
 
 def here() -> Cluster:
@@ -90,8 +93,12 @@ def here() -> Cluster:
 
 
 def load_cluster(path: Path | None) -> Cluster:
-    """The cluster of a TOML file, or this machine alone where none is given."""
-    return Cluster.load(path) if path else here()
+    """The cluster of a TOML file, or this machine alone where none is given.
+
+    Links by kind become those of the devices where these are at most MOST_SPELLED; a larger cluster can be planned for.
+    """
+    found = Cluster.load(path) if path else here()
+    return found.spelled_out() if len(found.devices) <= MOST_SPELLED else found
 
 
 def load_work(
@@ -103,22 +110,25 @@ def load_work(
     labels: Path | None = None,
     max_calibration: int = -1,
     exits: str = "",
+    bottlenecks: Sequence[Path] | None = None,
     branches: bool = True,
     quiet: bool = False,
 ) -> Work:
     """Load and capture `model`, read the cluster, find samples, labels, exits; raises EcotoneError naming what is wrong.
 
-    `max_calibration`: at most so many samples are for the accuracy table; below 0: all. `branches`: blocks follow branches,
-    but not with exits, whose files count the blocks of one row.
+    `max_calibration`: at most so many samples are for the accuracy table; below 0: all. `bottlenecks`: files of learned
+    codecs, which must be of this model; they can be used from then on. `branches`: blocks follow branches, but not with
+    exits or bottlenecks, whose files count the blocks of one row.
     """
     if labels and not samples:
         raise EcotoneError("--labels says what is right for --samples; give both")
     machines = load_cluster(cluster)
+    branches = branches and not exits and not bottlenecks
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
             raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
-        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches and not exits)
+        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches)
     policies = None
     if exits:
         captured, policies = _attached(loaded, captured, exits, quiet)
@@ -132,6 +142,7 @@ def load_work(
         loaded, captured, machines, preparation, quiet, policies=policies,
         max_calibration=None if max_calibration < 0 else max_calibration,
     )  # fmt: skip
+    work.bottlenecks = tuple(_read_bottleneck(path, captured) for path in bottlenecks or ())
     if samples:
         work.samples = FileSamples(samples, preparation)
         work.labels = read_labels(labels, work.samples.names, preparation.labels) if labels else None
@@ -153,6 +164,13 @@ def _attached(loaded: LoadedModel, captured: Captured, exits: str, quiet: bool) 
         if not quiet:
             err.print(f"[dim]no exit policy: {escape(str(error))}", soft_wrap=True)
         return captured, None
+
+
+def _read_bottleneck(path: Path, captured: Captured) -> LearnedCodec:
+    made = read_learned(read_file(path), f"bottleneck {path}")
+    check_bottleneck(captured, made, f"bottleneck {path}")
+    hold(made)
+    return made
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
@@ -182,9 +200,9 @@ def make_profile(
     """
     for name in executors:
         by_id(name)
-    options = MeasureOptions(
-        executors=tuple(executors), max_error=max_error, cuts=tuple(cuts), codecs=tuple(codecs)
-    )  # fmt: skip
+    learned = [made.id for made in work.bottlenecks]
+    wanted = (*(codecs or codec_ids(())), *learned) if learned else tuple(codecs)
+    options = MeasureOptions(executors=tuple(executors), max_error=max_error, cuts=tuple(cuts), codecs=wanted)
     image = work.preparation.image
     few = [sample for sample, _ in zip(work.samples, range(options.max_samples), strict=False)] or [
         work.captured.example_inputs
@@ -201,7 +219,7 @@ def make_profile(
     with progress_bar("profiling", work.quiet) as report:
         made = measure(
             work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
-            table=table, image=image, path=file, progress=report,
+            table=table, bottlenecks=work.bottlenecks, image=image, path=file, progress=report,
         )  # fmt: skip
         return _with_compositions(work, made, file, report)
 
@@ -222,10 +240,12 @@ def _with_compositions(work: Work, made: Profile, file: Path, report: Progress) 
     return made
 
 
-def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:
-    """The best plan; raises PlannerError naming the requirement that cannot be met."""
-    asked = parse_objective(objective)
-    return solve(work.captured.graph, work.cluster, profile, asked, tuple(require), time_limit_s=time_limit_s, tie=TIE)
+def make_plan(
+    work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0, arrivals: str = ""
+) -> Solution:
+    """The best plan; raises PlannerError naming the requirement that cannot be met. `arrivals`: for a p95."""
+    asked, kept = parse_objective(objective, arrivals), parse_require(require, arrivals)
+    return solve(work.captured.graph, work.cluster, profile, asked, kept, time_limit_s=time_limit_s, tie=TIE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +273,12 @@ class Survival:
 
 
 def make_failover(
-    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival
+    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival, arrivals: str = ""
 ) -> FailoverSolution:
     """The plan set of least expected cost; a device or link that states no mtbf has the one of `survival`."""
     cluster = assume(work.cluster, survival.mtbf_s)
     return choose(
-        work.captured.graph, cluster, profile, parse_objective(objective), tuple(require),
+        work.captured.graph, cluster, profile, parse_objective(objective, arrivals), parse_require(require, arrivals),
         topologies=survival.topologies, recover_s=survival.recover_s, tie=TIE,
     )  # fmt: skip
 
@@ -286,7 +306,7 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
 
 def _cut_as(work: Work, plan: Plan) -> None:
     """Put `work.captured` in the order of blocks that a plan cuts; plans of a capture in one row are known too."""
-    for branches in (True,) if work.captured.exits else (True, False):
+    for branches in (True,) if work.captured.exits or work.bottlenecks else (True, False):
         with suppress(EcotoneError):  # an order of another model
             captured = work.captured
             if not branches:
@@ -295,26 +315,6 @@ def _cut_as(work: Work, plan: Plan) -> None:
             if other.graph.content_hash() == plan.graph_hash:
                 work.captured = other
                 return
-
-
-def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:
-    """Refuse what cannot be understood before anything is measured; raises EcotoneError naming it."""
-    parse_objective(objective)
-    for text in require:
-        Requirement.parse(text)
-        name, _, value = text.partition("=")
-        if name.strip() == "device":
-            for device in value.split(","):
-                cluster.device(device.strip())
-
-
-def parse_objective(text: str) -> Latency | Throughput:
-    """ "latency" or "throughput"."""
-    if text == "latency":
-        return Latency()
-    if text == "throughput":
-        return Throughput()
-    raise EcotoneError(f"objective {text!r} is not known; latency and throughput are")
 
 
 def read_file(path: Path) -> bytes:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ecotone.cost import CostModel, FloatArray, packed_tensors
 from ecotone.graph import Graph
-from ecotone.planner.chain import IMAGE_CODECS, UNMEASURED_CODEC
+from ecotone.planner.choices import IMAGE_CODECS, UNMEASURED_CODEC
 from ecotone.planner.objective import Asked, PlannerError
 
 __all__ = ["ADDITIVE", "Blockwise", "Prices", "alone", "bits_of", "blockwise", "prices"]

@@ -196,7 +196,7 @@ class _Search:
     ) -> None:  # fmt: skip
         self.graph, self.cluster, self.profile = graph, cluster, profile
         self.objective, self.require, self.deadline, self.tie = objective, require, deadline, tie
-        self.asked = Asked.of(require)
+        self.asked = Asked.of(require, objective)
 
     def captured(self, share: float) -> tuple[_World | None, PlannerError | None]:
         """The best plan in the order that the graph has, sought for a share of the time; or why there is none."""

@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 from ecotone.cluster import DeviceId
 from ecotone.cost import FloatArray
 from ecotone.planner.blockwise import Prices, alone
-from ecotone.planner.chain import UNMEASURED_CODEC
+from ecotone.planner.choices import UNMEASURED_CODEC
 from ecotone.planner.objective import PlannerError
 
 __all__ = ["Placement", "least_placement", "makespan_s"]

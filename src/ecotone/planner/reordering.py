@@ -21,6 +21,8 @@ from ecotone.cost import CostModel
 from ecotone.graph import Graph
 from ecotone.profile import Profile, SegmentTime
 
+LEARNED = "learned:"  # such a codec is of one cut of the captured order
+
 __all__ = ["profile_in_order", "same_cuts", "world_of"]
 
 
@@ -50,14 +52,16 @@ def profile_in_order(
     table = profile.accuracy
     places = _alike(graph, other, profile, chosen)
     if table is not None:
-        cells = (replace(c, position=to) for c in table.cells for to in places.get(c.position, []))
+        usable = (c for c in table.cells if not c.codec.startswith(LEARNED))
+        cells = (replace(c, position=to) for c in usable for to in places.get(c.position, []))
         nowhere = (c for c in table.cells if c.position == NOWHERE)
         moved = tuple(found for c in table.compositions if (found := _moved(c, places)) is not None)
         table = replace(table, graph_hash=name, cells=(*nowhere, *cells), compositions=moved)
+    general = [p for p in profile.payloads if not p.codec.startswith(LEARNED)]
     return replace(
         profile, graph_hash=name, cuts=chosen, key="", accuracy=table,
         segments=tuple(_segments(graph, other, cluster, profile, chosen, kept)),
-        payloads=tuple(replace(p, position=to) for p in profile.payloads for to in places.get(p.position, ())),
+        payloads=tuple(replace(p, position=to) for p in general for to in places.get(p.position, ())),
         failures=tuple(f for f in profile.failures if {f.start, f.stop} <= kept),
     )  # fmt: skip
 

@@ -90,7 +90,7 @@ def profile_device(
         both = [Step(executor=name, start=a, stop=b, exit=exit_name) for a, b, exit_name in pieces for name in kept]
         exits = _exit_times(device, _do(folder, device, both, options.rounds, run)) if both else ()
     picture = next((t for t in values[cuts[0]][0] if t.is_floating_point() and is_picture(tuple(t.shape))), None)
-    codecs = profile_codecs(device.name, options.codecs, image=image, picture=picture, progress=bar.more)
+    codecs = profile_codecs(device.name, options.codecs, image=image, picture=picture, frontiers=values, progress=bar.more)
     bar.finish()
     # The whole model is in every pass; the last pass is the thorough one.
     latest = {(e["executor"], e["start"], e["stop"]): e for outcome in outcomes for e in outcome.timed}

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
@@ -56,11 +56,11 @@ class MeasureOptions:
             wrong.append("max_error must not be negative and step_timeout_s must be above zero")
         schema.check("measure options", wrong)
 
-    def cuts_of(self, graph: Graph) -> tuple[int, ...]:
-        """The positions to measure at, ascending, with 0 and L round them."""
+    def cuts_of(self, graph: Graph, also: Iterable[int] = ()) -> tuple[int, ...]:
+        """The positions to measure at, ascending, with 0 and L round them; `also` where `cuts` names none."""
         length = graph.num_blocks
         inner = {c for c in self.cuts if 0 < c < length}
-        return (0, *sorted(inner), length) if self.cuts else candidate_cuts(graph, self.max_cuts)
+        return (0, *sorted(inner), length) if self.cuts else candidate_cuts(graph, self.max_cuts, also)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

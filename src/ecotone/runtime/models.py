@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ecotone.cluster import Cluster
-from ecotone.codec import HasSpec
+from ecotone.codec import HasSpec, LearnedCodec
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.plan import Plan, plan_violations
+from ecotone.profiling import check_bottleneck
 from ecotone.protocol.message import StagePart
 from ecotone.runtime.errors import DeployError
-from ecotone.runtime.stages import CapturedModel, Piece, parts_of
+from ecotone.runtime.stages import CapturedModel, Piece, learned_ids, parts_of
 from ecotone.schema import SchemaError
 from ecotone.units import EcotoneError
 
@@ -27,7 +28,10 @@ __all__ = ["Models"]
 
 
 class Models:
-    """`captured` and its `variants`, with what CapturedModel needs of samples and pieces; raises DeployError, see below."""
+    """`captured` and its `variants`, with what CapturedModel needs of samples, pieces, codecs; raises DeployError as below.
+
+    A learned codec must have been trained for one of the models; raises EcotoneError where it was not.
+    """
 
     def __init__(
         self,
@@ -35,8 +39,11 @@ class Models:
         variants: Sequence[Captured] = (),
         samples: Sequence[tuple[torch.Tensor, ...]] = (),
         pieces: Sequence[Piece] = (),
+        codecs: Sequence[LearnedCodec] = (),
     ):
-        self.captured, self._samples = captured, samples
+        for made in codecs:
+            _check_codec(made, (captured, *variants))
+        self.captured, self._samples, self._codecs = captured, samples, codecs
         self._models: dict[str, CapturedModel] = {}
         self._origins: dict[str, str] = {}  # by content hash: that of the same model as captured
         for model in (captured, *variants):
@@ -50,7 +57,7 @@ class Models:
     def _add(self, model: Captured, pieces: Sequence[Piece] = ()) -> None:
         name = model.graph.content_hash()
         self._origins[name] = model.graph.in_order(()).content_hash()
-        self._models.setdefault(name, CapturedModel(model, self._samples, pieces))
+        self._models.setdefault(name, CapturedModel(model, self._samples, pieces, self._codecs))
 
     def graphs(self, plans: Sequence[Plan]) -> Mapping[str, Graph]:
         """All graphs by content hash, with those that `plans` cut; raises DeployError where one is of no model here."""
@@ -85,7 +92,19 @@ class Models:
 
     def violations(self, plan: Plan, cluster: Cluster) -> tuple[str, ...]:
         """Why `plan` cannot run on `cluster`; empty when it can."""
-        return plan_violations(plan, self.of(plan).captured.graph, cluster)
+        model = self.of(plan)
+        found = plan_violations(plan, model.captured.graph, cluster)
+        lacking = [name for name in learned_ids(plan) if name not in model.codecs]
+        if lacking:
+            return (*found, f"crosses in {', '.join(lacking)}, whose weights were not given; add the file (--bottleneck)")
+        if plan.order and learned_ids(plan):
+            return (
+                *found,
+                f"crosses in {', '.join(learned_ids(plan))} in another order of the blocks than it was trained for",
+            )
+        positions = {made.id: made.spec.position for made in model.codecs.values()}
+        wrong = [t for t in plan.edges if positions.get(t.codec, t.position) != t.position]
+        return (*found, *(f"{t.codec} is for cut {positions[t.codec]}, not for {t.position}; plan again" for t in wrong))
 
     def parts(self, plan: Plan) -> tuple[StagePart, ...]:
         """The parts of all stages of `plan`."""
@@ -107,6 +126,16 @@ class Models:
             if model.offers(sha256):
                 return model.blob(sha256)
         raise EcotoneError(f"blob {sha256[:12]} is not part of the models of this session")
+
+
+def _check_codec(made: LearnedCodec, models: Sequence[Captured]) -> None:
+    """Raise EcotoneError where `made` fits none of `models`."""
+    for number, model in enumerate(models):
+        try:
+            return check_bottleneck(model, made)
+        except EcotoneError:
+            if number + 1 == len(models):
+                raise
 
 
 def _inputs(captured: Captured) -> list[tuple[tuple[int, ...], str]]:

@@ -1,9 +1,10 @@
 """From a plan to compiled stages: at the asker out of the captured model, on other nodes out of the store.
 
 A stage travels as its program and one blob per weight, all by content hash; for an int8 executor also as calibration inputs
-("@input/SET/INDEX" among its weights), since ranges come from real activations. A node rebuilds the segment from checked
-parts, compiles it and runs it once, so that the first request finds it warm. Compiled stages outlive their plan and serve
-the next one that asks for the same content, executor and threads.
+("@input/SET/INDEX" among its weights), since ranges come from real activations. Learned codecs of the transfers that start
+or end on its device travel beside it ("@codec/ID"). A node rebuilds the segment from checked parts, compiles it and runs it
+once, so that the first request finds it warm. Compiled stages outlive their plan and serve the next one that asks for the
+same content, executor and threads.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import safetensors.torch
 import torch
 
 from ecotone import executors
+from ecotone.codec import LearnedCodec, read_learned
 from ecotone.graph import Graph
 from ecotone.model import Captured, ModelError, Segment, TensorSpec
 from ecotone.model.confidence import ExitRule
@@ -33,7 +35,9 @@ __all__ = [
     "ReadyStage",
     "Stages",
     "StoredModel",
+    "codecs_from_store",
     "content_of",
+    "learned_ids",
     "make_from_model",
     "missing_blobs",
     "parts_of",
@@ -43,6 +47,7 @@ __all__ = [
 
 _EXAMPLE = "@input"
 _PROGRAM = "@program"
+_CODEC = "@codec"
 _KEPT_COMPILED = 48
 _MAX_CALIBRATION_SETS = 4
 
@@ -187,11 +192,18 @@ class CapturedModel:
 
     `samples` are flat inputs (as Captured.flatten_inputs gives) that calibrate int8 executors; empty: the example inputs.
     `pieces`: what Captured.segment takes (ranges of blocks, with an exit or without), whose programs travel with every
-    part, and the samples too: for a node that is to profile.
+    part, and the samples and `codecs` too: for a node that is to profile.
     """
 
-    def __init__(self, captured: Captured, samples: Sequence[Tensors] = (), pieces: Sequence[Piece] = ()):
+    def __init__(
+        self,
+        captured: Captured,
+        samples: Sequence[Tensors] = (),
+        pieces: Sequence[Piece] = (),
+        codecs: Sequence[LearnedCodec] = (),
+    ):
         self.captured, self._pieces = captured, tuple(pieces)
+        self.codecs = {made.id: made for made in codecs}
         self._samples = tuple(samples)[:_MAX_CALIBRATION_SETS] or (tuple(captured.example_inputs),)
         self._segments: dict[tuple[int, int, str], Segment] = {}
         self._frontiers: dict[int, tuple[Tensors, ...]] = {0: self._samples}
@@ -213,8 +225,8 @@ class CapturedModel:
                 self._frontiers[stage.start] = tuple(tuple(module(*sample)) for sample in self._samples)
         return self._frontiers[stage.start]
 
-    def part(self, index: int, stage: Stage) -> StagePart:
-        """Program, weights and calibration inputs of `stage` by content hash."""
+    def part(self, index: int, stage: Stage, codecs: Iterable[str] = ()) -> StagePart:
+        """Program, weights, calibration inputs and learned codecs of `stage` by content hash."""
         segment = self.segment(stage.start, stage.stop, stage.exit)
         text = segment.program_json().encode()
         program = self._offer(text, "", hashlib.sha256(text).hexdigest())
@@ -228,6 +240,9 @@ class CapturedModel:
             data = own.program_json().encode()
             weights.append(self._offer(data, f"{_PROGRAM}/{_named(piece)}", hashlib.sha256(data).hexdigest()))
             weights += [blob for blob in self._weights(own) if own.program.exit and blob not in weights]  # of the head
+        for name in self.codecs if self._pieces else codecs:
+            made = self.codecs[name]
+            weights.append(self._offer(made.data, f"{_CODEC}/{name}", made.sha256))
         return StagePart(stage=index, program=program, weights=tuple(weights))
 
     def _weights(self, segment: Segment) -> list[Blob]:
@@ -258,8 +273,8 @@ def content_of(part: StagePart) -> str:
 
 
 def weight_bytes(part: StagePart) -> int:
-    """Bytes of weights that a stage holds, calibration inputs and programs left out."""
-    return sum(blob.size_bytes for blob in part.weights if not blob.name.startswith((_EXAMPLE, _PROGRAM)))
+    """Bytes of weights that a stage holds, calibration inputs, programs and codecs left out."""
+    return sum(blob.size_bytes for blob in part.weights if not blob.name.startswith((_EXAMPLE, _PROGRAM, _CODEC)))
 
 
 def missing_blobs(store: Store, parts: Sequence[StagePart]) -> tuple[BlobRange, ...]:
@@ -285,6 +300,18 @@ def segment_from_store(store: Store, part: StagePart) -> tuple[Segment, tuple[Te
         if [(tuple(t.shape), str(t.dtype)) for t in tensors] != [(s.shape, f"torch.{s.dtype}") for s in segment.inputs]:
             raise ModelError(f"calibration inputs of segment [{segment.start}, {segment.stop}) do not fit it")
     return segment, examples
+
+
+def codecs_from_store(store: Store, parts: Sequence[StagePart]) -> tuple[LearnedCodec, ...]:
+    """The learned codecs that travelled with `parts`, each once; EcotoneError for one that is not what its id says."""
+    found: dict[str, LearnedCodec] = {}
+    for blob in (blob for part in parts for blob in part.weights if blob.name.startswith(_CODEC + "/")):
+        name = blob.name.removeprefix(_CODEC + "/")
+        if name not in found:
+            found[name] = read_learned(store.read(blob.sha256), name)
+            if found[name].id != name:
+                raise ModelError(f"{name}: the weights that came are those of {found[name].id}; deploy the plan again")
+    return tuple(found.values())
 
 
 class StoredModel:
@@ -333,4 +360,10 @@ def make_from_model(model: CapturedModel, stage: Stage) -> Callable[[], tuple[Se
 
 def parts_of(model: CapturedModel, plan: Plan) -> tuple[StagePart, ...]:
     """The parts of all stages of `plan`."""
-    return tuple(model.part(index, stage) for index, stage in enumerate(plan.stages))
+    return tuple(model.part(index, stage, learned_ids(plan, stage)) for index, stage in enumerate(plan.stages))
+
+
+def learned_ids(plan: Plan, stage: Stage | None = None) -> tuple[str, ...]:
+    """Ids of the learned codecs in `plan`; with `stage` of the transfers that start or end on its device."""
+    edges = [t for t in plan.edges if stage is None or stage.device in (t.source, t.target)]
+    return tuple(dict.fromkeys(t.codec for t in edges if t.codec.startswith("learned:")))

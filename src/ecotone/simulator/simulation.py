@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,7 +34,7 @@ from ecotone.simulator.world import Machine, World
 from ecotone.trace import Trace
 from ecotone.units import EcotoneError
 
-__all__ = ["Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "simulate"]
+__all__ = ["Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "arrival_times_s", "simulate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +219,7 @@ def simulate(
     named = [d for fault in script for d in devices_of(fault) if any(d == k.name for k in cluster.devices)]
     names = dict.fromkeys(map(NodeId, (*planned, *named)))
     _check(script, tuple(names), plans, settings, worker)
-    links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
+    links = tuple(k for one in _stated(cluster, names) if (k := model.link(one.source, one.target)) is not None)
     make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
     expected_s = {epoch: cost.longest_s for epoch, cost in times.costs.items()}
     asks = _asks(arrivals, requests, deadline_s, seed)
@@ -236,6 +236,11 @@ def simulate(
         attend(program, times)
     world.run(lambda: program.is_done, world.origin_s + until_s)
     return _report(world, program, seed)
+
+
+def _stated(cluster: Cluster, names: Iterable[str]) -> tuple[Link, ...]:
+    """The links that the cluster names; where it has links by kind, those among the devices that take part."""
+    return cluster.links_among(names) if cluster.kind_links else cluster.links
 
 
 def _bring_into_force(program: Program, until_s: float) -> None:
@@ -278,15 +283,20 @@ def _check(
         )
 
 
+def arrival_times_s(arrivals: Arrivals, count: int, seed: int) -> tuple[float, ...]:
+    """When each of `count` requests comes, from 0; nothing for a closed loop, where each that ends brings the next."""
+    if isinstance(arrivals, ClosedLoop):
+        return ()
+    if isinstance(arrivals, Periodic):
+        return tuple((arrivals.period_s * np.arange(count)).tolist())
+    gaps = np.random.default_rng(seed).exponential(1 / arrivals.rate_per_s, count)
+    return tuple((np.cumsum(gaps) - gaps[0]).tolist())
+
+
 def _asks(arrivals: Arrivals, count: int, deadline_s: float | None, seed: int) -> list[Ask]:
     if isinstance(arrivals, ClosedLoop):
         return [Ask(deadline_s=deadline_s)] * count
-    if isinstance(arrivals, Periodic):
-        times = arrivals.period_s * np.arange(count)
-    else:
-        gaps = np.random.default_rng(seed).exponential(1 / arrivals.rate_per_s, count)
-        times = np.cumsum(gaps) - gaps[0]
-    return [Ask(at_s=float(time_s), deadline_s=deadline_s) for time_s in times]
+    return [Ask(at_s=time_s, deadline_s=deadline_s) for time_s in arrival_times_s(arrivals, count, seed)]
 
 
 def _traces(cluster: Cluster, names: dict[NodeId, None]) -> list[FollowTrace]:
