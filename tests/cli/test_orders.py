@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from commands import Ended
 
-from ecotone.cli import orders
+from ecotone.cli import orders, planning, simulating
 from ecotone.cli.workflow import Work, load_work, make_plan, read_plan_set
 from ecotone.cluster import DeviceId
 from ecotone.model import capture
@@ -96,6 +97,8 @@ def test_branches_are_cut_where_each_is_narrow(
     work, profile = stated(folder)
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(orders, "make_profile", later(work, profile, seen))
+    for command in (planning, simulating):  # nothing is measured here, so no node has to be started
+        monkeypatch.setattr(command, "open_nodes", lambda work: nullcontext())
     base = ("towers.py:two", "--cluster", "pair.toml")
     planned = ecotone("plan", *base, "--profile", "p.json", "--require", "codec=fp32", "--compare", "--out", "plan.json")
     assert planned.code == 0, planned.err

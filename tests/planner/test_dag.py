@@ -389,7 +389,9 @@ def test_a_score_decides_among_the_best() -> None:
         if found.method == "chain":
             continue
         assert [c.plan for c in found.candidates] == asked
+        assert len({plan.order for plan in asked}) < len(asked)  # runners-up of an order among them
         assert len(found.plan.stages) == max(len(plan.stages) for plan in asked)
+        assert found.bound <= found.value == found.cost.latency_s
 
 
 def test_the_simulator_is_such_a_score() -> None:

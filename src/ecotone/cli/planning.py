@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -105,41 +106,33 @@ def plan(
 ) -> None:
     """Find the best plan: which device runs which part by which executor, in which codec tensors cross, where requests exit.
 
-    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". Where a model
-    has branches, another order of its blocks is measured and taken if it gains. With --survive it is a set: the plan and the
-    standbys that take over when a device or link fails.
+    The answer is exact for the chain of the model's cuts, with its proven bound; it may be "one device". Of a model with
+    branches another order of the blocks is measured, and taken if it gains. --survive adds standbys against failures.
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
       ecotone plan net.py:model --cluster home.toml --objective server,latency --require latency=50ms
       ecotone plan net.py:model --cluster home.toml --objective p95 --arrivals poisson:20/s
-      ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
-      ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
+      ecotone plan net.py:model --cluster home.toml --survive auto --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(
-        model, cluster, input_shape=input_shape, samples=samples, labels=labels, exits=exits, bottlenecks=bottleneck,
-        quiet=json_output,
-    )  # fmt: skip
+    files: dict[str, Any] = {"samples": samples, "labels": labels, "exits": exits, "bottlenecks": bottleneck}
+    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output, **files)
     check_asked(objective, require or (), work.cluster, arrivals)
     check_around(pareto_axis, plot, objective, what_ifs or (), work.cluster)
     with open_nodes(work) as nodes:
-        measured = make_profile(work, nodes, executors=executor or (), path=profile_file)
-        captured = replace(work)
+        captured, measured = replace(work), make_profile(work, nodes, executors=executor or (), path=profile_file)
         made = in_best_order(work, nodes, measured, objective, require or (), arrivals=arrivals)
     solution = make_plan(work, made, objective, require or (), arrivals=arrivals)
     failover = make_failover(work, made, objective, require or (), survival, arrivals) if survival else None
     wanted, kept = parse_objective(objective, arrivals), parse_require(require or (), arrivals)
     around = Around.of(work, made, solution, wanted, kept, what_ifs or (), pareto_axis, arrivals)
-    if plot:
-        write_file(plot, around.picture())
-    if out_file:
-        write_file(out_file, (failover.planset if failover else solution.plan).to_json())
+    chosen: Plan | PlanSet = failover.planset if failover else solution.plan
+    _write(plot, out_file, around, chosen)
     if json_output:
         print_json(json.loads((failover or solution).to_json()) | around.document())
         return
     _show(work, made, solution, failover, is_stated=bool(mtbf))
-    if bounds:
-        _show_bounds(work, failover.planset if failover else solution.plan)
+    _show_bounds(work, chosen if bounds else None)
     around.show()
     if compare:
         out.print(_baselines(captured, measured, solution, require or ()))
@@ -148,8 +141,17 @@ def plan(
         out.print("\n".join(told.lines()), highlight=False, markup=False)
 
 
-def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
+def _write(plot: Path | None, out_file: Path | None, around: Around, chosen: Plan | PlanSet) -> None:
+    if plot:
+        write_file(plot, around.picture())
+    if out_file:
+        write_file(out_file, chosen.to_json())
+
+
+def _show_bounds(work: Work, plans: Plan | PlanSet | None) -> None:
     """The proven bounds of queues and memory; raises EcotoneError for plans that may lock up."""
+    if plans is None:
+        return
     graph = work.captured.graph
     report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
     out.print(str(report), highlight=False, markup=False, soft_wrap=True)

@@ -33,7 +33,7 @@ from ecotone.planner.objective import SLACK, Asked, Objective, PlannerError, Req
 from ecotone.planner.placement import least_placement
 from ecotone.planner.reordering import profile_in_order, same_cuts
 from ecotone.planner.rows import best_of_rows
-from ecotone.planner.solve import Solution, solve
+from ecotone.planner.solve import NUM_RUNNERS_UP, RunnerUp, Solution, solve
 from ecotone.profile import Payload, Profile
 
 __all__ = ["DagSolution", "Scored", "solve_dag"]
@@ -119,17 +119,20 @@ def solve_dag(
     score: Score | None = None,
     time_limit_s: float = 20.0,
     tie: float = 0.0,
+    num_runners_up: int = NUM_RUNNERS_UP,
+    gap: float = 0.0,
     guess: bool = False,
     most_ideals: int = MOST_IDEALS,
 ) -> DagSolution:
     """The best plan under `objective` that keeps all of `require`, in whatever order of the blocks.
 
-    Another order than the captured one must be better by the share `tie`. `guess`: lossy codecs also cross where their
-    effect was not measured but that of the same tensors was; such a plan is to be measured before it is used. Raises
-    PlannerError as `solve` does, where no order keeps the requirements.
+    `score` decides among the best few plans; another order than the captured one must be better, by the share `tie`. The
+    bound is on the objective: also on a score that is never below it, as the seconds of one request on a chain of stages
+    are. `num_runners_up`, `gap` as in `solve`. `guess`: lossy codecs also cross where their effect was not measured but that
+    of the same tensors was; such a plan is to be measured before it is used. Raises PlannerError as `solve` does.
     """
     deadline = time.perf_counter() + time_limit_s
-    search = _Search(graph, cluster, profile, objective, tuple(require), deadline, tie)
+    search = _Search(graph, cluster, profile, objective, tuple(require), deadline, tie, num_runners_up, gap)
     lattice = lattice_of(graph, most_ideals)
     is_chain = lattice is not None and lattice.num_ideals == graph.num_blocks + 1
     has_policies = bool(graph.exits and profile.accuracy and profile.accuracy.policies)
@@ -187,15 +190,24 @@ def _whole_s(model: CostModel, device: str) -> float:
     return min((t.seconds(0, model.graph.num_blocks)[0] for t in times if t), default=math.inf)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidate:
+    """A plan of one order: its best, or a runner-up in its place."""
+
+    world: _World
+    solution: Solution
+
+
 class _Search:
     """What one call works with."""
 
     def __init__(
         self, graph: Graph, cluster: Cluster, profile: Profile, objective: Objective,
-        require: tuple[Requirement | str, ...], deadline: float, tie: float,
+        require: tuple[Requirement | str, ...], deadline: float, tie: float, num_runners_up: int, gap: float,
     ) -> None:  # fmt: skip
         self.graph, self.cluster, self.profile = graph, cluster, profile
         self.objective, self.require, self.deadline, self.tie = objective, require, deadline, tie
+        self.num_runners_up, self.gap = num_runners_up, gap
         self.asked = Asked.of(require, objective)
 
     def captured(self, share: float) -> tuple[_World | None, PlannerError | None]:
@@ -207,7 +219,10 @@ class _Search:
 
     def _solve(self, graph: Graph, profile: Profile, share: float = 1.0) -> Solution:
         left = max(0.5, share * (self.deadline - time.perf_counter()))
-        return solve(graph, self.cluster, profile, self.objective, self.require, time_limit_s=left, tie=self.tie)
+        return solve(
+            graph, self.cluster, profile, self.objective, self.require, time_limit_s=left, tie=self.tie, gap=self.gap,
+            num_runners_up=self.num_runners_up, nearest=graph is self.graph,
+        )  # fmt: skip
 
     def orders(self, tables: Blockwise, chains: Iterable[Chained], guess: bool) -> list[_World]:
         """The best plan of each order that `chains` name, cut where they are and where the captured order is."""
@@ -233,22 +248,36 @@ class _Search:
         return worlds
 
     def answer(self, method: str, num_ideals: int, worlds: list[_World], bound: float, score: Score | None) -> DagSolution:
-        """The best of some worlds, the captured one first among them where it has a plan."""
+        """The best of some worlds, the captured one first among them where it has a plan; by their scores where asked.
+
+        For a score the runners-up of every order compete too: overlap may make a plan of a greater sum the quicker one.
+        """
         first = worlds[0]
         captured = first.solution if first.graph is self.graph else None
-        ranked = sorted(worlds, key=lambda w: w.solution.value)
-        values = {id(w): score(w.solution.plan) if score else math.nan for w in ranked[:NUM_ORDERS]}
-        ranked = ranked[:NUM_ORDERS]
-        best = min(ranked, key=lambda w: values[id(w)]) if score else ranked[0]
-        if captured is not None and not score:
-            limit = captured.value * (1 - max(self.tie, NOTHING_GAINED))
-            best = best if best.solution.value < limit else first
-        rows = (Scored(plan=w.solution.plan, value=w.solution.value, score=values[id(w)]) for w in ranked)
-        solution = replace(best.solution, bound=min(bound, best.solution.value))
+        rows = [_Candidate(w, w.solution) for w in worlds]
+        if score:
+            rows += [_Candidate(w, self._second(w.solution, r)) for w in worlds for r in w.solution.runners_up]
+        ranked = sorted(rows, key=lambda c: c.solution.value)[: NUM_ORDERS * (2 if score else 1)]
+        values = [score(c.solution.plan) if score else c.solution.value for c in ranked]
+        least = min(values)
+        best = ranked[values.index(least)]
+        own = next((v for c, v in zip(ranked, values, strict=True) if c.solution is captured), math.inf)
+        if captured is not None and not least < own - abs(own) * max(self.tie, NOTHING_GAINED):
+            best = rows[0]
+        scored = tuple(
+            Scored(plan=c.solution.plan, value=c.solution.value, score=value if score else math.nan)
+            for c, value in zip(ranked, values, strict=True)
+        )
         return DagSolution(
-            solution=solution, graph=best.graph, profile=best.profile, method=method, num_ideals=num_ideals,
-            captured=captured, candidates=tuple(rows),
+            solution=replace(best.solution, bound=min(bound, best.solution.value)), graph=best.world.graph,
+            profile=best.world.profile, method=method, num_ideals=num_ideals, captured=captured, candidates=scored,
         )  # fmt: skip
+
+    def _second(self, solution: Solution, other: RunnerUp) -> Solution:
+        """A runner-up as the answer, what was the answer among its runners-up."""
+        rest = (RunnerUp(plan=solution.plan, cost=solution.cost), *(r for r in solution.runners_up if r is not other))
+        value = self.objective.value(other.cost)
+        return replace(solution, plan=other.plan, cost=other.cost, value=value, runners_up=rest)
 
 
 def _over_lattice(tables: Blockwise, objective: str, lattice: Lattice, deadline: float) -> tuple[list[Chained], float]:
