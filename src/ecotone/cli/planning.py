@@ -30,7 +30,7 @@ from ecotone.cli.workflow import (
 )
 from ecotone.cost import predict
 from ecotone.plan import Plan
-from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
+from ecotone.planner import FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
 from ecotone.planner.objective import shown
 from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
@@ -137,8 +137,12 @@ def plan(
     if compare:
         out.print(_baselines(captured, measured, solution, require or ()))
     if explain_it:
-        told = explain(solution, work.captured.graph, work.cluster, made, kept, objective=wanted)
-        out.print("\n".join(told.lines()), highlight=False, markup=False)
+        _show_why(work, made, solution, wanted, kept)
+
+
+def _show_why(work: Work, made: Profile, solution: Solution, objective: Objective, require: tuple[Requirement, ...]) -> None:
+    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective)
+    out.print("\n".join(told.lines()), highlight=False, markup=False)
 
 
 def _write(plot: Path | None, out_file: Path | None, around: Around, chosen: Plan | PlanSet) -> None:
