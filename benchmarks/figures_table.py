@@ -83,6 +83,11 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "single_tensor_over_best_max": (AT_LEAST, 1.2),
     },
     "exits": {"compute_saved_at_half_point": (AT_LEAST, 0.35), "compute_saved_at_one_point": (AT_LEAST, 0.45)},
+    "bottleneck": {
+        "bytes_ratio_to_int8": (AT_LEAST, 2),
+        "bytes_ratio_to_jpeg": (AT_LEAST, 0),
+        "accuracy_loss_points": (AT_MOST, 1),
+    },
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),
