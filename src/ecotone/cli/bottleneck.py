@@ -70,7 +70,7 @@ def bottleneck(
     )  # fmt: skip
     if out_file.is_dir():
         raise EcotoneError(f"--out {out_file}: is a directory; name a file in it")
-    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, branches=False, quiet=json_output)
     items = [item for item, _ in zip(open_source(samples, "all"), range(limit), strict=False)]
     inputs = [work.preparation.flat(item) for item in items]
     position = _position(work, cut, profile_file)
