@@ -63,7 +63,7 @@ def exits(
     """
     budgets = _budgets(budget or ())
     places = _positions(at)
-    work = load_work(model, None, input_shape=input_shape, quiet=json_output)
+    work = load_work(model, None, input_shape=input_shape, branches=False, quiet=json_output)
     places = exit_places(work.captured.graph, count, places)
     data = _data(work, samples, labels)
     order = np.random.default_rng(seed).permutation(len(data))
