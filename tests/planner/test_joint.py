@@ -261,3 +261,9 @@ def test_a_smaller_codec_that_loses_too_much_does_not_hide_a_larger_one() -> Non
         found = solve(graph, cluster, profile, Throughput(), [f"accuracy_loss={limit}"])
         assert found.value == pytest.approx(bottleneck_s)
         assert found.is_proven
+
+
+def test_stages_of_one_device_parted_by_an_exit_share_its_memory_in_a_stream_too() -> None:
+    world = joint_world(39)
+    require, limits = random_limits(world, "throughput", 39)
+    check(world, answer(world, "throughput", require), least_value(world, "throughput", limits), limits)

@@ -128,7 +128,7 @@ class _Classes:
         self.admitted = np.where(np.isfinite(chain.transfer), chain.send, math.inf)
         self.speaker = np.array([group[0] for group in self.groups], dtype=np.intp)
         self.options = self._useful_codecs()
-        self.num_options = max((len(o) for o in self.options), default=0)
+        self.num_options = max(1, *(len(o) for o in self.options))
         counts = [sum(len(chain.members[d]) for d in group) for group in self.groups]
         self.limit = np.array([min(n, chain.num_positions - 1) for n in counts], dtype=np.intp)
         self.num_counts = math.prod(int(n) + 1 for n in self.limit) if self.groups else 0
