@@ -25,7 +25,10 @@ from ecotone.profile import CodecCost, ExitTime, Payload, Profile, SegmentTime
 EXECUTORS = ("ort:int8", "torch:fp32", "vino:bf16")
 ERRORS = {"ort:int8": 0.03, "torch:fp32": 0.0, "vino:bf16": 0.008}
 CODECS = ("fp32", "int4", "int8")
-QUANTITIES = ("latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error", "stages", "memory")
+QUANTITIES = (
+    "latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "accuracy_loss_sure", "error", "stages",
+    "memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Joint:
     errors: dict[tuple[str, str, int, int], float]
     payload: dict[tuple[int, str], tuple[float, float]]  # bytes, relative error
     loss: dict[tuple[int, str, str], float]  # position, codec, policy -> points beside the policy's own
+    sure: dict[tuple[int, str, str], float]  # the same by upper ends of intervals
     codec: dict[tuple[str, str], tuple[float, float]]  # seconds per raw byte
     policies: tuple[ExitPolicy, ...]
     servers: frozenset[str]
@@ -94,10 +98,10 @@ def joint_world(seed: int, *, num_devices: int | None = None, tight: bool | None
     cluster = Cluster(name="w", devices=devices, links=links, source=DeviceId(source), sink=DeviceId(sink))
     tables = _tables(rng, graph, exits, names)
     policies = _policies(rng, exits)
-    cells, loss = _cells(rng, graph, tables["payload"], policies)
+    cells, loss, sure = _cells(rng, graph, tables["payload"], policies)
     servers = {d.name for d in devices if (d.tier in ("edge", "cloud") if with_tiers else d.name not in (source, sink))}
     profile = _profile(graph, tables, cells, policies)
-    return Joint(graph, cluster, profile, loss=loss, policies=policies, servers=frozenset(servers), **tables)
+    return Joint(graph, cluster, profile, loss=loss, sure=sure, policies=policies, servers=frozenset(servers), **tables)
 
 
 def _graph(rng: np.random.Generator, blocks: int) -> tuple[Graph, tuple[Exit, ...]]:
@@ -154,32 +158,38 @@ def _policies(rng: np.random.Generator, exits: tuple[Exit, ...]) -> tuple[ExitPo
             ExitPolicy(
                 name=f"x{i}", exits=tuple(e.name for e in chosen), thresholds=tuple(0.5 + 0.1 * i for _ in chosen),
                 shares=tuple(float(s) for s in shares), loss_points=loss,
+                low_points=loss - 0.1, high_points=loss + 0.15 * i,
             )
         )  # fmt: skip
     return tuple(found)
 
 
-def _cells(rng: np.random.Generator, graph: Graph, payload: dict, policies: tuple) -> tuple[tuple[Cell, ...], dict]:
-    cells, loss = [], {}
+def _cells(rng: np.random.Generator, graph: Graph, payload: dict, policies: tuple) -> tuple[tuple[Cell, ...], dict, dict]:
+    cells, loss, sure = [], {}, {}
     base = {"fp32": [0.0], "int8": [0.0, 0.1, 0.3], "int4": [0.2, 0.6, 1.2]}
+
+    def doubt(p: int, c: str) -> float:
+        return 0.0 if c == "fp32" else 0.2 * ((p + len(c)) % 3)
 
     def cell(p: int, c: str, policy: str, points: float) -> Cell:
         return Cell(
             position=p, codec=c, policy=policy, num_decisions=100, points=90.0, loss_points=points, low_points=points,
-            high_points=points, fitted_points=max(0.0, points),
+            high_points=points + doubt(p, c), fitted_points=max(0.0, points),
         )  # fmt: skip
 
     for p, c in payload:
         points = float(rng.choice(base[c]))
         cells.append(cell(p, c, "", points))
         for policy in ("", *(x.name for x in policies)):
-            loss[p, c, policy] = points
+            loss[p, c, policy], sure[p, c, policy] = points, points + doubt(p, c)
         for policy in policies:
             if rng.random() < 0.5:
                 together = float(policy.loss_points + points * rng.uniform(0.5, 1.2))
                 cells.append(cell(p, c, policy.name, together))
-                loss[p, c, policy.name] = max(0.0, max(0.0, together) - policy.loss_points)
-    return tuple(cells), loss
+                already = max(0.0, policy.loss_points)
+                loss[p, c, policy.name] = max(0.0, max(0.0, together) - already)
+                sure[p, c, policy.name] = max(0.0, max(0.0, together, together + doubt(p, c)) - already)
+    return tuple(cells), loss, sure
 
 
 def _profile(graph: Graph, tables: dict, cells: tuple[Cell, ...], policies: tuple[ExitPolicy, ...]) -> Profile:
@@ -330,6 +340,7 @@ def _add_hop(
     sums.add("carriage", axis, size * share * link.price_money_per_byte)
     sums.add("error", axis, [world.payload[p, c][1] for c in names])
     sums.add("accuracy_loss", axis, [counts * world.loss[p, c, policy] for c in names])
+    sums.add("accuracy_loss_sure", axis, [counts * world.sure[p, c, policy] for c in names])
 
 
 def _memory(world: Joint, at: dict[int, str], cuts: tuple[int, ...], row: tuple[str, ...]) -> dict[str, int]:
@@ -364,6 +375,7 @@ def _values(
         "latency": latency, "throughput": np.max(loads, axis=0), "energy": energy, "bytes": sums.get("bytes"),
         "server": server, "money": money, "error": sums.get("error"),
         "accuracy_loss": sums.get("accuracy_loss") + (policy.loss_points if policy else 0.0),
+        "accuracy_loss_sure": sums.get("accuracy_loss_sure") + (policy.high_points if policy else 0.0),
         "stages": np.full(latency.shape, float(len(row))), "memory": np.full(latency.shape, float(max(memory.values()))),
     }  # fmt: skip
 
@@ -410,8 +422,10 @@ def plan_of(world: Joint, priced: Priced, index: tuple[int, ...]) -> Plan:
     return Plan(graph_hash=digest, stages=stages, transfers=transfers, exit_transfers=leaving)
 
 
-OBJECTIVES = ("latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error")
-LIMITED = ("latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error", "stages")
+OBJECTIVES = ("latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error", "accuracy_loss_sure")
+LIMITED = (
+    "latency", "throughput", "energy", "bytes", "server", "money", "accuracy_loss", "error", "stages", "accuracy_loss_sure",
+)  # fmt: skip
 
 
 def random_limits(world: Joint, objective: str, seed: int) -> tuple[list[Requirement], dict[str, float]]:

@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from enumeration import chain_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joint_enumeration import LIMITED, OBJECTIVES, Joint, flat, joint_world, least_value, random_limits
 
+from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.cost import predict
 from ecotone.plan import plan_violations
-from ecotone.planner import PlannerError, Requirement, Solution, baselines, parse_objective, solve
+from ecotone.planner import PlannerError, Requirement, Solution, Throughput, baselines, parse_objective, solve
 from ecotone.planner.objective import least, quantity
+from ecotone.profile import CodecCost, Payload, Profile, SegmentTime
 
 pytestmark = pytest.mark.pure
 
@@ -222,3 +225,45 @@ def test_limits_are_those_of_the_enumeration() -> None:
     """Of the quantities that may be limited each is limited somewhere above."""
     names = {r.name for seed in range(NUM_WORLDS) for r in random_limits(joint_world(seed), "latency", seed)[0]}
     assert names == set(LIMITED)
+
+
+def test_a_smaller_codec_that_loses_too_much_does_not_hide_a_larger_one() -> None:
+    """One block, 14 ms here or 1.4 ms there; the inputs take 4 ms plain, 1 ms as int8 (0.3 points a crossing)."""
+    graph = chain_graph([1000, 1], [10])
+    here, there = (Device(name=DeviceId(n), memory_bytes=10**6) for n in ("here", "there"))
+    links = tuple(
+        Link(source=a.name, target=b.name, latency_s=0.0, bandwidth_bytes_per_s=1e6)
+        for a, b in ((here, there), (there, here))
+    )
+    cluster = Cluster(name="two", devices=(here, there), links=links, source=here.name, sink=here.name)
+    shares = {"fp32": (1.0, 0.0), "int8": (0.25, 0.003), "int4": (0.125, 0.02)}
+    profile = Profile(
+        graph_hash=graph.content_hash(), cluster_name="two", num_blocks=1, cuts=(0, 1),
+        segments=tuple(
+            SegmentTime(
+                device=d.name, executor="torch:fp32", start=0, stop=1, median_s=s, spread_s=0.0, memory_bytes=0
+            )
+            for d, s in ((here, 14e-3), (there, 1.4e-3))
+        ),
+        codecs=tuple(
+            CodecCost(
+                device=d.name, codec=c, encode_fixed_s=0.0, decode_fixed_s=0.0, encode_s_per_raw_byte=0.0,
+                decode_s_per_raw_byte=0.0,
+            )
+            for d in (here, there) for c in shares
+        ),
+        payloads=tuple(
+            Payload(position=p, codec=c, size_bytes=size * share, disagreement=lost, num_samples=9)
+            for p, size in enumerate((4000, 4)) for c, (share, lost) in shares.items()
+        ),
+    )  # fmt: skip
+    for limit, bottleneck_s in ((0.0, 4e-3), (0.6, 1.4e-3), (9.0, 1.4e-3)):
+        found = solve(graph, cluster, profile, Throughput(), [f"accuracy_loss={limit}"])
+        assert found.value == pytest.approx(bottleneck_s)
+        assert found.is_proven
+
+
+def test_stages_of_one_device_parted_by_an_exit_share_its_memory_in_a_stream_too() -> None:
+    world = joint_world(39)
+    require, limits = random_limits(world, "throughput", 39)
+    check(world, answer(world, "throughput", require), least_value(world, "throughput", limits), limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -93,3 +94,12 @@ def test_a_rate_that_nothing_sustains() -> None:
         camera_and_server().graph, camera_and_server().cluster, camera_and_server().profile, Throughput()
     ).cost.throughput_per_s  # fmt: skip
     assert f"the best is {least:.4g}/s" in said
+
+
+def test_what_ran_out_of_time_is_not_said_to_be_impossible(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, world = sys.modules["ecotone.planner.solve"], camera_and_server()
+    first = module._first
+    monkeypatch.setattr(module, "_first", lambda *a: replace(first(*a), path=None, value=math.inf, bound=1e-3))
+    assert "no plan found within 10 s, though one may exist" in refusal(world, "latency=20ms")
+    with pytest.raises(PlannerError, match="no plan found within 10 s"):
+        solve(world.graph, world.cluster, world.profile, Latency(), nearest=False)

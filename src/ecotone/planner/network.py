@@ -183,7 +183,7 @@ def _held(chain: Chain, asked: Asked, *, once: bool, pinch_s: float) -> tuple[li
     many, alone = chain.is_class, ~chain.is_class
     room = chain.capacity * np.array([len(group) for group in chain.members])
     binding = chain.all_weights + np.where(alone, chain.working.max(), 0.0) > room
-    if not once and binding.any():
+    if (not once or chain.exits) and binding.any():  # exits part what one device computes into several stages
         found.append(Held(name="memory", stage=(chain.own_weights[None] / room[:, None, None])[None]))
         peak = np.where(alone[:, None, None], chain.working[None] / chain.capacity[:, None, None], 0.0)
     if math.isfinite(asked.bottleneck_s):

@@ -29,6 +29,7 @@ __all__ = ["reason"]
 SECONDS = 2.0  # for looking at what would be near
 MOST_MEMORY = 64.0  # times what there is
 _STEPS = 12
+_NEAR_GAP = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +84,21 @@ def _near(model: CostModel, task: Task, until: float) -> Iterator[_Near]:
         lifted = task.asked.without_limit(name)
         if name == "accuracy_loss":
             lifted = replace(lifted, loss_points=math.inf)
-        found = _fewest_stages(model, lifted, task, until) if objective is None else None
+        found, is_best = (_fewest_stages(model, lifted, task, until) if objective is None else None), True
         if objective is not None:
-            own = Task.of(model, lifted, objective, until, gap=1e-3)
+            own = Task.of(model, lifted, objective, until, gap=_NEAR_GAP)
             other = search_all(chains_of(model, lifted), own)
             found = None if other.plan is None else (other.plan, other.value)
+            is_best = other.bound >= other.value - abs(other.value) * 2 * _NEAR_GAP
         limit = task.asked.limit(name)
         if found is None or not exceeds(found[1], limit):
             continue
         cost = model.predict(found[0])
         value = f", {task.objective.name} {shown(task.objective.name, task.objective.value(cost))}"
         share = found[1] / limit - 1 if limit > 0 else math.inf
-        yield _Near(share, f"{missed(name, found[1], limit)}; nearest: {found[0]}{value}", found[0])
+        said = missed(name, found[1], limit)
+        said = said if is_best else said.replace("the best is", "the best found in short time is")
+        yield _Near(share, f"{said}; nearest: {found[0]}{value}", found[0])
 
 
 def _fewest_stages(model: CostModel, asked: Asked, task: Task, until: float) -> tuple[Plan, float] | None:

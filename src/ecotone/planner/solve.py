@@ -136,8 +136,9 @@ def solve(
     task = Task.of(model, asked, levels[0][0], _share(until, len(levels)), gap)
     found = _first(model, task)
     if found.path is None:
-        known = nearest or math.isinf(found.bound)
-        told = reason(model, task, proven=known, time_limit_s=time_limit_s) if nearest else "no plan keeps what was asked"
+        none_exists = math.isinf(found.bound)
+        told = "no plan keeps what was asked" if none_exists else f"no plan found within {time_limit_s:g} s"
+        told = reason(model, task, proven=none_exists, time_limit_s=time_limit_s) if nearest else told
         raise PlannerError(told)
     reached, found, last = _descend(model, found, task, levels, until)
     plan = found.chain.plan(found.path) if found.path is not None else None

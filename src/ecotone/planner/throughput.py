@@ -125,9 +125,10 @@ class _Classes:
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
         self.groups = classes_of(chain)
+        self.admitted = np.where(np.isfinite(chain.transfer), chain.send, math.inf)
         self.speaker = np.array([group[0] for group in self.groups], dtype=np.intp)
         self.options = self._useful_codecs()
-        self.num_options = max((len(o) for o in self.options), default=0)
+        self.num_options = max(1, *(len(o) for o in self.options))
         counts = [sum(len(chain.members[d]) for d in group) for group in self.groups]
         self.limit = np.array([min(n, chain.num_positions - 1) for n in counts], dtype=np.intp)
         self.num_counts = math.prod(int(n) + 1 for n in self.limit) if self.groups else 0
@@ -138,11 +139,11 @@ class _Classes:
             self._tables()
 
     def _useful_codecs(self) -> list[list[int]]:
-        """Per position the codecs that no other beats at once in bytes, encoding and decoding on every device."""
+        """Per position the admissible codecs that no other one beats at once in bytes, encoding and decoding everywhere."""
         chain, found = self.chain, []
         for p in range(chain.num_positions):
             rows = np.concatenate([chain.size[p][:, None], chain.encode[p], chain.decode[p]], axis=1)
-            usable = [k for k in range(len(chain.codecs)) if math.isfinite(chain.size[p, k])]
+            usable = np.nonzero(np.isfinite(self.admitted[p]).any(axis=(1, 2)))[0].tolist()
             kept: list[int] = []
             for k in sorted(usable, key=lambda k: (float(chain.size[p, k]), k)):
                 if not any((rows[j] <= rows[k]).all() for j in kept):
@@ -163,7 +164,7 @@ class _Classes:
         encode = chain.encode[at, chosen][:, :, self.speaker].transpose(2, 0, 1)
         self.decode = np.where(absent, math.inf, decode)
         self.encode = np.where(absent, math.inf, encode)
-        send = chain.send[at, chosen].transpose(2, 3, 0, 1)
+        send = self.admitted[at, chosen].transpose(2, 3, 0, 1)
         send = np.where(absent[None], math.inf, send)
         pairs = send[np.ix_(self.speaker, self.speaker)]
         for c, group in enumerate(self.groups):
@@ -239,15 +240,14 @@ class _Fixed:
         self.enter = np.where(at_source, 0.0, math.inf)
         self.leave = np.where(at_sink, 0.0, math.inf)
         if sending >= 0:
-            self.enter = np.where(at_source, math.inf, chain.send[0, sending, chain.source, speaker])
+            self.enter = np.where(at_source, math.inf, classes.admitted[0, sending, chain.source, speaker])
         if taking >= 0:
-            self.leave = np.where(at_sink, math.inf, chain.send[-1, taking, speaker, chain.sink])
+            self.leave = np.where(at_sink, math.inf, classes.admitted[-1, taking, speaker, chain.sink])
         if ends.sink_starts is not None:
             self.enter = np.where(at_sink == ends.sink_starts, self.enter, math.inf)
             if ends.sink_starts:  # the link source > sink may carry both ends
-                both = float(chain.send[0, sending, chain.source, chain.sink]) + float(
-                    chain.send[-1, taking, chain.source, chain.sink]
-                )
+                both = float(classes.admitted[0, sending, chain.source, chain.sink])
+                both += float(classes.admitted[-1, taking, chain.source, chain.sink])
                 self.leave = np.where(at_source, both, self.leave)
         self.between = classes.between.reshape(count, count, classes.width)
 

@@ -71,12 +71,13 @@ def what_if(
             today = CostModel(graph, other_cluster, other_profile).predict(plan)
         except EcotoneError:  # a link or device that it needs is not there
             today = None
+    refusal, best = "", None
     try:
         best = solve(graph, other_cluster, other_profile, objective, wanted, num_runners_up=0, tie=tie)
     except PlannerError as error:
-        return WhatIf(change=change, today=today, best=None, refusal=str(error))
+        refusal = str(error)
     breaks = Asked.of(wanted, objective).violations(today) if today is not None else ()
-    return WhatIf(change=change, today=today, best=best, breaks=breaks)
+    return WhatIf(change=change, today=today, best=best, refusal=refusal, breaks=breaks)
 
 
 def check_change(cluster: Cluster, change: str) -> None:
@@ -134,7 +135,7 @@ def _relinked(cluster: Cluster, name: str, value: str, change: str) -> Cluster:
     by_kind = [k for a, b in pairs if (a, b) not in {(k.source, k.target) for k in chosen} and (k := cluster.link(a, b))]
     if not (chosen or by_kind or (every and cluster.kind_links)):
         ends = ", ".join(sorted({"-".join(sorted((k.source, k.target))) for k in cluster.links})) or "none"
-        raise PlannerError(f"what if {change!r}? there is no device or link {name!r}; links are {ends}")
+        raise PlannerError(f"what if {change!r}? there is no device or link {name!r}, nor a requirement; links are {ends}")
     field, unit = ("latency_s", "s") if name == "latency" else ("bandwidth_bytes_per_s", "bytes_per_s")
     try:
         amount = {field: parse_quantity(value, unit, f"what if {change!r}?")}
