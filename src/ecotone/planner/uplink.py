@@ -90,7 +90,7 @@ def least_powers(
     size = need.shape[1]
     goal = np.exp2(np.minimum(8 * need / radio.width_hz, 60.0)) - 1.0
     power = np.maximum(radio.noise_watt * goal / gain, LEAST_WATT)
-    can = (power <= max_watt).all(axis=1)
+    can: NDArray[np.bool_] = np.all(power <= max_watt, axis=1)
     sets = np.array(list(itertools.product((0.0, 1.0), repeat=size - 1)))
     for _ in range(_STEPS):
         live = np.flatnonzero(can)
@@ -107,7 +107,7 @@ def least_powers(
             new[:, i] = power[live, i] * goal[live, i] / (np.exp2(bits) - 1.0)
         change = np.abs(np.log(new / power[live])).max(initial=0.0)
         power[live] = np.maximum(new, LEAST_WATT)
-        can[live] = (power[live] <= max_watt[live] * (1 + 1e-9)).all(axis=1)
+        can[live] = np.all(power[live] <= max_watt[live] * (1 + 1e-9), axis=1)
         if change < 1e-4:
             break
     return np.minimum(power, max_watt), can
