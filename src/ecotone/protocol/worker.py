@@ -6,11 +6,11 @@ Theory of operation. A request has one live frontier at a time; it moves along e
                                                   ^ local edges, and edge 0 at the source: tensors enter here
 
 One Compute at a time (one processor), and one Encode or Decode at a time beside it, so that transfer overlaps compute; the
-latest stage and edge go first, which drains the pipeline. Queues are bounded: a body is decoded only while fewer than
-`queue_limit` inputs of its stage wait, and its bytes (the link's credit) are freed by that; a stage starts only while fewer
-than `queue_limit` of its outputs are not yet given to the wire. (Boundaries that a twin waits for are made even so: one for
-each request in flight at most.) Every edge has its own credit and the sink always takes, so by induction from the sink each
-stage moves on: no deadlock, also where a device holds several stages.
+latest stage and edge go first, which drains the pipeline; of several sessions each has its share (fairness.py). Queues are
+bounded: a body is decoded only while fewer than `queue_limit` inputs of its stage wait, and its bytes (the link's credit)
+are freed by that; a stage starts only while fewer than `queue_limit` of its outputs are not yet given to the wire.
+(Boundaries that a twin waits for are made even so: one for each request in flight at most.) Every edge has its own credit
+and the sink always takes, so by induction from the sink each stage moves on: no deadlock, whatever stages a device holds.
 
 Plans are kept by (session, epoch). Bodies of an unknown, newer epoch are parked within a byte limit until their plan comes;
 those of a retired one are dropped. A run whose budget ends, that is cancelled or that fails here, is dropped here and
@@ -28,6 +28,7 @@ from ecotone.cluster import DeviceId
 from ecotone.plan import Plan
 from ecotone.protocol.effects import CancelTimer, Compute, Decode, Encode, Held, Output, Prepare, Release, SetTimer, Unload
 from ecotone.protocol.events import BlobsMissing, ErrorKind, TimerId
+from ecotone.protocol.fairness import Shares
 from ecotone.protocol.intake import BLOB_NUMBER_MASK
 from ecotone.protocol.message import (
     BLOB_EDGE,
@@ -87,6 +88,7 @@ class Worker:
 
     def __init__(self, name: NodeId, settings: WorkerSettings) -> None:
         self.name, self.settings = name, settings
+        self.shares = Shares(settings.max_sessions, settings.max_load)
         self._device = DeviceId(name)
         self._epochs: dict[EpochKey, _Epoch] = {}
         self._newest: dict[int, int] = {}  # session -> newest epoch that was deployed here
@@ -480,7 +482,8 @@ class Worker:
         mine = {i for i, stage in enumerate(plan.stages) if stage.device == self._device}
         if not {part.stage for part in deploy.parts} <= mine:
             return "parts of other nodes were sent", None
-        return "", plan
+        refusal = self.shares.admit(deploy, self._epochs)
+        return refusal, None if refusal else plan
 
     def _retire(self, session: int, number: int) -> list[Item]:
         if (session, number) in self._epochs:
@@ -523,20 +526,17 @@ class Worker:
 
     def _advance(self) -> list[Item]:
         items: list[Item] = []
-        if self._computing is None:
-            self._computing = self._next_compute()
-            if self._computing is not None:
-                items.append(Compute(body=self._computing))
-        if self._coding is None:
-            coding = self._next_coding()
-            if coding is not None:
-                self._coding = coding.body
-                items.append(coding)
+        if self._computing is None and (body := self._next_compute()) is not None:
+            self._computing = body
+            items.append(Compute(body=body))
+        if self._coding is None and (coding := self._next_coding()) is not None:
+            self._coding = coding.body
+            items.append(coding)
         return items
 
     def _next_compute(self) -> BodyId | None:
-        """The latest stage whose outputs have room, of the oldest epoch that has one."""
-        for epoch in self._epochs.values():
+        """The latest stage whose outputs have room, of the oldest epoch that has one, of the session whose turn it is."""
+        for (session, _), epoch in self.shares.order("processor", self._epochs):
             best = -1
             for stage, waiting in epoch.inputs.items():
                 if not waiting or stage <= best or not epoch.is_ready:
@@ -544,6 +544,7 @@ class Worker:
                 if self._has_room(epoch, stage + 1) or self._is_awaited(waiting[0]):
                     best = stage
             if best >= 0:
+                self.shares.picked("processor", session)
                 return epoch.inputs[best].popleft()
         return None
 
@@ -559,8 +560,8 @@ class Worker:
         return edge == len(epoch.plan.stages) or len(epoch.inputs.get(edge, ())) < limit
 
     def _next_coding(self) -> Encode | Decode | None:
-        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch."""
-        for epoch in self._epochs.values():
+        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch, in turn."""
+        for (session, _), epoch in self.shares.order("coder", self._epochs):
             best, queues = -1, epoch.to_encode
             for edge, waiting in epoch.to_encode.items():
                 if waiting and edge > best:
@@ -569,6 +570,7 @@ class Worker:
                 if waiting and edge > best and self._has_room(epoch, edge):
                     best, queues = edge, epoch.arrived
             if best >= 0:
+                self.shares.picked("coder", session)
                 body, codec = queues[best].popleft(), epoch.plan.transfers[best].codec
                 return Encode(body=body, codec=codec) if queues is epoch.to_encode else Decode(body=body, codec=codec)
         return None
