@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
 DATA = {
     "units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio",
-    "offload",
+    "offload", "media", "workload",
 }  # fmt: skip
 PLANNER = DATA | {"cost"}
 PROTOCOL = PLANNER | {"planner", "trace"}
@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "schema": {"units"},
     "graph": {"units", "schema"},
-    "cluster": {"units", "schema"},
+    "cluster": {"units", "schema", "media"},
     "trust": {"units", "schema"},
     "accuracy": {"units", "schema"},
     "profile": {"units", "schema", "graph", "cluster", "accuracy"},
@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "linktrace": {"units", "schema"},
     "radio": {"units", "schema"},
     "offload": {"units", "schema"},
+    "media": {"units", "schema", "radio"},
+    "workload": {"units", "schema", "cluster"},
     "trace": {"units", "schema", "plan"},
     "cost": DATA,
     "planner": PLANNER,

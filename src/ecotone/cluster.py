@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NewType
 
 from ecotone import schema
+from ecotone.media import RadioCell, SharedWire
 from ecotone.units import EcotoneError
 
 __all__ = ["Cluster", "Device", "DeviceId", "Link", "Power"]
@@ -153,6 +154,8 @@ class _File:
     source: str = ""
     sink: str = ""
     emulate: bool = False
+    radio: tuple[RadioCell, ...] = ()
+    shared: tuple[SharedWire, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +163,7 @@ class Cluster:
     """All devices, all directed links. Inputs arise at `source`; results are wanted at `sink`.
 
     `emulate`: devices are processes of one computer, and rates, latencies and slowdowns are imposed in user space.
+    `radios` and `shared`: what several links pass together (media.py).
     """
 
     name: str
@@ -168,6 +172,8 @@ class Cluster:
     source: DeviceId
     sink: DeviceId
     emulate: bool = False
+    radios: tuple[RadioCell, ...] = ()
+    shared: tuple[SharedWire, ...] = ()
 
     def __post_init__(self) -> None:
         schema.check(f"cluster {self.name}", self._violations())
@@ -188,6 +194,24 @@ class Cluster:
             yield f"a link names device {end!r}; devices are {', '.join(names)}"
         if not self.emulate and any(d.slowdown != 1 for d in self.devices):
             yield "slowdown is for emulated clusters only; set emulate = true or remove it"
+        yield from self._media_violations(set(pairs))
+
+    def _media_violations(self, pairs: set[tuple[DeviceId, DeviceId]]) -> Iterator[str]:
+        names = [m.name for m in (*self.radios, *self.shared)]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield f"{name} names two radios or shared wires"
+        uplinks = [pair for radio in self.radios for pair in radio.links]
+        for source, target in uplinks:
+            if (source, target) not in pairs:
+                yield f"a radio has the uplink {source}>{target}, but there is no such link; are both devices there?"
+            elif uplinks.count((source, target)) > 1:
+                yield f"link {source}>{target} belongs to two radios"
+        for wire in self.shared:
+            carried = [pair for pair in sorted(pairs) if wire.carries(*pair)]
+            if not carried:
+                yield f"shared wire {wire.name} carries no link of this cluster"
+            for source, target in (pair for pair in carried if pair in uplinks):
+                yield f"shared wire {wire.name} carries {source}>{target}, which belongs to a radio"
 
     def device(self, name: str) -> Device:
         """The device called `name`; raises EcotoneError if there is none."""
@@ -229,7 +253,8 @@ class Cluster:
     def load(path: str | os.PathLike[str]) -> Cluster:
         """Read a TOML cluster file; raises EcotoneError (unreadable) or SchemaError naming every violation.
 
-        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`.
+        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`,
+        `[[radio]]` with `[[radio.sender]]` (their uplinks are not stated as links), `[[shared]]`.
         """
         try:
             document = tomllib.loads(Path(path).read_text())
@@ -243,10 +268,13 @@ class Cluster:
         file = schema.read(_File, document, where)
         first = file.device[0].name if file.device else DeviceId("")
         source = DeviceId(file.source) if file.source else first
-        links = _links(file.link, where)
+        links = (*_links(file.link, where), *_uplinks(file.radio))
         sink = DeviceId(file.sink) if file.sink else source
         try:
-            return Cluster(name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate)
+            return Cluster(
+                name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate,
+                radios=file.radio, shared=file.shared,
+            )  # fmt: skip
         except schema.SchemaError as error:
             raise schema.SchemaError(where, error.violations) from None
 
@@ -269,3 +297,11 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
                 violations.append(str(error))
     schema.check(where, violations)
     return tuple(links)
+
+
+def _uplinks(radios: tuple[RadioCell, ...]) -> Iterator[Link]:
+    for radio in radios:
+        for source, target in radio.links:
+            rate = radio.alone_bytes_per_s(source)
+            ends = {"source": DeviceId(source), "target": DeviceId(target)}
+            yield Link(**ends, latency_s=radio.latency_s, bandwidth_bytes_per_s=rate)
