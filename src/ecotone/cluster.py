@@ -197,7 +197,7 @@ class Cluster:
         yield from self._media_violations(set(pairs))
 
     def _media_violations(self, pairs: set[tuple[DeviceId, DeviceId]]) -> Iterator[str]:
-        names = [m.name for m in (*self.radios, *self.shared)]
+        names = [r.name for r in self.radios] + [w.name for w in self.shared]
         for name in sorted({n for n in names if names.count(n) > 1}):
             yield f"{name} names two radios or shared wires"
         uplinks = [pair for radio in self.radios for pair in radio.links]
@@ -302,6 +302,7 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
 def _uplinks(radios: tuple[RadioCell, ...]) -> Iterator[Link]:
     for radio in radios:
         for source, target in radio.links:
-            rate = radio.alone_bytes_per_s(source)
-            ends = {"source": DeviceId(source), "target": DeviceId(target)}
-            yield Link(**ends, latency_s=radio.latency_s, bandwidth_bytes_per_s=rate)
+            yield Link(
+                source=DeviceId(source), target=DeviceId(target), latency_s=radio.latency_s,
+                bandwidth_bytes_per_s=radio.alone_bytes_per_s(source),
+            )  # fmt: skip

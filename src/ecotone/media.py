@@ -93,8 +93,8 @@ class RadioCell:
         """The rate of a sender while nobody else sends, at full power or `watt`."""
         sender = next(s for s in self.sender if s.device == device)
         power = sender.max_watt if watt is None else watt
-        arrays = (np.array([v]) for v in (sender.distance_m, power))
-        rates = self.radio.rates_bytes_per_s(*arrays, np.zeros(1, dtype=np.intp), np.ones(1, dtype=np.bool_))
+        distance, watts = np.array([sender.distance_m]), np.array([power])
+        rates = self.radio.rates_bytes_per_s(distance, watts, np.zeros(1, dtype=np.intp), np.ones(1, dtype=np.bool_))
         return float(rates[0])
 
 
