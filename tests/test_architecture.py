@@ -21,10 +21,11 @@ DATA = {
     "units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio",
     "offload", "media", "workload",
 }  # fmt: skip
-PLANNER = DATA | {"cost"}
+PLANNER = DATA | {"cost", "sharing", "contention"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
-    "trace", "cost", "planner", "protocol", "codec", "model", "executors", "wire", "profiling", "trust",
+    "trace", "cost", "sharing", "contention", "planner", "protocol", "codec", "model", "executors", "wire", "profiling",
+    "trust",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
@@ -44,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workload": {"units", "schema", "cluster"},
     "trace": {"units", "schema", "plan"},
     "cost": DATA,
+    "sharing": {"units", "schema", "media"},
+    "contention": DATA | {"cost", "sharing"},
     "planner": PLANNER,
     "protocol": PROTOCOL,
     "simulator": PROTOCOL | {"protocol"},

@@ -27,7 +27,7 @@ def test_shares_are_max_min_fair(num_flows: int, num_wires: int, seed: int) -> N
     random = np.random.default_rng(seed)
     own, capacity = random.uniform(1, 10, num_flows), random.uniform(1, 20, num_wires)
     passes = random.random((num_flows, num_wires)) < 0.5
-    rate = np.array(fair_rates(own, passes, capacity))
+    rate = np.array(fair_rates(own.tolist(), [np.flatnonzero(row).tolist() for row in passes], capacity.tolist()))
     used = rate @ passes
     assert (used <= capacity * (1 + 1e-9)).all()
     for flow in range(num_flows):

@@ -2,9 +2,9 @@
 
 Theory of operation. Start-time fair queueing (Goyal, Vin, Cheng, 1996), the time of a turn charged after it, since only
 then is it known. Each session has a weight w and, for each of the two resources, a tag; the session with the least tag that
-has work takes the next turn (of equal tags, the one whose plan came first). A turn of l seconds adds l / w to the tag. When
-a session of tag T is picked, those of a lesser tag, passed over for want of work that could begin, are raised to T: time
-that was not used is not saved up.
+has work takes the next turn (of equal tags, the one whose last turn is longest ago). A turn of l seconds adds l / w to the
+tag. When a session of tag T is picked, those of a lesser tag, passed over for want of work that could begin, are raised to
+T: time that was not used is not saved up.
 
 Claim: of two sessions i, j that have work at every pick of an interval, with turns of at most L_i, L_j seconds and W_i, W_j
 seconds of turns ended in it,  |W_i / w_i - W_j / w_j| <= L_i / w_i + L_j / w_j:  equal to within one turn each.
@@ -43,6 +43,8 @@ class Shares:
         self._loads: dict[EpochKey, float] = {}
         self._tags: dict[Resource, dict[int, float]] = {"processor": {}, "coder": {}}
         self._now: dict[Resource, float] = {"processor": 0.0, "coder": 0.0}  # tag of the last pick
+        self._last: dict[Resource, dict[int, int]] = {"processor": {}, "coder": {}}  # number of the session's last turn
+        self._num_turns = 0
 
     def admit(self, deploy: Deploy, resident: Collection[EpochKey]) -> str:
         """Let a plan in ("") or say why not; `resident`: the plans that are here."""
@@ -71,18 +73,22 @@ class Shares:
         self._weights = {session: weight for session, weight in self._weights.items() if session in sessions}
         for resource, tags in self._tags.items():
             self._tags[resource] = {session: tag for session, tag in tags.items() if session in sessions}
+            self._last[resource] = {s: turn for s, turn in self._last[resource].items() if s in sessions}
 
     def order(self, resource: Resource, epochs: dict[EpochKey, _V]) -> Iterable[tuple[EpochKey, _V]]:
         """Plans in the order in which they may take the next turn."""
         tags = self._tags[resource]
         if len(tags) < 2:
             return epochs.items()
-        return sorted(epochs.items(), key=lambda item: tags.get(item[0][0], 0.0))
+        last = self._last[resource]
+        return sorted(epochs.items(), key=lambda item: (tags.get(item[0][0], 0.0), last.get(item[0][0], 0)))
 
     def picked(self, resource: Resource, session: int) -> None:
         """`session` takes a turn; those before it had no work."""
         tags = self._tags[resource]
         now = self._now[resource] = tags[session]
+        self._num_turns += 1
+        self._last[resource][session] = self._num_turns
         for other, tag in tags.items():
             if tag < now:
                 tags[other] = now

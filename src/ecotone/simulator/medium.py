@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from ecotone.cluster import Cluster
 from ecotone.media import RadioCell, SharedWire, Tuning
 from ecotone.protocol.message import NodeId
@@ -122,32 +120,34 @@ class Wires(Medium):
     """All shared wires of a cluster together, since a link may pass several: max-min fair shares."""
 
     def __init__(self, wires: Sequence[SharedWire], pairs: Iterable[Pair]) -> None:
-        self._capacity = np.array([w.bandwidth_bytes_per_s for w in wires])
+        self._capacity = [w.bandwidth_bytes_per_s for w in wires]
         carried = {pair: [i for i, w in enumerate(wires) if w.carries(*pair)] for pair in pairs}
         self._wires = {pair: found for pair, found in carried.items() if found}
         super().__init__(", ".join(w.name for w in wires), self._wires)
 
     def rates(self, sending: Sequence[Pair]) -> Sequence[float]:
-        passes = np.zeros((len(sending), len(self._capacity)), dtype=np.bool_)
-        for row, pair in enumerate(sending):
-            passes[row, self._wires[pair]] = True
-        own = np.array([self._channels[pair].rate_bytes_per_s for pair in sending])
-        return fair_rates(own, passes, self._capacity)
+        own = [self._channels[pair].rate_bytes_per_s for pair in sending]
+        return fair_rates(own, [self._wires[pair] for pair in sending], self._capacity)
 
 
-def fair_rates(own: np.ndarray, passes: np.ndarray, capacity: np.ndarray) -> list[float]:
-    """Max-min fair rates of F flows with rates of their `own` (F,) that pass W wires (F, W) of `capacity` (W,)."""
-    rate, is_open = np.zeros(len(own)), np.ones(len(own), dtype=np.bool_)
-    while is_open.any():
-        sharers = passes[is_open].sum(axis=0)
-        spare = np.maximum(capacity - rate @ passes, 0.0)
-        rise = np.where(sharers > 0, spare / np.maximum(sharers, 1), math.inf)
-        step = min(float(rise.min(initial=math.inf)), float((own - rate)[is_open].min()))
-        rate[is_open] += step
-        full = rise <= step * (1 + 1e-12)
-        is_open &= ~((passes & full).any(axis=1) | (rate >= own * (1 - 1e-12)))
-    found: list[float] = rate.tolist()
-    return found
+def fair_rates(own: Sequence[float], passes: Sequence[Sequence[int]], capacity: Sequence[float]) -> list[float]:
+    """Max-min fair rates of flows with rates of their `own`, each of which passes some wires of `capacity` (by number)."""
+    rate, spare = [0.0] * len(own), list(capacity)
+    rising = list(range(len(own)))
+    while rising:
+        sharers = [0] * len(spare)
+        for flow in rising:
+            for wire in passes[flow]:
+                sharers[wire] += 1
+        rises = [room / n if n else math.inf for room, n in zip(spare, sharers, strict=True)]
+        step = max(0.0, min(min(rises, default=math.inf), min(own[flow] - rate[flow] for flow in rising)))
+        for flow in rising:
+            rate[flow] += step
+            for wire in passes[flow]:
+                spare[wire] -= step
+        full = {wire for wire, rise in enumerate(rises) if rise <= step * (1 + 1e-12)}
+        rising = [f for f in rising if rate[f] < own[f] * (1 - 1e-12) and full.isdisjoint(passes[f])]
+    return rate
 
 
 class Airwaves(Medium):

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from ecotone.cluster import Cluster, Link
 from ecotone.cost import CostModel
 from ecotone.graph import Graph
@@ -28,7 +30,7 @@ from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.simulator.channel import Channel
 from ecotone.simulator.medium import Medium, default_tunings, media_of
-from ecotone.simulator.program import Loads, Program, as_set
+from ecotone.simulator.program import Ask, Loads, Program, as_set
 from ecotone.simulator.simulation import (
     Arrivals,
     ClosedLoop,
@@ -153,6 +155,7 @@ class _Crowd:
             expected = {plan.epoch: times.costs[plan.epoch].latency_s for plan in sets[name].plans}
             in_flight = user.in_flight or bounds[0]
             asks = asks_of(*_stream(user, sets[name], times, span[0]), user.deadline_s, self.seed + index)
+            asks = _out_of_step(asks, user, np.random.default_rng((self.seed, index)).random())
             asks = [ask for ask in asks if ask.at_s is None or ask.at_s < span[0]]
             self.programs[name] = Program(NodeId(user.source), asks, sets[name], make, in_flight, expected)
         names = dict.fromkeys(NodeId(d) for one in sets.values() for d in one.devices)
@@ -255,6 +258,13 @@ class _Crowd:
         report = report_of(self.world, program, self.seed, {plan.epoch for plan in program.plans.plans})
         counted = tuple(o for o in report.outcomes if warm_up_s <= o.submitted_s < duration_s)
         return dataclasses.replace(report, outcomes=counted)
+
+
+def _out_of_step(asks: list[Ask], user: User, phase: float) -> list[Ask]:
+    """Periodic users do not all begin at once; the first request of each comes within its first period."""
+    if user.is_closed or user.arrivals != "periodic":
+        return asks
+    return [dataclasses.replace(ask, at_s=(ask.at_s or 0.0) + phase / user.rate_per_s) for ask in asks]
 
 
 def _mind(user: User, session: int, bounds: tuple[int, int]) -> CoordinatorSettings:
