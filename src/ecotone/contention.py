@@ -205,7 +205,8 @@ class _Evaluation:
     # ---- equations ---------------------------------------------------------------------------------------------------
 
     def _sum(self, values: FloatArray) -> FloatArray:
-        return np.bincount(self.at, values, len(self.numbers))
+        total: FloatArray = np.bincount(self.at, values, len(self.numbers)).astype(np.float64)
+        return total
 
     def _queue(self) -> None:
         """Equation 2 for every visit, from the requests of closed users that waited in the last round."""

@@ -99,7 +99,8 @@ def on_off_law(rates: FloatArray, on: FloatArray, off_share: FloatArray, size: F
     right = np.zeros(num_sets)
     right[-1] = 1.0
     law: FloatArray = np.maximum(np.linalg.solve(system, right), 0.0)
-    return law / law.sum()
+    law /= law.sum()
+    return law
 
 
 def _members(count: int) -> FloatArray:

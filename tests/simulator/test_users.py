@@ -27,6 +27,7 @@ def plans_of(graph, count: int, cut: int = 1):
 
 @pytest.mark.parametrize(("user", "arrivals"), [({"in_flight": 3}, ClosedLoop(in_flight=3)), ({"rate_per_s": 20.0}, None)])
 def test_one_user_alone_fares_as_in_a_simulation_of_one_plan(user: dict[str, float], arrivals: ClosedLoop | None) -> None:
+    """But for control frames: periodic users begin out of step, so reports fall elsewhere between their requests."""
     graph, cluster = star(1)
     profile, source = seconds_of(graph, 1, (0.005, 0.1), (0.005, 0.02)), DeviceId("u0")
     workload = Workload(name="w", users=(User(name="u0", source=source, arrivals="periodic", **user),))  # type: ignore[arg-type]
@@ -36,7 +37,7 @@ def test_one_user_alone_fares_as_in_a_simulation_of_one_plan(user: dict[str, flo
         offloading(graph, "u0", 1), graph, cluster, profile, requests=len(found.outcomes),
         arrivals=arrivals or Periodic(period_s=0.05), ordered=False,
     )  # fmt: skip
-    assert [o.latency_s for o in found.outcomes] == pytest.approx([o.latency_s for o in one.outcomes], rel=1e-9)
+    assert [o.latency_s for o in found.outcomes] == pytest.approx([o.latency_s for o in one.outcomes], rel=5e-4)
     assert len(found.outcomes) >= 39
     assert many.violations == ()
 
