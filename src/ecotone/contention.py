@@ -87,15 +87,19 @@ class UserLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """All users and resources. `overloaded`: what would have to do more than it can, fullest first."""
+    """All users and resources. `promised`: the part of the utilisation that open users bring, whatever happens.
+
+    `overloaded`: what would have to do more than it can, fullest first; closed users slow down instead.
+    """
 
     users: tuple[UserLoad, ...]
     utilisation: dict[Resource, float]
+    promised: dict[Resource, float]
 
     @property
     def overloaded(self) -> tuple[Resource, ...]:
-        over = [r for r, share in self.utilisation.items() if share >= _FULL]
-        return tuple(sorted(over, key=lambda r: -self.utilisation[r]))
+        over = [r for r, share in self.promised.items() if share >= _FULL]
+        return tuple(sorted(over, key=lambda r: -self.promised[r]))
 
     @property
     def is_stable(self) -> bool:
@@ -330,7 +334,10 @@ class _Evaluation:
                 break
         self._stuck()
         self._latencies()
-        return Standing(users=tuple(self._user(i) for i in range(len(self.flows))), utilisation=self._utilisation())
+        users, is_open = tuple(self._user(i) for i in range(len(self.flows))), (self.closed == 0).astype(np.float64)
+        return Standing(
+            users=users, utilisation=self._utilisation(self.rate), promised=self._utilisation(self.rate * is_open)
+        )
 
     def _latencies(self) -> None:
         """Equation 5."""
@@ -343,10 +350,10 @@ class _Evaluation:
         regular = np.array([f.is_periodic or f.in_flight > 0 for f in self.flows])
         return self._sum(np.where(regular[self.user], 0.0, rho)) / np.maximum(self._sum(rho), 1e-300)
 
-    def _utilisation(self) -> dict[Resource, float]:
-        rho = self._sum(self.rate[self.user] * self.share * self.slowed)
+    def _utilisation(self, rate: FloatArray) -> dict[Resource, float]:
+        rho = self._sum(rate[self.user] * self.share * self.slowed)
         found = {resource: float(rho[number]) for resource, number in self.numbers.items()}
-        load = self._sum(self.rate[self.user] * self.share * self.size)
+        load = self._sum(rate[self.user] * self.share * self.size)
         for number, wire in enumerate(self.world.cluster.shared):
             carried = sum(load[link.number] for link in self.links if number in link.wires)
             found[Resource("wire", wire.name)] = float(carried / wire.bandwidth_bytes_per_s)

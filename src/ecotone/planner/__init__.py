@@ -1,9 +1,11 @@
 """Where to run which blocks: `solve(graph, cluster, profile, objective, require) -> Solution`, exact first; and which plans
 stay resident beside that one in case something fails: `choose(graph, cluster, profile, ...) -> FailoverSolution`. Around it:
-`explain` (why), `what_if` (another world) and `pareto` (what less of one quantity costs in another).
+`explain` (why), `what_if` (another world) and `pareto` (what less of one quantity costs in another). For many users at once:
+`assign(workload, cluster, models) -> Assignment`.
 """
 
 from ecotone.planner import baselines
+from ecotone.planner.assignment import Assignment, assign
 from ecotone.planner.expectation import Detection, Weights
 from ecotone.planner.explain import Breakpoint, Explanation, explain
 from ecotone.planner.failover import FailoverSolution, choose
@@ -16,7 +18,7 @@ from ecotone.planner.standbys import Variant
 from ecotone.planner.what_if import WhatIf, what_if
 
 __all__ = [
-    "TIE", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective", "OptionWeights",
+    "TIE", "Assignment", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective", "OptionWeights",
     "Outlook", "PlannerError", "Point", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "WhatIf",
-    "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "what_if",
+    "assign", "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "what_if",
 ]  # fmt: skip
