@@ -18,7 +18,7 @@ from ecotone.planner.standbys import Variant
 from ecotone.planner.what_if import WhatIf, what_if
 
 __all__ = [
-    "TIE", "Assignment", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective", "OptionWeights",
-    "Outlook", "PlannerError", "Point", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant", "Weights", "WhatIf",
-    "assign", "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "what_if",
+    "TIE", "Assignment", "Breakpoint", "Detection", "Explanation", "FailoverSolution", "Front", "Latency", "Objective",
+    "OptionWeights", "Outlook", "PlannerError", "Point", "Requirement", "RunnerUp", "Solution", "Throughput", "Variant",
+    "Weights", "WhatIf", "assign", "assume", "baselines", "choose", "explain", "pareto", "score_options", "solve", "what_if",
 ]  # fmt: skip
