@@ -57,6 +57,7 @@ __all__ = ["Session"]
 _KEPT_REQUESTS = 4096
 
 Listener = Callable[[Told], object]
+Loads = Sequence[Mapping[NodeId, float]]
 
 
 @dataclass(slots=True)
@@ -98,6 +99,7 @@ class Session:
         self._listeners: list[Listener] = []
         self.explain: Callable[[], list[str]] = list
         self._moving, self._awaited = threading.Lock(), -1
+        self._loads: Mapping[str, tuple[tuple[NodeId, float], ...]] = {}  # by identity of plan
         self._is_closed, self._closing = False, ""
         self._all_ended = threading.Event()
         device = nodes.cluster.device(nodes.cluster.source)
@@ -226,7 +228,7 @@ class Session:
             return False
         return any(self._missing(plan) == frozenset() for plan in self.plans)
 
-    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None) -> Plan:
+    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None, loads: Loads = ()) -> Plan:
         """Move to `plan` and return it (of a set the first) with its epoch; the whole former set is retired.
 
         The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
@@ -244,6 +246,7 @@ class Session:
         require_sound(plans, worker=self._worker, coordinator=self._settings)
         expected = {one.identity(): (expected_s or {}).get(i, 0.0) for i, one in enumerate(plans.plans)}
         with self._moving:
+            self._loads = {one.identity(): tuple(own.items()) for one, own in zip(plans.plans, loads, strict=False)}
             first = self._reachable_first(plans)
             switch, old = self.how_to_switch(first), self._residency.planset
             found, error = self._deploy(first, expected, switch)
@@ -263,6 +266,7 @@ class Session:
             events.Resident(
                 plan=plan, parts=self._models.parts(plan), is_active=plan.epoch in active,
                 expected_s=expected.get(plan.identity(), 0.0), boundary_bytes=self._models.boundary_bytes(plan),
+                loads=self._loads.get(plan.identity(), ()),
             )
             for active in [{standby.plan.epoch for standby in plans.standbys if standby.mode == "active"}]
             for plan in plans.plans
@@ -271,7 +275,7 @@ class Session:
         self._shell.post(
             events.DeployRequested(
                 plan=first.plan, parts=first.parts, standbys=tuple(residents[1:]), expected_s=first.expected_s,
-                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause",
+                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause", loads=first.loads,
             )
         )  # fmt: skip
         timeout_s = self._settings.deploy_timeout_s
