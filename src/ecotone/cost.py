@@ -18,6 +18,7 @@ Legend: d, e devices; [a, b) blocks; p a cut; q a codec; P(b), S(a) measured tim
 (11) loss          = loss of the exit policy + sum over crossings of loss(p, q);   loss(p, q) is that of the accuracy table
                      (fitted; under the policy where that was measured, less the policy's own), else 100 * disagreement.
                      disagreement = min(1, sum over crossings);   relative error = sum over crossings + sum over stages
+                     sure loss: the same by upper ends of intervals, at most 100; 100 per crossing that was not calibrated
 (12) server seconds = sum of busy_d over servers: tier "edge" or "cloud"; with no tier stated, all but source and sink
 (13) money         = sum of price_d * busy_d + sum over links of price * bytes
 With exits, r_i is the share of requests that reach stage i: r_0 = 1, r_(i+1) = r_i less the share that leaves at its end.
@@ -37,7 +38,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ecotone.accuracy import ExitPolicy
+from ecotone.accuracy import Crossing, ExitPolicy
 from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
@@ -292,14 +293,27 @@ class CostModel:
 
     def loss_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
         """Points that a crossing loses (equation 11), beside what `policy` loses; 0 for an unknown codec."""
+        points = self.profile.accuracy.crossing_points(position, codec, policy) if self.profile.accuracy else None
+        if points is not None:
+            return points
+        payload = self.payload(position, codec)
+        return 100.0 * payload.disagreement if payload else 0.0
+
+    def sure_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
+        """Points that a crossing loses at most, by the upper end of its interval; 100 where it was not calibrated."""
+        points = self.profile.accuracy.sure_points(position, codec, policy) if self.profile.accuracy else None
+        return points if points is not None else 0.0 if codec.partition("+")[0] == "fp32" else 100.0
+
+    def expected_disagreement(self, plan: Plan) -> float | None:
+        """The largest share of decisions that `plan` was calibrated to change; None where the table does not hold it."""
         table = self.profile.accuracy
-        name = policy.name if policy else ""
-        cell = table.cell(position, codec, name) if table else None
-        if cell is not None:
-            return max(0.0, cell.fitted_points - (policy.loss_points if policy else 0.0))
-        cell = table.cell(position, codec) if table else None
-        payload = self.payload(position, codec) if cell is None else None
-        return cell.fitted_points if cell else 100.0 * payload.disagreement if payload else 0.0
+        if table is None:
+            return None
+        chain = tuple(Crossing(position=p, codec=q) for p, q in plan.crossings)
+        if plan.graph_hash != table.graph_hash:
+            return table.differing(chain, variant=plan.graph_hash)
+        policy = self.policy_of(plan)
+        return table.differing(chain, policy.name if policy else "")
 
     def exit_s(self, device: str, executor: str, exit_name: str) -> float | None:
         """Seconds of an exit's head with its decision; None where it was not measured for the device or its kind."""
@@ -373,6 +387,7 @@ class CostModel:
             send_s=payload.size_bytes / link.bandwidth_bytes_per_s, decode_s=decode,
             disagreement=payload.disagreement, relative_error=payload.relative_error,
             loss_points=self.loss_points(transfer.position, transfer.codec, policy),
+            sure_points=self.sure_points(transfer.position, transfer.codec, policy),
         )  # fmt: skip
 
     def predict(self, plan: Plan) -> PlanCost:
@@ -403,6 +418,7 @@ class CostModel:
             relative_error=sum(t.relative_error for t in edges) + sum(s.relative_error for s in stages),
             stages=stages, transfers=transfers, devices=devices, links=links, exit_transfers=exits,
             loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers),
+            sure_points=min(100.0, (policy.high_points if policy else 0.0) + sum(t.sure_points for t in transfers)),
             server_s=sum(d.busy_s for d in devices if d.device in self._servers),
             money=money + sum(prices.get((k.source, k.target), 0.0) * k.size_bytes for k in links),
         )  # fmt: skip

@@ -135,6 +135,11 @@ class Plan:
         """Positions where something crosses a link, ends excluded when they are local."""
         return tuple(t.position for t in self.transfers if not t.is_local)
 
+    @property
+    def crossings(self) -> tuple[tuple[int, str], ...]:
+        """Position and codec of every frontier that goes over a link, in order; outputs of exits are left out."""
+        return tuple((t.position, t.codec) for t in self.transfers if not t.is_local)
+
     def with_epoch(self, epoch: int) -> Plan:
         return replace(self, epoch=epoch)
 

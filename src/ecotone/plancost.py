@@ -50,6 +50,7 @@ class TransferCost:
     disagreement: float = 0.0
     relative_error: float = 0.0
     loss_points: float = 0.0
+    sure_points: float = 0.0
     share: float = 1.0
 
     @property
@@ -92,6 +93,7 @@ class PlanCost:
     devices: tuple[DeviceCost, ...]
     links: tuple[LinkCost, ...]
     loss_points: float = 0.0
+    sure_points: float = 0.0  # by the upper ends of the intervals: equation 11
     server_s: float = 0.0
     money: float = 0.0
     exit_transfers: tuple[TransferCost, ...] = ()

@@ -10,8 +10,8 @@ import typer
 MODEL_HELP = "package.module:callable, file.py:callable, an exported .pt2, or a Hugging Face directory or hub id."
 SHAPE_HELP = "Shape of an image input, such as 3x224x224, where the model does not say."
 REQUIRE_HELP = (
-    "A limit to keep, repeatable: latency=50ms, throughput=20/s, accuracy_loss=0.5, error=0.05, energy=2J, bytes=20kB, "
-    "memory=100MB, codec=int8,fp32, device=edge, stages=2."
+    "A limit to keep, repeatable: latency=50ms, throughput=20/s, accuracy_loss=0.5, accuracy_loss_sure=1 (upper end of its "
+    "interval), error=0.05, energy=2J, bytes=20kB, memory=100MB, codec=int8,fp32, device=edge, stages=2."
 )
 
 
@@ -32,7 +32,31 @@ ProfileFile = Annotated[Path | None, option("--profile", text="Profile file, mad
 PlanFile = Annotated[Path | None, option("--plan", text="Use the plan of this file instead of solving for one.")]
 PlanOut = Annotated[Path | None, option("--out", "-o", text="Where to write the plan (JSON).")]
 ProfileOut = Annotated[Path | None, option("--out", "-o", text="Where to write the profile (JSON).")]
-Samples = Annotated[str, option("--samples", text="A few real inputs to measure accuracy on: a file or directory.")]
+Samples = Annotated[
+    str,
+    option(
+        "--samples", text="Real inputs, a file or directory: a few are timed, all make the accuracy table, so many help."
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    option(
+        "--labels",
+        text="What is right for each sample: FILE.json or .csv (name and label), .npy or .safetensors (in order of the "
+        "samples, or a tensor per name). A label is a class number or name, or an array in the shape of the model's "
+        "decisions. Without labels agreement with the model itself is counted.",
+    ),
+]
+Calibration = Annotated[
+    int, option("--calibration", text="Make the accuracy table of at most so many samples; 0: no table. Default: all.")
+]
+Shadow = Annotated[
+    float,
+    option(
+        "--shadow",
+        text="Answer this share of requests (0.01: 1 %) again by the whole model, and raise drift. Default: none.",
+    ),
+]
 InputShape = Annotated[str, option("--input-shape", text=SHAPE_HELP)]
 Executors = Annotated[list[str] | None, option("--executor", text="Use only this executor, repeatable. Default: all.")]
 Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]

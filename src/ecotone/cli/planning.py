@@ -13,7 +13,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
 from ecotone.cli.console import err, out, print_json
-from ecotone.cli.tables import plan_table, profile_table, seconds
+from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -38,25 +38,34 @@ def profile(
     cluster: options.ClusterFile = None,
     out_file: options.ProfileOut = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    calibration: options.Calibration = -1,
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Measure a model on a cluster: every device, executor, link and codec.
+    """Measure a model on a cluster: every device, executor, link and codec, and what each cut and codec costs in accuracy.
 
     The profile is a file, reused while model, devices and versions stay the same.
 
-      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
+      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/ --labels photos/labels.json
     """
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, max_calibration=calibration,
+        quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
     if json_output:
         print_json(json.loads(made.to_json()))
         return
     out.print(profile_table(made))
+    if made.accuracy:
+        out.print()
+        for table in accuracy_tables(made.accuracy):
+            out.print(table)
     if out_file:
         err.print(f"[dim]profile in {out_file}")
 
@@ -68,6 +77,7 @@ def plan(
     objective: options.Objective = "latency",
     require: options.Require = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
     executor: options.Executors = None,
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
@@ -93,7 +103,7 @@ def plan(
     """
     check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, samples=samples, labels=labels, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=profile_file)

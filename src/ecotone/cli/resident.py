@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecotone.cli.console import err
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -16,16 +17,21 @@ from ecotone.cli.workflow import (
     parse_objective,
     read_plan_set,
 )
-from ecotone.cost import predict, resident_bytes
+from ecotone.cost import CostModel, predict, resident_bytes
+from ecotone.plan import Plan
 from ecotone.planner.candidates import candidates
+from ecotone.planner.objective import Asked as Limits
 from ecotone.planset import PlanSet, Standby
 from ecotone.profile import Profile
 from ecotone.protocol.controller import Controller, Replan
 from ecotone.runtime import Nodes, Session
 from ecotone.runtime.adapt import Adaptive
+from ecotone.runtime.shadow import Shadow
 from ecotone.units import EcotoneError
 
-__all__ = ["Asked", "adapting", "chosen_plans", "expected_s", "resident_plans"]
+__all__ = ["Asked", "adapting", "chosen_plans", "expected_s", "resident_plans", "shadowing"]
+
+EXECUTOR_ALLOWANCE = 0.01  # share of decisions that bfloat16 or int8 units may change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +43,26 @@ class Asked:
     plan_file: Path | None = None
     survival: Survival | None = None
     adapt: bool = False
+    profile_file: Path | None = None
+    shadow: float = 0.0
 
     @staticmethod
-    def of(objective: str, require: Sequence[str] | None, plan_file: Path | None, survive: str, adapt: bool) -> Asked:
+    def of(
+        objective: str,
+        require: Sequence[str] | None,
+        plan_file: Path | None,
+        survive: str,
+        adapt: bool,
+        profile_file: Path | None = None,
+        shadow: float = 0.0,
+    ) -> Asked:
+        if not 0 <= shadow <= 1:
+            raise EcotoneError(f"--shadow {shadow:g}: give a share of the requests from 0 to 1, for example 0.01")
         if survive and plan_file:
             raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
         return Asked(
             objective=objective, require=tuple(require or ()), plan_file=plan_file, survival=Survival.parse(survive),
-            adapt=adapt,
+            adapt=adapt, profile_file=profile_file, shadow=shadow,
         )  # fmt: skip
 
 
@@ -54,7 +72,8 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
     With --adapt the plans that are best at other link rates are resident as well, as far as memory goes; with --survive the
     standbys against failures.
     """
-    profile = make_profile(work, nodes) if asked.adapt or not asked.plan_file else None
+    is_needed = asked.adapt or not asked.plan_file or asked.profile_file
+    profile = make_profile(work, nodes, path=asked.profile_file) if is_needed else None
     return chosen_plans(work, profile, asked), profile
 
 
@@ -96,6 +115,38 @@ def adapting(work: Work, session: Session, profile: Profile | None, asked: Asked
 
     with Adaptive(session, controller, plan=plan):
         yield
+
+
+@contextlib.contextmanager
+def shadowing(work: Work, session: Session, profile: Profile | None, asked: Asked) -> Iterator[Shadow | None]:
+    """While it is open a share of the results is held against the whole model; drift is said on standard error.
+
+    A plan may differ as much as the accuracy table says of it. Where there is none, or it does not hold the plan, as much as
+    was asked for; and executors below float32, which the table does not know, get EXECUTOR_ALLOWANCE more.
+    """
+    if not asked.shadow:
+        yield None
+        return
+    model = CostModel(work.captured.graph, work.cluster, profile) if profile else None
+    limit = min(1.0, Limits.of(asked.require).loss_points / 100)
+
+    def expected(plan: Plan) -> float:
+        found = model.expected_disagreement(plan) if model else None
+        allowed = any(not stage.executor.endswith(":fp32") for stage in plan.stages) * EXECUTOR_ALLOWANCE
+        return min(1.0, (limit if found is None else found) + allowed)
+
+    first = session.plan
+    calibrated = model is not None and model.expected_disagreement(first) is not None
+    source = (
+        "calibrated" if calibrated else "nothing was calibrated: profile with --samples, give --profile; by what was asked"
+    )
+    err.print(f"[dim]shadow: at most {expected(first):.2%} of decisions may differ ({source})", soft_wrap=True)
+
+    def say(notice: object) -> None:
+        err.print(f"[yellow]{notice}", soft_wrap=True, highlight=False)
+
+    with Shadow(session, asked.shadow, expected, on_notice=say) as shadow:
+        yield shadow
 
 
 def _candidates(work: Work, profile: Profile, asked: Asked) -> PlanSet:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
-from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans
+from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans, shadowing
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
 from ecotone.runtime import Future, Session, deploy
@@ -38,6 +38,7 @@ __all__ = ["run", "serve"]
 
 TABLE_ROWS = 40
 KEPT_RESULTS = 10_000
+SHADOW_S = 10.0  # how long the end waits for what the shadow has still to compare
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -55,10 +56,12 @@ def run(
     ],
     cluster: options.ClusterFile = None,
     plan_file: options.PlanFile = None,
+    profile_file: options.ProfileFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    shadow: options.Shadow = 0.0,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
@@ -76,7 +79,7 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
-    asked = Asked.of(objective, require, plan_file, survive, adapt)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow)
     items = open_source(source, _policy(policy))
     work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
@@ -86,11 +89,14 @@ def run(
         with (
             deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected) as session,
             adapting(work, session, profile, asked),
+            shadowing(work, session, profile, asked) as compared,
         ):
             for plan in () if json_output else plans.plans:
                 err.print(f"[dim]{escape(str(plan))}", soft_wrap=True)
             answers = _answers(work, session, items, in_flight, limit)
             kept = _show(work, answers, items, limit, json_output, keep=out_file is not None)
+            for line in compared.summary(SHADOW_S) if compared else ():
+                err.print(line, soft_wrap=True, highlight=False, markup=False)
     if out_file:
         save(out_file, kept, work.preparation.labels)
         err.print(f"[dim]wrote {len(kept)} results to {out_file}")
@@ -170,10 +176,12 @@ def serve(
     model: options.Model,
     cluster: options.ClusterFile = None,
     plan_file: options.PlanFile = None,
+    profile_file: options.ProfileFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    shadow: options.Shadow = 0.0,
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -202,7 +210,7 @@ def serve(
 
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
-    asked = Asked.of(objective, require, plan_file, survive, adapt)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow)
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None
@@ -214,6 +222,7 @@ def serve(
         with (
             deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal) as session,
             adapting(work, session, profile, asked),
+            shadowing(work, session, profile, asked),
         ):
             live = Live(work.preparation, session, stream) if stream else None
             service = _service(work, session, name or _short_name(model), token, keep_s if journal else None)

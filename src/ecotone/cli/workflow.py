@@ -10,12 +10,14 @@ import math
 import socket
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors import by_id
@@ -34,12 +36,12 @@ from ecotone.planner import (
 )
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
-from ecotone.profiling import MeasureOptions, default_path, profile_key
+from ecotone.profiling import AccuracyOptions, MeasureOptions, Progress, check_composition, default_path, profile_key
+from ecotone.profiling.samples import FirstOf
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
 from ecotone.serving.prepare import Preparation
-from ecotone.serving.sources import open_source
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = [
@@ -47,7 +49,6 @@ __all__ = [
     "read_plan_set", "write_file",
 ]  # fmt: skip
 
-MAX_SAMPLES = 16
 PLAN_SET = "ecotone.planset"
 DEFAULT_MTBF_S = 8 * 3600.0  # assumed where neither the cluster file nor --mtbf says more
 TOPOLOGIES = {
@@ -68,7 +69,9 @@ class Work:
     cluster: Cluster
     preparation: Preparation
     quiet: bool = False
-    samples: tuple[tuple[torch.Tensor, ...], ...] = field(default=())
+    samples: FileSamples | tuple[()] = ()
+    labels: list[Any] | None = None
+    max_calibration: int | None = None  # of the samples, for the accuracy table
 
 
 def here() -> Cluster:
@@ -90,9 +93,16 @@ def load_work(
     *,
     input_shape: str = "",
     samples: str = "",
+    labels: Path | None = None,
+    max_calibration: int = -1,
     quiet: bool = False,
 ) -> Work:
-    """Load and capture `model`, read the cluster, prepare the samples; raises EcotoneError naming what is wrong."""
+    """Load and capture `model`, read the cluster, find samples and labels; raises EcotoneError naming what is wrong.
+
+    `max_calibration`: at most so many samples are for the accuracy table; below 0: all.
+    """
+    if labels and not samples:
+        raise EcotoneError("--labels says what is right for --samples; give both")
     machines = load_cluster(cluster)
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
@@ -105,10 +115,12 @@ def load_work(
         size = f"{work_flop / 1e9:.3g} GFLOP, {weights / 1e6:.3g} MB of weights"
         err.print(f"[dim]{graph.name}: {graph.num_blocks} blocks, {size}")
     preparation = Preparation.of(loaded, captured)
-    work = Work(loaded, captured, machines, preparation, quiet)
+    work = Work(
+        loaded, captured, machines, preparation, quiet, max_calibration=None if max_calibration < 0 else max_calibration
+    )
     if samples:
-        items = [item for item, _ in zip(open_source(samples, "all"), range(MAX_SAMPLES), strict=False)]
-        work.samples = tuple(preparation.flat(item) for item in items)
+        work.samples = FileSamples(samples, preparation)
+        work.labels = read_labels(labels, work.samples.names, preparation.labels) if labels else None
     return work
 
 
@@ -131,19 +143,41 @@ def make_profile(
     max_error: float = 0.2,
     fresh: bool = False,
 ) -> Profile:
-    """Measure what is not measured yet; the file is reused while model, devices and versions stay the same."""
+    """Measure what is not measured yet; the file is reused while model, devices, samples and versions stay the same."""
     for name in executors:
         by_id(name)
     options = MeasureOptions(executors=tuple(executors), max_error=max_error)
     image = work.preparation.image
-    inputs = work.samples or (work.captured.example_inputs,)
-    file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs, image=image))
+    few = [sample for sample, _ in zip(work.samples, range(options.max_samples), strict=False)] or [
+        work.captured.example_inputs
+    ]
+    file = path or default_path(profile_key(work.captured.graph, work.cluster, options, few, image=image))
     if fresh:
         file.unlink(missing_ok=True)
+    names = work.samples.names if isinstance(work.samples, FileSamples) else ()
+    table = AccuracyOptions(limit=work.max_calibration, names=names)
     with progress_bar("profiling", work.quiet) as report:
-        return measure(
-            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image, path=file, progress=report
-        )
+        made = measure(
+            work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
+            table=table, image=image, path=file, progress=report,
+        )  # fmt: skip
+        return _with_compositions(work, made, file, report)
+
+
+def _with_compositions(work: Work, made: Profile, file: Path, report: Progress) -> Profile:
+    """The profile with some whole plans measured beside the sum of their crossings, where a new table came with it."""
+    table, count = made.accuracy, len(work.samples) if work.max_calibration is None else work.max_calibration
+    if table is None or table.compositions or not work.samples or not count:
+        return made
+    samples = FirstOf(work.samples, count)
+    labels = None if work.labels is None else work.labels[: len(samples)]
+    found = check_composition(
+        work.captured, table, samples, labels, likely_chains(work.captured.graph, work.cluster, made),
+        image=work.preparation.image, progress=report,
+    )  # fmt: skip
+    made = replace(made, accuracy=replace(table, compositions=found))
+    write_aside(file, made.to_json())
+    return made
 
 
 def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:

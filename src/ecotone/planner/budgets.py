@@ -89,6 +89,8 @@ def _totals(chain: Chain, asked: Asked) -> list[tuple[FloatArray, FloatArray]]:
 
     if np.where(np.isfinite(chain.loss), chain.loss, 0.0).max(initial=0.0) > 0 and asked.loss_points < 100:
         found.append((nothing, crossing(chain.loss, asked.loss_points)))
+    if math.isfinite(asked.sure_points):
+        found.append((nothing, crossing(chain.sure_loss, asked.sure_points)))
     if math.isfinite(asked.error):
         found.append((_share(chain.stage_error, asked.error), crossing(chain.codec_error, asked.error)))
     if math.isfinite(asked.size_bytes):

@@ -55,6 +55,7 @@ class Chain:
     encode: FloatArray  # (P, K, D) seconds
     decode: FloatArray  # (P, K, D) seconds
     loss: FloatArray  # (P, K) points
+    sure_loss: FloatArray  # (P, K) points, by the upper end of the interval
     codec_error: FloatArray  # (P, K)
     send: FloatArray  # (P, K, D, D) bytes / rate; inf where there is no link or the codec is not admissible
     transfer: FloatArray  # (P, K, D, D) seconds
@@ -224,14 +225,14 @@ def _failing(failures: list[tuple[int, int]], cuts: NDArray[np.intp]) -> BoolArr
 
 
 def _admissible(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> tuple[tuple[str, ...], FloatArray]:
-    """Codecs worth a column, and (P, K, 3): bytes (inf where not admissible), points lost, relative error."""
+    """Codecs worth a column, and (P, K, 4): bytes (inf where not admissible), points lost, relative error, sure loss."""
     names = {UNMEASURED_CODEC} | {p.codec for p in model.profile.payloads}
     codecs = tuple(sorted(n for n in names if not asked.codecs or n in asked.codecs))
     if not codecs:
         raise PlannerError(
             f"codec={','.join(asked.codecs)}: none of these was measured; known are {', '.join(sorted(names))}"
         )
-    found = np.full((len(cuts), len(codecs), 3), math.inf)
+    found = np.full((len(cuts), len(codecs), 4), math.inf)
     image = _is_image(model.graph)
     for i, position in enumerate(cuts.tolist()):
         for k, codec in enumerate(codecs):
@@ -240,9 +241,9 @@ def _admissible(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> tuple
             payload = model.payload(position, codec)
             if payload is None or not (codec == UNMEASURED_CODEC or model.is_measured(position, codec)):
                 continue
-            loss = model.loss_points(position, codec)
-            if loss <= asked.loss_points and payload.relative_error <= asked.error:
-                found[i, k] = payload.size_bytes, loss, payload.relative_error
+            loss, sure = model.loss_points(position, codec), model.sure_points(position, codec)
+            if loss <= asked.loss_points and sure <= asked.sure_points and payload.relative_error <= asked.error:
+                found[i, k] = payload.size_bytes, loss, payload.relative_error, sure
     return codecs, found
 
 
@@ -277,7 +278,8 @@ def _transfers(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> dict[s
     best, choice = _fastest(transfer)
     return {
         "codecs": codecs, "size": size, "encode": encode, "decode": decode, "loss": payload[:, :, 1],
-        "codec_error": payload[:, :, 2], "send": send, "transfer": transfer, "best": best, "choice": choice,
+        "codec_error": payload[:, :, 2], "sure_loss": payload[:, :, 3], "send": send, "transfer": transfer, "best": best,
+        "choice": choice,
     }  # fmt: skip
 
 

@@ -22,11 +22,12 @@ DEFAULT_EXECUTOR_ERROR = 0.2
 SLACK = 1e-9
 
 _QUANTITIES = {"latency": "s", "energy": "joule", "bytes": "bytes", "memory": "bytes"}
-_NUMBERS = ("throughput", "accuracy_loss", "error", "stages")
+_NUMBERS = ("throughput", "accuracy_loss", "accuracy_loss_sure", "error", "stages")
 _LISTS = ("codec", "executor", "device")
 _EXAMPLES = {
     "latency": "latency=50ms", "energy": "energy=2J", "bytes": "bytes=100kB", "memory": "memory=2GB",
-    "throughput": "throughput=20/s", "accuracy_loss": "accuracy_loss=0.5 (points)", "error": "error=0.05",
+    "throughput": "throughput=20/s", "accuracy_loss": "accuracy_loss=0.5 (points)",
+    "accuracy_loss_sure": "accuracy_loss_sure=0.5 (upper end of the interval)", "error": "error=0.05",
     "stages": "stages=3", "codec": "codec=int8,fp32", "executor": "executor=torch:fp32", "device": "device=camera,server",
 }  # fmt: skip
 
@@ -106,6 +107,7 @@ class Asked:
     size_bytes: float = math.inf
     memory_bytes: float = math.inf
     loss_points: float = DEFAULT_LOSS_POINTS
+    sure_points: float = math.inf
     error: float = math.inf
     stage_error: float = math.inf
     stages: float = math.inf
@@ -126,6 +128,7 @@ class Asked:
             latency_s=least["latency"], energy_joule=least["energy"], size_bytes=least["bytes"], error=least["error"],
             memory_bytes=least["memory"], stages=least["stages"], bottleneck_s=1.0 / rate if rate > 0 else math.inf,
             loss_points=least["accuracy_loss"] if "accuracy_loss" in said else unsaid,
+            sure_points=least["accuracy_loss_sure"],
             codecs=names["codec"], executors=names["executor"], devices=names["device"],
         )  # fmt: skip
 
@@ -140,7 +143,8 @@ class Asked:
         rows = (
             ("latency", cost.latency_s, self.latency_s), ("energy", cost.energy_joule, self.energy_joule),
             ("bytes", cost.size_bytes, self.size_bytes), ("memory", memory, self.memory_bytes),
-            ("accuracy_loss", cost.accuracy_loss_points, self.loss_points), ("error", cost.relative_error, self.error),
+            ("accuracy_loss", cost.accuracy_loss_points, self.loss_points),
+            ("accuracy_loss_sure", cost.sure_points, self.sure_points), ("error", cost.relative_error, self.error),
             ("stages", len(cost.stages), self.stages), ("throughput", cost.bottleneck_s, self.bottleneck_s),
         )  # fmt: skip
         return tuple(missed(name, value, limit) for name, value, limit in rows if value > limit * (1 + SLACK) + 1e-15)

@@ -88,6 +88,7 @@ def _alone(chain: Chain, asked: Asked) -> str:
         ("latency", asked.latency_s, chain.stage, chain.transfer, 1.0),
         ("bytes", asked.size_bytes, nothing, spread(chain.size), 1.0),
         ("accuracy_loss", asked.loss_points, nothing, spread(chain.loss), 1.0),
+        ("accuracy_loss_sure", asked.sure_points, nothing, spread(chain.sure_loss), 1.0),
         ("error", asked.error, nothing + chain.stage_error, spread(chain.codec_error), 1.0),
         ("energy", asked.energy_joule, nothing + energy_stage, np.where(crossing, energy_transfer, math.inf), 1.0),
         ("stages", asked.stages, nothing + 1.0, np.where(crossing, 0.0, math.inf), 1.0),

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
+from ecotone.accuracy import ExitPolicy
 from ecotone.cluster import Device, DeviceId
+from ecotone.model import Captured
 from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
+from ecotone.profiling.crossings import ExitRun
 
-__all__ = ["DeviceMeasurement", "MeasureOptions", "Progress"]
+__all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
 
 SCHEMA, VERSION = "ecotone.measurement", 1
 
@@ -48,6 +51,21 @@ class MeasureOptions:
         if self.max_error < 0 or self.step_timeout_s <= 0:
             wrong.append("max_error must not be negative and step_timeout_s must be above zero")
         schema.check("measure options", wrong)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyOptions:
+    """What the accuracy table holds beside cuts and codecs. `limit`: at most so many samples (None: all, 0: no table).
+
+    The others as for `measure_accuracy`. No part of a profile's key: the table has its own.
+    """
+
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    policies: tuple[ExitPolicy, ...] = ()
+    exits: tuple[ExitRun, ...] = ()
+    variants: tuple[Captured, ...] = ()
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from ecotone.profiling.job import Frontiers, Job, Step, load_frontiers, load_seg
 from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
 from ecotone.units import EcotoneError
 
-__all__ = ["Emit", "do_job", "main", "relative_error"]
+__all__ = ["Emit", "do_job", "error_of", "error_terms", "main", "relative_error"]
 
 Emit = Callable[[dict[str, object]], None]
 
@@ -36,20 +36,30 @@ def relative_error(made: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequ
 
     A tensor that is not floating counts 1 per element that differs. Infinite where a value is not finite.
     """
+    terms = [error_terms(mine, theirs) for mine, theirs in zip(made, wanted, strict=True)]
+    return error_of(sum(difference for difference, _ in terms), sum(size for _, size in terms))
+
+
+def error_terms(made: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Of one sample: the squared norm of the difference, and of what was wanted. They add up over samples."""
     difference = size = 0.0
-    for mine, theirs in zip(made, wanted, strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            if b.is_floating_point():
-                x, y = a.double(), b.double()
-                gap = torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(x), x - y)  # inf == inf
-                difference += float(gap.square().sum())
-                size += float(torch.nan_to_num(y, posinf=0.0, neginf=0.0).square().sum())
-            else:
-                difference += float((a != b).sum())
-                size += b.numel()
+    for a, b in zip(made, wanted, strict=True):
+        if b.is_floating_point():
+            x, y = a.double(), b.double()
+            gap = torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(x), x - y)  # inf == inf
+            difference += float(gap.square().sum())
+            size += float(torch.nan_to_num(y, posinf=0.0, neginf=0.0).square().sum())
+        else:
+            difference += float((a != b).sum())
+            size += b.numel()
+    return difference, size
+
+
+def error_of(difference: float, size: float) -> float:
+    """The relative error that summed `error_terms` make."""
     if difference == 0:
         return 0.0
-    return (difference / size) ** 0.5 if size else float("inf")
+    return float((difference / size) ** 0.5) if size else float("inf")
 
 
 def do_job(folder: Path, emit: Emit) -> None:

@@ -154,13 +154,13 @@ class Worker:
         return [Post(epoch.asker, Ready(session=key[0], epoch=key[1])), *self._advance()]
 
     def prepare_failed(self, key: EpochKey, reason: str) -> list[Item]:
-        """The shell cannot load this epoch."""
-        epoch = self._epochs.pop(key, None)
+        """The shell cannot load this epoch; bodies that came before their plan did are dropped with it."""
+        epoch = self._epochs.get(key)
         if epoch is None:
             return []
         _remember(self._gone, key)
         failed = DeployFailed(session=key[0], epoch=key[1], reason=f"{self.name}: {reason}")
-        return [Unload(session=key[0], epoch=key[1]), Post(epoch.asker, failed)]
+        return [*self._unload(key), Post(epoch.asker, failed), *self._advance()]
 
     def blobs_missing(self, event: BlobsMissing) -> list[Item]:
         """Ask the asker for content; numbers get the node's rank, so that no two nodes ask under one number."""

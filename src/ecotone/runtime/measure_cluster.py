@@ -9,6 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ from ecotone.codec import ImageSpec
 from ecotone.model import Captured
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
-from ecotone.profiling import DeviceMeasurement, MeasureOptions, Progress
+from ecotone.profiling import AccuracyOptions, DeviceMeasurement, MeasureOptions, Progress, Samples
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.deployment import deploy
 from ecotone.runtime.launch import Nodes, attach
@@ -40,45 +41,40 @@ def measure(
     captured: Captured,
     nodes: Nodes | Cluster,
     *,
-    samples: Sequence[Sequence[torch.Tensor]] = (),
+    samples: Samples = (),
+    labels: Any = None,
     options: MeasureOptions | None = None,
+    table: AccuracyOptions | None = None,
     image: ImageSpec | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
-    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and
-    `path`. Raises NodeUnreachable or EcotoneError in bounded time.
+    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `labels`, `options`,
+    `table`, `image` and `path`. Raises NodeUnreachable or EcotoneError in bounded time.
     """
+    options = options or MeasureOptions()
+    given = partial(
+        profiling.measure, captured, samples=samples, labels=labels, options=options, table=table, image=image,
+        progress=progress, path=path,
+    )  # fmt: skip
     if isinstance(nodes, Cluster):
         if nodes.emulate or len(nodes.devices) == 1:
-            return profiling.measure(
-                captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path
-            )
+            return given(nodes)
         with attach(nodes) as attached:
-            return measure(captured, attached, samples=samples, options=options, image=image, progress=progress, path=path)
+            return measure(
+                captured, attached, samples=samples, labels=labels, options=options, table=table, image=image,
+                progress=progress, path=path,
+            )  # fmt: skip
     cluster = nodes.cluster
     if cluster.emulate:
-        return profiling.measure(
-            captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path
-        )
-    options = options or MeasureOptions()
-    samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
+        return given(cluster)
+    few = [tuple(s) for s in itertools.islice(iter(samples), options.max_samples)] or [captured.example_inputs]
     links = measure_links(nodes, progress)
     others = [d for d in cluster.devices if d.name != cluster.source]
-    measured = [_ask_node(captured, nodes, device, samples, options, image, progress) for device in others]
-    return profiling.measure(
-        captured,
-        cluster,
-        samples=samples,
-        options=options,
-        measured=measured,
-        links=links,
-        image=image,
-        progress=progress,
-        path=path,
-    )
+    measured = [_ask_node(captured, nodes, device, few, options, image, progress) for device in others]
+    return given(cluster, measured=measured, links=links)
 
 
 def _ask_node(
