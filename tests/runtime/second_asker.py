@@ -1,8 +1,8 @@
-"""An asker in a process of its own: attach to nodes that run, deploy, say "ready", wait for a line, send, print what came.
+"""An asker in a process of its own: attach to nodes that run, deploy, say "ready"; for each line: send, print what came.
 
     python second_asker.py SOURCE ADDRESS WEIGHT REQUESTS IN_FLIGHT SLOWDOWN
 
-Prints one JSON line at the end: seconds of each request, those of the server's work on it, when each ended, and whether
+Prints one JSON line for each that it reads: seconds of each request, those of the server's work on it, when each ended, and whether
 every answer was right.
 """
 
@@ -57,8 +57,8 @@ def main() -> None:
     ):
         session(x)
         print("ready", flush=True)
-        sys.stdin.readline()
-        print(json.dumps(ask(session, x, expected, int(requests), int(in_flight))), flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(ask(session, x, expected, int(requests), int(in_flight))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Two askers in two processes share one server node: every answer right, seconds of the node by weight, as simulated.
 
 The server's slowdown stretches each computation to some tens of milliseconds, most of which is waiting. What is held tight
-is the seconds of work that each gets while both ask; how long answers take depends on how busy the computer is.
+is the seconds of work that each gets while both ask. On a busy computer one turn may be as long as many others, and then
+that says little: such a round is repeated, a few times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from second_asker import ask
@@ -28,7 +30,8 @@ from ecotone.workload import User, Workload
 pytestmark = pytest.mark.loopback
 
 HERE = Path(__file__).resolve().parent
-REQUESTS, IN_FLIGHT, SLOWDOWN = 36, 6, 50.0
+REQUESTS, IN_FLIGHT, SLOWDOWN, ROUNDS = 30, 5, 50.0, 4
+WEIGHT = 2.0  # of the other asker; 1 of this one
 
 
 def other_asker(address: str, weight: float) -> subprocess.Popen[str]:
@@ -36,8 +39,8 @@ def other_asker(address: str, weight: float) -> subprocess.Popen[str]:
     return subprocess.Popen([*command, str(SLOWDOWN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
 
 
-def simulated(session: Session, weight: float) -> dict[str, list[float]]:
-    """The same two users on the virtual clock, with the seconds that the server took per request in this very run."""
+def simulated(session: Session) -> float:
+    """How much longer cam0 waits than cam1: the same two users on the virtual clock, with this run's seconds per request."""
     graph = session.captured.graph
     took = [stage.compute_s for trace in session.report() for stage in trace.stages]
     whole = graph.num_blocks
@@ -53,48 +56,54 @@ def simulated(session: Session, weight: float) -> dict[str, list[float]]:
         ),
     )  # fmt: skip
     users = tuple(
-        User(name=n, source=n, in_flight=IN_FLIGHT, weight=w) for n, w in zip(names[:2], (1.0, weight), strict=True)
+        User(name=n, source=n, in_flight=IN_FLIGHT, weight=w) for n, w in zip(names[:2], (1.0, WEIGHT), strict=True)
     )
     plans: dict[str, Plan] = {n: plan(graph, ("server", whole), source=n) for n in names[:2]}
     many = simulate_users(
         Workload(name="both", users=users), plans, machines, [(graph, profile)], duration_s=20.0, warm_up_s=2.0
     )
-    return {name: list(report.latencies_s) for name, report in many.users.items()}
+    return many.users["cam0"].p50_s / many.users["cam1"].p50_s
 
 
-@pytest.mark.parametrize("weight", [1.0, 2.0])
-def test_two_processes_share_a_server_by_weight_as_simulated(weight: float) -> None:
+def shared_part(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[list[list[float]], float]:
+    """Of requests that ended while both asked: seconds of work of each asker's, and how much longer mine waited."""
+    start, stop = max(mine["begun"], theirs["begun"]), min(mine["ends"][-1], theirs["ends"][-1])
+    rows = [
+        [(w, t) for w, t, end in zip(a["worked"], a["seconds"], a["ends"], strict=True) if start <= end <= stop]
+        for a in (mine, theirs)
+    ]
+    longer = statistics.median([t for _, t in rows[0]]) / statistics.median([t for _, t in rows[1]])
+    return [[w for w, _ in row] for row in rows], longer
+
+
+def test_two_processes_share_a_server_by_weight_as_simulated() -> None:
     captured, x = lines()
     expected = captured.unflatten_outputs(captured.reference((x,)))
     machines = shared_server("cam0", slowdown=SLOWDOWN)
     chosen = plan(captured.graph, ("server", captured.graph.num_blocks), source="cam0")
     with launch(machines) as nodes, deploy(chosen, captured, nodes, max_in_flight=IN_FLIGHT) as session:
-        with other_asker(nodes.addresses[DeviceId("server")], weight) as other:
+        with other_asker(nodes.addresses[DeviceId("server")], WEIGHT) as other:
             assert other.stdin is not None
             assert other.stdout is not None
             assert other.stdout.readline() == "ready\n"
             session(x)
-            other.stdin.write("go\n")
-            other.stdin.flush()
-            mine = ask(session, x, expected, REQUESTS, IN_FLIGHT)
-            theirs = json.loads(other.stdout.readline())
-        assert mine["right"]
-        assert theirs["right"]
-        both = simulated(session, weight)
-    start = max(mine["begun"], theirs["begun"])
-    stop = min(mine["ends"][-1], theirs["ends"][-1])
-    used, longest = [], 0.0
-    for asked in (mine, theirs):
-        shared = [w for w, end in zip(asked["worked"], asked["ends"], strict=True) if start <= end <= stop]
-        used.append(sum(shared))
-        longest = max([longest, *shared])
-    # To within two turns each: the claim of fairness.py, and what was under way when the other began or ended.
-    assert abs(used[0] - used[1] / weight) <= 2 * (longest + longest / weight), (used, longest)
-    assert min(used) > 5 * longest or longest > 0.5, "long enough to tell"
-    for name, asked in (("cam0", mine), ("cam1", theirs)):
-        shared = [t for t, end in zip(asked["seconds"], asked["ends"], strict=True) if start <= end <= stop]
-        ratio = statistics.median(shared) / statistics.median(both[name])
-        assert 0.5 < ratio < 2.0, f"{name}: {ratio} of what was simulated"  # 0.9 to 1.1 on a quiet computer
+            for _ in range(ROUNDS):
+                other.stdin.write("go\n")
+                other.stdin.flush()
+                mine = ask(session, x, expected, REQUESTS, IN_FLIGHT)
+                theirs = json.loads(other.stdout.readline())
+                assert mine["right"]
+                assert theirs["right"]
+                work, longer = shared_part(mine, theirs)
+                used, longest = [sum(row) for row in work], max(map(max, work))
+                # To within two turns each: the claim of fairness.py, and what was under way when one began or ended.
+                assert abs(used[0] - used[1] / WEIGHT) <= 2 * (longest + longest / WEIGHT), (used, longest)
+                if min(used) > 7 * longest:  # equal shares would be told from these
+                    break
+            else:
+                pytest.skip("this computer is too busy: single turns are as long as many others")
+            other.stdin.close()
+        assert 0.6 < longer / simulated(session) < 1.67
 
 
 def test_a_node_with_limits_refuses_what_it_cannot_promise() -> None:
