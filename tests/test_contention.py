@@ -14,7 +14,7 @@ from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.contention import Contention, Flow, Resource, visits_of
 from ecotone.media import RadioCell, Sender, SharedWire, Tuning
 from ecotone.plancost import PlanCost, StageCost, TransferCost
-from ecotone.sharing import air_rates, on_off_law, undrained, wire_share
+from ecotone.sharing import air_rates, on_off_law, room_beside, undrained, wire_share
 
 pytestmark = pytest.mark.pure
 
@@ -102,6 +102,29 @@ def test_an_overloaded_server_is_named_with_its_load() -> None:
     assert found.utilisation[PROCESSOR] == pytest.approx(1.3)
     assert math.isinf(found.users[0].mean_s)
     assert math.isinf(found.users[0].p95_s)
+
+
+def test_room_beside_others_is_what_sharing_by_weight_leaves() -> None:
+    """By hand: who asks for less than the share by weight leaves the rest to the others, in proportion to their weights."""
+    room = room_beside(np.array([1.0, 1.0, 2.0]), np.array([0.1, 1.0, 1.0]))
+    assert room == pytest.approx([1 / 4, 0.9 / 3, 2 * 0.9 / 3])
+    assert room_beside(np.ones(1), np.ones(1)) == pytest.approx([1.0])
+    assert room_beside(np.ones(2), np.array([0.3, 0.4])) == pytest.approx([0.6, 0.7])
+
+
+def test_an_open_user_has_no_more_than_its_share_beside_one_that_always_asks() -> None:
+    """Work for 60 % of the server beside three requests always under way: half of it at equal weights, 3/4 at triple."""
+    crowd = Flow(name="closed", cost=cost(1, server_s=0.02), in_flight=3)
+    own = Flow(name="open", cost=cost(0, server_s=0.02), rate_per_s=30.0)
+    world = Contention(cluster(2))
+    found = world.standing([own, crowd])
+    assert found.promised[PROCESSOR] == pytest.approx(0.6 / 0.5)
+    assert math.isinf(found.user("open").mean_s)
+    favoured = world.standing([replace(own, weight=3.0), crowd])
+    assert favoured.promised[PROCESSOR] == pytest.approx(0.6 / 0.75)
+    assert math.isfinite(favoured.user("open").mean_s)
+    alone = world.standing([own])
+    assert alone.promised[PROCESSOR] == pytest.approx(0.6)
 
 
 def test_who_leaves_early_loads_the_server_less() -> None:

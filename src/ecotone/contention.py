@@ -4,7 +4,8 @@ Legend: u, v users; r a resource (processor or coder of a device, link); lambda 
 probability p (cost.py's shares), s seconds of service; rho = lambda p s; n requests under way of a closed user; e seconds
 that the request in service still needs when another comes: s / 2, for closed users nearing s as r fills up.
 
- (1) rho_r    = sum over visits of rho;   stable where every rho_r < 1 (open users; closed ones slow down instead)
+ (1) rho_r    = sum over visits of rho;   stable where every rho_r < 1 (open users; closed ones slow down instead) and, at a
+     fair node, each open user's rho is below its room beside closed ones (sharing.py, 6), whose demand is n p s / T alone
  (2) W_ur     = (X_r - k_u rho_u e_u) / (1 + k_u rho_u)  open,   X_r - (q_u s + rho_u e_u) / n_u  closed     first come,
      X_r      = (sum over open of rho e / (1 + k rho) + sum over closed of (q s + rho e)) /         first served
                 (1 - sum over open of rho / (1 + k rho)),      q = lambda p W, closed requests that wait
@@ -38,7 +39,7 @@ from ecotone.cluster import Cluster
 from ecotone.media import RadioCell, Tuning
 from ecotone.plan import LOCAL
 from ecotone.plancost import PlanCost
-from ecotone.sharing import air_rates, undrained, wire_share
+from ecotone.sharing import air_rates, room_beside, undrained, wire_share
 
 __all__ = ["Contention", "Flow", "Resource", "Standing", "UserLoad", "visits_of"]
 
@@ -87,7 +88,8 @@ class UserLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """All users and resources. `promised`: the part of the utilisation that open users bring, whatever happens.
+    """All users and resources. `promised`: the part of the utilisation that open users bring, whatever happens; of a node
+    where closed users have their share, the most that an open one uses of its room, where that is more.
 
     `overloaded`: what would have to do more than it can, fullest first; closed users slow down instead.
     """
@@ -183,7 +185,22 @@ class _Evaluation:
         self.slowed, self.wait, self.mean = self.seconds.copy(), np.zeros(len(rows)), self.alone.copy()
         self.pair = np.unique(self.user * len(self.numbers) + self.at, return_inverse=True)[1].reshape(-1)
         self.fair = np.array([r.kind in ("processor", "coder") for r in self.numbers], dtype=np.bool_)
+        self.pressed = self._pressed()
         self.links = self._links(tunings)
+
+    def _pressed(self) -> FloatArray:
+        """For each visit of an open user to a fair node that closed users visit too: the share of its room that it takes."""
+        found = np.zeros(len(self.user))
+        work = np.bincount(self.pair, self.share * self.seconds)
+        closed = self.closed[self.user] > 0
+        for number in np.unique(self.at[closed & self.fair[self.at]]).tolist():
+            here, first = np.unique(self.pair[self.at == number], return_index=True)
+            user = self.user[self.at == number][first]
+            demand = work[here] * np.where(self.closed[user] > 0, self.closed[user] / self.alone[user], self.rate[user])
+            taken = np.where(self.closed[user] > 0, 0.0, demand / room_beside(self.weight[user], np.minimum(demand, 1.0)))
+            for pair, value in zip(here.tolist(), taken.tolist(), strict=True):
+                found[self.pair == pair] = value
+        return found
 
     def _links(self, tunings: Mapping[str, Tuning]) -> list[_Link]:
         found = []
@@ -261,7 +278,7 @@ class _Evaluation:
         """Visits to what open users alone overload."""
         is_open = self.closed[self.user] == 0
         rho = self.rate[self.user] * self.share * self.slowed
-        over: NDArray[np.bool_] = self._sum(np.where(is_open, rho, 0.0))[self.at] >= _FULL
+        over: NDArray[np.bool_] = (self._sum(np.where(is_open, rho, 0.0))[self.at] >= _FULL) | (self.pressed >= _FULL)
         return over
 
     def _media(self) -> None:
@@ -334,10 +351,12 @@ class _Evaluation:
                 break
         self._stuck()
         self._latencies()
-        users, is_open = tuple(self._user(i) for i in range(len(self.flows))), (self.closed == 0).astype(np.float64)
-        return Standing(
-            users=users, utilisation=self._utilisation(self.rate), promised=self._utilisation(self.rate * is_open)
-        )
+        promised = self._utilisation(self.rate * (self.closed == 0))
+        for resource, number in self.numbers.items():
+            most = float(self.pressed[self.at == number].max())
+            promised[resource] = max(promised[resource], most)
+        users = tuple(self._user(i) for i in range(len(self.flows)))
+        return Standing(users=users, utilisation=self._utilisation(self.rate), promised=promised)
 
     def _latencies(self) -> None:
         """Equation 5."""

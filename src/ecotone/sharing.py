@@ -1,4 +1,4 @@
-"""The rate that a link has left of a wire or a radio channel while others come and go on it. Pure formulas.
+"""What is left of a wire, a radio channel or a fair node while others come and go on it. Pure formulas.
 
 Legend: c capacity of a wire, b rate of a link alone, lambda requests per second and B bytes each on a link, rho share of
 time that a link has something to send, n links of a wire, k of them that send just now, m = c / b.
@@ -14,8 +14,10 @@ time that a link has something to send, n links of a wire, k of them that send j
  (5) drained  = senders that empty a backlog of everyone: grown from nothing by those whose load is below their mean rate
      while the drained follow (4) and all others send. A cell is stable where all are drained: equal powers may never recover
      from a burst even though (4) has a solution.
+ (6) room_u   = w_u c / sum w  of what the others leave by generalised processor sharing (Parekh and Gallager), when u asks
+     for all of a node, each other one for its demand:  those that ask for less than their share go first, leave the rest
 
-O(n) for (2), O(8^m) for (4), so of more than MOST_EXACT senders the faintest count by their mean.
+O(n) for (2), O(n^2) for (6), O(8^m) for (4), so of more than MOST_EXACT senders the faintest count by their mean.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from ecotone.media import RadioCell
 
-__all__ = ["MOST_EXACT", "air_rates", "on_off_law", "undrained", "wire_share"]
+__all__ = ["MOST_EXACT", "air_rates", "on_off_law", "room_beside", "undrained", "wire_share"]
 
 FloatArray = NDArray[np.float64]
 MOST_EXACT = 7
@@ -79,6 +81,19 @@ def _alternating(own: float, most: float, num_links: int, per_s: float, size_byt
     log_law = np.cumsum(np.log(up) - np.log(down))
     weight = k * np.exp(log_law - log_law.max())
     return float((weight * each).sum() / weight.sum())
+
+
+def room_beside(weight: FloatArray, demand: FloatArray) -> FloatArray:
+    """Equation 6 for each of n sessions of a fair node, arrays (n,): shares of its time, demands likewise."""
+    order = np.argsort(demand / weight, kind="stable").tolist()
+    found = np.empty(len(weight))
+    for own in range(len(weight)):
+        left, among = 1.0, float(weight.sum())
+        for other in order:
+            if other != own and demand[other] * among < left * weight[other]:
+                left, among = left - float(demand[other]), among - float(weight[other])
+        found[own] = left * weight[own] / among
+    return found
 
 
 def on_off_law(rates: FloatArray, on: FloatArray, off_share: FloatArray, size: FloatArray) -> FloatArray:

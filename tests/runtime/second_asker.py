@@ -2,8 +2,8 @@
 
     python second_asker.py SOURCE ADDRESS WEIGHT REQUESTS IN_FLIGHT SLOWDOWN
 
-Prints one JSON line for each that it reads: seconds of each request, those of the server's work on it, when each ended, and whether
-every answer was right.
+Prints one JSON line for each that it reads: seconds of each request, those of the server's work on it, when each ended,
+and whether every answer was right.
 """
 
 from __future__ import annotations

@@ -114,6 +114,20 @@ def test_streams_that_may_be_slower_are_slowed_down_before_anyone_is_refused() -
     assert found.utilisation["processor s"] == pytest.approx(sum(rates) * 0.04)
 
 
+def test_an_open_stream_beside_a_closed_one_is_slowed_to_its_share() -> None:
+    """u1 always has three requests at the server; u0's 60 % would not fit beside it, the half that is its share does."""
+    graph, cluster, profile = world(2, here=10.0, server=0.04)
+    both = closed_users(2, 3, require=("device=s",))
+    elastic = replace(both.users[0], in_flight=0, rate_per_s=15.0, least_rate_per_s=2.0)
+    workload = replace(both, users=(elastic, both.users[1]))
+    found = assign(workload, cluster, {"": (graph, profile)}, time_limit_s=4.0)
+    assert not found.refused
+    rate = found.users[0].rate_per_s
+    assert 0.9 * 0.95 * 0.5 / 0.04 <= rate <= 0.95 * 0.5 / 0.04 * (1 + 1e-9)
+    promised = replace(workload, users=(replace(elastic, rate_per_s=rate), both.users[1]))
+    assert simulated(found, promised, cluster, graph, profile)["u0"] < 1.0  # it would be 10 s at 15 a second
+
+
 def test_a_deadline_keeps_a_user_off_the_crowded_server() -> None:
     """All three are best at the server in the mean, but u0's deadline would then be missed; at home it is kept."""
     graph, cluster, profile = world(3, here=0.07, server=0.04)

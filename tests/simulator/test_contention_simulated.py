@@ -1,6 +1,6 @@
 """The formulas of contention against the simulator, which is the truth: the error is stated, and held to what is stated.
 
-Rates are those that the simulation happened to have. More loads and requests: benchmarks/many_users.py, docs/users.md.
+Rates are those that the simulation happened to have. More loads and requests: benchmarks/users.py, docs/users.md.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def run(
     survive: options.Survive = "",
     adapt: options.Adapt = False,
     shadow: options.Shadow = 0.0,
+    weight: options.Weight = 1.0,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
@@ -87,7 +88,7 @@ def run(
         plans, profile = resident_plans(work, nodes, asked)
         expected = expected_s(work, plans, profile)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected) as session,
+            deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected, weight=weight) as session,
             adapting(work, session, profile, asked),
             shadowing(work, session, profile, asked) as compared,
         ):
@@ -182,6 +183,7 @@ def serve(
     survive: options.Survive = "",
     adapt: options.Adapt = False,
     shadow: options.Shadow = 0.0,
+    weight: options.Weight = 1.0,
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -220,7 +222,9 @@ def serve(
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal) as session,
+            deploy(
+                plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal, weight=weight
+            ) as session,
             adapting(work, session, profile, asked),
             shadowing(work, session, profile, asked),
         ):

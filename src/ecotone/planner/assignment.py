@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -43,19 +44,22 @@ _HALVINGS = 7
 
 Score = Callable[[Mapping[str, Plan], Mapping[str, Tuning], Workload], float]
 """What a joint plan costs as simulated: less is better, inf where it does not hold."""
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserPlan:
     """A user that is let in: its plan, the rate that is promised, and what is predicted beside all others.
 
-    `tuning`: where its device sends over a radio cell. `num_offers`: plans that were weighed for it.
+    `alone_s`: mean latency if it were the only user, under the best plan for that. `tuning`: where its device sends over a
+    radio cell. `num_offers`: plans that were weighed for it.
     """
 
     name: str
     plan: Plan
     cost: PlanCost
     rate_per_s: float
+    alone_s: float
     mean_s: float
     p95_s: float
     tuning: Tuning | None = None
@@ -129,17 +133,35 @@ def assign(
     workload.check(cluster, tuple(models))
     found = dict(offers) if offers is not None else dict(offers_of(workload, cluster, models, time_limit_s=6 * time_limit_s))
     table = _Table(workload, cluster, models, found, most_load)
-    rates, chosen = _let_in(table, workload, time_limit_s, seed)
-    start = [Seat(offer=int(o), tuning=None) for o in chosen.choice]
-    game = Polished(
-        users=workload.users, candidates=[found[u.name] for u in workload.users], rates=rates, aim=workload.aim,
-        contention=table.contention, most_load=most_load, memory=table.problem(rates),
-    )  # fmt: skip
-    seats, standing, is_best = polish(game, start, time_limit_s=time_limit_s)
+    if table.is_plain:
+        rates, chosen = _let_in(
+            workload,
+            lambda at, part: choose_all(table.problem(at), seed=seed, time_limit_s=part * time_limit_s),
+            lambda found: [bool(offer >= 0) for offer in found.choice],
+        )
+        end = _polished(table, rates, chosen, time_limit_s)
+    else:
+        rates, end = _let_in(
+            workload,
+            lambda at, part: _polished(table, at, _alone(table, at), part * time_limit_s),
+            lambda found: [seat.offer >= 0 for seat in found.seats],
+        )
     if score is not None:
-        scored = _scored(game, [seats, game.tuned(start)], score, workload, rates)
-        is_best, (seats, standing) = is_best and scored[0] == seats, scored
-    return _assignment(table, workload, rates, chosen, game, seats, standing, is_best)
+        seats, standing = _scored(end.game, [end.seats, end.game.tuned(end.start)], score, workload, rates)
+        end = replace(end, seats=seats, standing=standing, is_best=end.is_best and seats == end.seats)
+    return _assignment(table, workload, rates, end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Polish:
+    """What step 3 made of a choice of step 2."""
+
+    chosen: Chosen
+    game: Polished
+    start: list[Seat]
+    seats: list[Seat]
+    standing: Standing
+    is_best: bool
 
 
 class _Table:
@@ -227,29 +249,37 @@ def problem_of(
 # ---- admission -------------------------------------------------------------------------------------------------------
 
 
-def _let_in(table: _Table, workload: Workload, time_limit_s: float, seed: int) -> tuple[dict[str, float], Chosen]:
-    """Rates and a choice: all at their rates, else slower streams, else refusals."""
+def _let_in(
+    workload: Workload,
+    solve: Callable[[Mapping[str, float], float], _Found],
+    is_in: Callable[[_Found], Sequence[bool]],
+) -> tuple[dict[str, float], _Found]:
+    """Rates and what `solve` finds for them: all at their rates, else slower streams, else refusals.
+
+    `solve` is given rates and the part of the time that it may take.
+    """
     full = {u.name: u.rate_per_s for u in workload.users}
-    if not table.is_plain:
-        return full, _alone(table, full)
-    chosen = choose_all(table.problem(full), seed=seed, time_limit_s=time_limit_s)
+
+    def weight(found: _Found) -> float:
+        return sum(u.weight for u, has_place in zip(workload.users, is_in(found), strict=True) if has_place)
+
+    chosen = solve(full, 1.0)
     elastic = [u for u in workload.users if 0 < u.least_rate_per_s < u.rate_per_s]
-    if not elastic or (chosen.choice >= 0).all():
+    if not elastic or all(is_in(chosen)):
         return full, chosen
 
     def at(share: float) -> dict[str, float]:
         return full | {u.name: u.least_rate_per_s + share * (u.rate_per_s - u.least_rate_per_s) for u in elastic}
 
-    slowest = choose_all(table.problem(at(0.0)), seed=seed, time_limit_s=time_limit_s)
-    weight = np.array([u.weight for u in workload.users])
-    most = float(weight[slowest.choice >= 0].sum())
-    if most <= float(weight[chosen.choice >= 0].sum()):
+    best = solve(at(0.0), 1.0)
+    most = weight(best)
+    if most <= weight(chosen):
         return full, chosen
-    low, high, best = 0.0, 1.0, slowest
+    low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         share = (low + high) / 2
-        found = choose_all(table.problem(at(share)), seed=seed, time_limit_s=time_limit_s / 4)
-        if float(weight[found.choice >= 0].sum()) >= most - 1e-9:
+        found = solve(at(share), 0.25)
+        if weight(found) >= most - 1e-9:
             low, best = share, found
         else:
             high = share
@@ -262,6 +292,17 @@ def _alone(table: _Table, rates: Mapping[str, float]) -> Chosen:
     choice = np.array([int(rows.alone.argmin()) for rows in problem.rows], dtype=np.intp)
     bound = problem.value_of(problem.least)
     return Chosen(choice, bound, bound, False)
+
+
+def _polished(table: _Table, rates: Mapping[str, float], chosen: Chosen, time_limit_s: float) -> _Polish:
+    """Step 3 from a choice of step 2."""
+    workload = table.workload
+    start = [Seat(offer=int(o), tuning=None) for o in chosen.choice]
+    game = Polished(
+        users=workload.users, candidates=[table.found[u.name] for u in workload.users], rates=rates, aim=workload.aim,
+        contention=table.contention, most_load=table.most_load, memory=table.problem(rates),
+    )  # fmt: skip
+    return _Polish(chosen, game, start, *polish(game, start, time_limit_s=time_limit_s))
 
 
 # ---- the result ------------------------------------------------------------------------------------------------------
@@ -282,10 +323,8 @@ def _scored(
     return best[1], game.standing(best[1])
 
 
-def _assignment(
-    table: _Table, workload: Workload, rates: Mapping[str, float], chosen: Chosen, game: Polished, seats: list[Seat],
-    standing: Standing, is_best: bool,
-) -> Assignment:  # fmt: skip
+def _assignment(table: _Table, workload: Workload, rates: Mapping[str, float], end: _Polish) -> Assignment:
+    chosen, game, seats, standing = end.chosen, end.game, end.seats, end.standing
     users, refused = [], []
     tunings = game.tunings(seats)
     for index, (user, seat) in enumerate(zip(workload.users, seats, strict=True)):
@@ -295,8 +334,9 @@ def _assignment(
         candidate, load = table.found[user.name][seat.offer], standing.user(user.name)
         users.append(
             UserPlan(
-                name=user.name, plan=candidate.plan, cost=candidate.cost, rate_per_s=load.rate_per_s, mean_s=load.mean_s,
-                p95_s=load.p95_s, tuning=tunings.get(str(user.source)), num_offers=len(table.found[user.name]),
+                name=user.name, plan=candidate.plan, cost=candidate.cost, rate_per_s=load.rate_per_s,
+                alone_s=game.alone_s(index), mean_s=load.mean_s, p95_s=load.p95_s, tuning=tunings.get(str(user.source)),
+                num_offers=len(table.found[user.name]),
             )
         )  # fmt: skip
     value = game.value(seats, standing)
@@ -308,7 +348,7 @@ def _assignment(
     elif table.is_plain:
         bound = lower_bound(problem, choice >= 0, searched)
     else:
-        bound = searched if is_best else problem.value_of(np.where(choice >= 0, problem.least, math.nan))
+        bound = searched if end.is_best else problem.value_of(np.where(choice >= 0, problem.least, math.nan))
     return Assignment(
         workload=workload.name, aim=workload.aim, users=tuple(users), refused=tuple(refused), value=value,
         searched=searched, bound=min(bound, searched),

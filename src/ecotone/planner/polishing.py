@@ -78,19 +78,24 @@ class Polished:
 
     def standing(self, seats: Sequence[Seat]) -> Standing:
         """contention.py for those that are not refused."""
-        flows = [
-            Flow(
-                name=u.name, cost=c[s.offer].cost, rate_per_s=self.rates[u.name], in_flight=u.in_flight,
-                is_periodic=u.arrivals == "periodic", weight=u.weight,
-            )
-            for u, c, s in zip(self.users, self.candidates, seats, strict=True)
-            if s.offer >= 0
-        ]  # fmt: skip
+        flows = [self._flow(i, s.offer) for i, s in enumerate(seats) if s.offer >= 0]
         return (
             self.contention.standing(flows, self.tunings(seats))
             if flows
             else Standing(users=(), utilisation={}, promised={})
         )
+
+    def _flow(self, index: int, offer: int) -> Flow:
+        user = self.users[index]
+        return Flow(
+            name=user.name, cost=self.candidates[index][offer].cost, rate_per_s=self.rates[user.name],
+            in_flight=user.in_flight, is_periodic=user.arrivals == "periodic", weight=user.weight,
+        )  # fmt: skip
+
+    def alone_s(self, index: int) -> float:
+        """Mean latency of a user that is the only one, at full power, under the offer that is best for that."""
+        flows = (self._flow(index, offer) for offer in range(len(self.candidates[index])))
+        return min(self.contention.standing([flow]).users[0].mean_s for flow in flows)
 
     def value(self, seats: Sequence[Seat], standing: Standing) -> float:
         """The aim over those that are let in (congestion.py, equation 3)."""

@@ -47,7 +47,7 @@ from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.models import Models
 from ecotone.runtime.node import EXPLAIN, LEAVING, link_settings
 from ecotone.runtime.recorder import Ended, Recorder, RequestTrace, Span, machine_clock, trace_of
-from ecotone.runtime.residency import Answer, Residency
+from ecotone.runtime.residency import Answer, Loads, Residency
 from ecotone.runtime.shell import Shell, Told
 from ecotone.runtime.stages import Stages
 from ecotone.runtime.switching import Switchover, switchover
@@ -58,7 +58,6 @@ __all__ = ["Session"]
 _KEPT_REQUESTS = 4096
 
 Listener = Callable[[Told | Drift | Returned], object]
-Loads = Sequence[Mapping[NodeId, float]]
 
 
 @dataclass(slots=True)
@@ -237,8 +236,7 @@ class Session:
         The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
         new requests wait meanwhile (see how_to_switch). Standbys that fail are left out, those whose nodes cannot be reached
         join when they can: see `plans`. Where the first plan's nodes cannot be reached but a standby's can, that one begins.
-        Raises DeployError (the old set stays, after a pause as good as new), UnsoundPlan (its queues could block) or
-        NodeUnreachable, in bounded time.
+        Raises, in bounded time, DeployError (the old set stays), UnsoundPlan (queues could block) or NodeUnreachable.
         """
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
         name = f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}"
