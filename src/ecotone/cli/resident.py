@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecotone.cli.asked import check_movable, parse_objective, parse_require
 from ecotone.cli.console import err
 from ecotone.cli.workflow import (
     Survival,
@@ -14,7 +15,6 @@ from ecotone.cli.workflow import (
     make_failover,
     make_plan,
     make_profile,
-    parse_objective,
     read_plan_set,
 )
 from ecotone.cost import CostModel, predict, resident_bytes
@@ -45,6 +45,7 @@ class Asked:
     adapt: bool = False
     profile_file: Path | None = None
     shadow: float = 0.0
+    arrivals: str = ""
 
     @staticmethod
     def of(
@@ -55,14 +56,17 @@ class Asked:
         adapt: bool,
         profile_file: Path | None = None,
         shadow: float = 0.0,
+        arrivals: str = "",
     ) -> Asked:
+        if adapt:
+            check_movable(objective)
         if not 0 <= shadow <= 1:
             raise EcotoneError(f"--shadow {shadow:g}: give a share of the requests from 0 to 1, for example 0.01")
         if survive and plan_file:
             raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
         return Asked(
             objective=objective, require=tuple(require or ()), plan_file=plan_file, survival=Survival.parse(survive),
-            adapt=adapt, profile_file=profile_file, shadow=shadow,
+            adapt=adapt, profile_file=profile_file, shadow=shadow, arrivals=arrivals,
         )  # fmt: skip
 
 
@@ -83,19 +87,19 @@ def chosen_plans(work: Work, profile: Profile | None, asked: Asked) -> PlanSet:
         return read_plan_set(asked.plan_file, work)
     assert profile is not None
     if asked.survival:
-        plans = make_failover(work, profile, asked.objective, asked.require, asked.survival).planset
+        plans = make_failover(work, profile, asked.objective, asked.require, asked.survival, asked.arrivals).planset
         return _with_more(work, plans, _candidates(work, profile, asked)) if asked.adapt else plans
     if asked.adapt:
         return _candidates(work, profile, asked)
-    return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require).plan)
+    return PlanSet(primary=make_plan(work, profile, asked.objective, asked.require, arrivals=asked.arrivals).plan)
 
 
 def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int, float]:
-    """Predicted latency of each plan by its place in the set, so that a late run is noticed; {} without profile."""
+    """Seconds of the longest way through each plan by its place in the set, to notice a late run; {} without profile."""
     if profile is None:
         return {}
     graph = work.captured.graph
-    return {i: predict(plan, graph, work.cluster, profile).latency_s for i, plan in enumerate(plans.plans)}
+    return {i: predict(plan, graph, work.cluster, profile).longest_s for i, plan in enumerate(plans.plans)}
 
 
 @contextlib.contextmanager
@@ -111,7 +115,7 @@ def adapting(work: Work, session: Session, profile: Profile | None, asked: Asked
     controller = Controller(plans, graph, work.cluster, profile, objective)
 
     def plan(replan: Replan) -> PlanSet:
-        return candidates(graph, work.cluster, replan.profile, objective, asked.require, now=replan.now)
+        return candidates(graph, work.cluster, replan.profile, objective, parse_require(asked.require), now=replan.now)
 
     with Adaptive(session, controller, plan=plan):
         yield
@@ -128,7 +132,7 @@ def shadowing(work: Work, session: Session, profile: Profile | None, asked: Aske
         yield None
         return
     model = CostModel(work.captured.graph, work.cluster, profile) if profile else None
-    limit = min(1.0, Limits.of(asked.require).loss_points / 100)
+    limit = min(1.0, Limits.of(parse_require(asked.require, asked.arrivals)).loss_points / 100)
 
     def expected(plan: Plan) -> float:
         found = model.expected_disagreement(plan) if model else None
@@ -150,7 +154,8 @@ def shadowing(work: Work, session: Session, profile: Profile | None, asked: Aske
 
 
 def _candidates(work: Work, profile: Profile, asked: Asked) -> PlanSet:
-    return candidates(work.captured.graph, work.cluster, profile, parse_objective(asked.objective), asked.require)
+    objective, require = parse_objective(asked.objective), parse_require(asked.require)
+    return candidates(work.captured.graph, work.cluster, profile, objective, require)
 
 
 def _with_more(work: Work, plans: PlanSet, more: PlanSet) -> PlanSet:

@@ -34,21 +34,40 @@ def plan_table(plan: Plan, cost: PlanCost, graph: Graph) -> Table:
             where = f"{transfer.source} -> {transfer.target}"
             what = f"send cut {transfer.position}"
             size = format_quantity(transfer.size_bytes, "bytes")
-            table.add_row(what, where, transfer.codec, size, seconds(transfer.total_s), style="cyan")
+            share = f" for {transfer.share:.0%}" if transfer.share < 1 else ""
+            table.add_row(what, where, f"{transfer.codec}{share}", size, seconds(transfer.total_s), style="cyan")
         if index < len(cost.stages):
             stage = cost.stages[index]
             total = graph.segment_flop(0, graph.num_blocks) or 1.0
             share = f"{graph.segment_flop(stage.start, stage.stop) / total:.0%} of the work"
             name = escape(f"blocks [{stage.start}, {stage.stop})")
-            table.add_row(name, stage.device, stage.executor, share, seconds(stage.compute_s))
+            reach = f" for {stage.share:.0%}" if stage.share < 1 else ""
+            table.add_row(name, stage.device, f"{stage.executor}{reach}", share, seconds(stage.compute_s))
+            _add_exit(table, plan, cost, index)
     table.add_section()
-    table.add_row("latency", "", "sum", format_quantity(cost.size_bytes, "bytes"), seconds(cost.latency_s), style="bold")
+    means = "mean over requests" if cost.exit_transfers else "sum"
+    table.add_row("latency", "", means, format_quantity(cost.size_bytes, "bytes"), seconds(cost.latency_s), style="bold")
     table.add_row("throughput", "", "1 / slowest part", "", f"{cost.throughput_per_s:.3g} /s", style="bold")
     if cost.energy_joule > 0:
         table.add_row("energy", "", "modelled", "", format_quantity(cost.energy_joule, "joule"), style="bold")
+    if cost.server_s > 0:
+        table.add_row("servers busy", "", "per request", "", seconds(cost.server_s), style="bold")
+    if cost.money > 0:
+        table.add_row("money", "", "per request", "", f"{cost.money:.3g}", style="bold")
     sure = f", at most {cost.sure_points:.2g}" if cost.loss_points <= cost.sure_points < 100 else ""
     table.add_row("accuracy loss", "", "predicted", "", f"{cost.accuracy_loss_points:.2g} points{sure}", style="bold")
     return table
+
+
+def _add_exit(table: Table, plan: Plan, cost: PlanCost, index: int) -> None:
+    """The exit at the end of a stage, where there is one: who leaves, and how the result gets home."""
+    edge = plan.exit_edge(index)
+    if edge is None:
+        return
+    stage, home = cost.stages[index], cost.edges[edge]
+    where = stage.device if home.source == home.target else f"{home.source} -> {home.target}"
+    how = f"from {plan.stages[index].threshold:.3f}"
+    table.add_row(f"exit {stage.exit}", where, how, f"{stage.leaves:.0%} leave", seconds(home.total_s), style="green")
 
 
 def profile_table(profile: Profile) -> Table:

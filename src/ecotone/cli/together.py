@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone.cli import options
+from ecotone.cli.asked import parse_require
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work, load_cluster, load_work, make_profile, open_nodes, read_file, write_file
@@ -28,7 +29,7 @@ from ecotone.cluster import Cluster
 from ecotone.graph import Graph
 from ecotone.media import Tuning
 from ecotone.plan import plan_violations
-from ecotone.planner import Assignment, Requirement, assign
+from ecotone.planner import Assignment, assign
 from ecotone.planner.assignment import UserPlan
 from ecotone.profile import Profile
 from ecotone.simulator import UsersReport, simulate_users
@@ -83,7 +84,7 @@ class _Asked:
 
 def _check_requirement(user: User, text: str) -> None:
     try:
-        Requirement.parse(text)
+        parse_require((text,))
     except EcotoneError as error:
         raise EcotoneError(f"user {user.name}: {error}") from None
 

@@ -80,8 +80,9 @@ def _surroundings(user: User, workload: Workload, cluster: Cluster) -> Cluster:
     others = {u.source for u in workload.users} - set(user.ends)
     devices = tuple(d for d in cluster.devices if d.name not in others)
     links = tuple(k for k in cluster.links if not others & {k.source, k.target})
-    source, sink = user.ends
-    return replace(cluster, devices=devices, links=links, source=source, sink=sink, radios=(), shared=())
+    kinds, (source, sink) = {d.kind for d in devices}, user.ends
+    by_kind = tuple(k for k in cluster.kind_links if {k.source_kind, k.target_kind} <= kinds)
+    return replace(cluster, devices=devices, links=links, kind_links=by_kind, source=source, sink=sink, radios=(), shared=())
 
 
 def _likeness(user: User, own: Cluster, graph: Graph, profile: Profile) -> str:

@@ -1,8 +1,15 @@
-"""Measures devices, codecs, models and what plans do to answers, and fits links. The verb is `measure`; nodes call
-`profile_device`."""
+"""Measures devices, codecs, models and what plans do to answers, fits links, trains bottlenecks. The verb is `measure`;
+nodes call `profile_device`."""
 
 from ecotone.profiling.accuracy import measure_accuracy
-from ecotone.profiling.codecs import payloads, profile_codecs
+from ecotone.profiling.bottleneck import (
+    BottleneckOptions,
+    TrainedBottleneck,
+    check_bottleneck,
+    train_bottleneck,
+    trainable_cuts,
+)
+from ecotone.profiling.codecs import codec_ids, learned_positions, payloads, profile_codecs
 from ecotone.profiling.composition import check_composition, random_crossings
 from ecotone.profiling.crossings import ExitRun
 from ecotone.profiling.cuts import candidate_cuts
@@ -14,7 +21,8 @@ from ecotone.profiling.measurement import AccuracyOptions, DeviceMeasurement, Me
 from ecotone.profiling.samples import Samples
 
 __all__ = [
-    "LINK_PROBE_SIZES", "AccuracyOptions", "DeviceMeasurement", "ExitRun", "LabelError", "LinkSample", "MeasureOptions",
-    "Progress", "Samples", "candidate_cuts", "check_composition", "default_path", "fit_link", "measure", "measure_accuracy",
-    "payloads", "probe_sizes", "profile_codecs", "profile_device", "profile_key", "random_crossings",
+    "LINK_PROBE_SIZES", "AccuracyOptions", "BottleneckOptions", "DeviceMeasurement", "ExitRun", "LabelError", "LinkSample",
+    "MeasureOptions", "Progress", "Samples", "TrainedBottleneck", "candidate_cuts", "check_bottleneck", "check_composition",
+    "codec_ids", "default_path", "fit_link", "learned_positions", "measure", "measure_accuracy", "payloads", "probe_sizes",
+    "profile_codecs", "profile_device", "profile_key", "random_crossings", "train_bottleneck", "trainable_cuts",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 from ecotone import codec
 from ecotone.cluster import DeviceId
-from ecotone.codec import ImageSpec
+from ecotone.codec import CodecError, ImageSpec
 from ecotone.model import Captured
 from ecotone.profile import CodecCost, Payload
 from ecotone.profiling.crossings import Answer, Crossings, Sent
@@ -24,7 +24,7 @@ from ecotone.profiling.measurement import Progress
 from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
 from ecotone.profiling.work import error_of, error_terms
 
-__all__ = ["PayloadSums", "codec_ids", "payloads", "profile_codecs"]
+__all__ = ["PayloadSums", "codec_ids", "learned_positions", "payloads", "profile_codecs"]
 
 SIZES_BYTES = (1 << 14, 1 << 18, 1 << 20)
 ROUNDS = 5
@@ -38,6 +38,12 @@ def codec_ids(stated: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def learned_positions(codecs: Sequence[str]) -> tuple[int, ...]:
+    """The cuts of the learned codecs among `codecs`; raises CodecError where one is not here."""
+    found = {codec.position_of(name) for name in codecs if name.startswith("learned:")}
+    return tuple(sorted(position for position in found if position is not None))
+
+
 def profile_codecs(
     device: DeviceId,
     codecs: Sequence[str] = (),
@@ -46,12 +52,13 @@ def profile_codecs(
     rounds: int = ROUNDS,
     image: ImageSpec | None = None,
     picture: torch.Tensor | None = None,
+    frontiers: Frontiers | None = None,
     progress: Progress | None = None,
 ) -> tuple[CodecCost, ...]:
-    """Encode and decode seconds of each codec here, one thread, as `device`.
+    """Encode and decode seconds of each codec here, one thread, as `device`; one that this machine lacks is left out.
 
     `picture` is a real input, `image` how its pixels became it: image codecs are timed on that one, since their time
-    depends on what is seen and they carry nothing else.
+    depends on what is seen and they carry nothing else. Learned codecs are timed on the tensor of `frontiers` at their cut.
     """
     names = codec_ids(codecs)
     costs = []
@@ -60,9 +67,14 @@ def profile_codecs(
     sweep = Sweep()
     try:
         for number, name in enumerate(names):
-            tensors = _to_code(name, sizes_bytes, image, picture)
-            with collector_off():
-                points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            tensors = _to_code(name, sizes_bytes, image, picture, frontiers)
+            try:
+                with collector_off():
+                    points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            except CodecError:
+                points = []  # no AVIF here
+            if not points:
+                continue
             encode_fixed, encode_rate = fit_line([(size, encode) for size, encode, _ in points])
             decode_fixed, decode_rate = fit_line([(size, decode) for size, _, decode in points])
             costs.append(
@@ -83,8 +95,14 @@ def profile_codecs(
 
 
 def _to_code(
-    name: str, sizes_bytes: Sequence[int], image: ImageSpec | None, picture: torch.Tensor | None
+    name: str,
+    sizes_bytes: Sequence[int],
+    image: ImageSpec | None,
+    picture: torch.Tensor | None,
+    frontiers: Frontiers | None,
 ) -> list[torch.Tensor]:
+    if name.startswith("learned:"):
+        return [tensors[0] for tensors in (frontiers or {}).get(codec.position_of(name) or 0, ())[:1]]
     if not codec.info(name).is_image:
         return [_activation(size) for size in sizes_bytes]
     return [_picture(size, image) for size in sizes_bytes] if picture is None else [picture]

@@ -190,7 +190,7 @@ class Crossings:
         """Codecs by the values that they give, the fastest to decode first."""
         found: dict[str, list[str]] = {}
         for name in self.codecs:
-            if cut == 0 or not codec.info(name).is_image:
+            if codec.position_of(name) in (None, cut) and (cut == 0 or not codec.info(name).is_image):
                 found.setdefault(value_codec(name), []).append(name)
         return {values: sorted(names, key=lambda name: name != values) for values, names in found.items()}
 

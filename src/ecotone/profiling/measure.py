@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ecotone import schema
+from ecotone.accuracy import AccuracyTable
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.codec import ImageSpec
 from ecotone.executors.cache import cache_root, key_of
@@ -31,7 +32,7 @@ from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
 from ecotone.profiling.accuracy import calibrate, setup_of
 from ecotone.profiling.cells import Calibration
-from ecotone.profiling.codecs import payloads
+from ecotone.profiling.codecs import learned_positions, payloads
 from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.decisions import decides
 from ecotone.profiling.device import profile_device
@@ -100,20 +101,20 @@ def measure(
 
     `samples`: flat inputs (`captured.flatten_inputs`), real ones where accuracy matters, as many as there are; `labels`: one
     for each (see measure_accuracy); `table`: what else its table holds. Without samples: the capture's examples, and no
-    table. `measured`: what nodes sent; the other devices must be emulated or alike this machine and are measured here.
-    `links`: fits over the real wire. `image`: how pixels became the input, where image codecs may carry it. `path`: the
-    profile's file (None: in the cache), reused while its key is equal (without samples: that of whatever samples it has);
-    with links given those are put into it anew. Raises EcotoneError where no executor runs the model on some device, or
-    labels do not fit.
+    table but the one given. `measured`: what nodes sent; the other devices must be emulated or alike this machine and are
+    measured here. `links`: fits over the real wire. `image`: how pixels became the input, where image codecs may carry it.
+    `path`: the profile's file (None: in the cache), reused while its key is equal (without samples: that of whatever
+    samples it has); with links given those are put into it anew. Raises EcotoneError where no executor runs the model on
+    some device, or labels do not fit.
     """
     require_sized(samples)
     options = options or MeasureOptions()
     few = [tuple(s) for s in islice(iter(samples), options.max_samples)] or [captured.example_inputs]
     key_of_samples = partial(profile_key, captured.graph, cluster, options, measured=measured, image=image)
-    key = key_of_samples(few)
+    key, table = key_of_samples(few), table or AccuracyOptions()
     target = Path(path) if path is not None else default_path(key)
-    cuts = candidate_cuts(captured.graph, options.max_cuts)
-    calibration = _calibration(captured, cuts, samples, labels, options, table or AccuracyOptions(), image, progress)
+    cuts = candidate_cuts(captured.graph, options.max_cuts, learned_positions(options.codecs))
+    calibration = _calibration(captured, cuts, samples, labels, options, table, image, progress)
     known = _reused(target, lambda found: key if len(samples) else key_of_samples(samples_hash=found.samples_hash), key)
     if known is None:
         calibration = calibration or (None if len(samples) else _kept(target, captured.graph, cuts))
@@ -132,6 +133,7 @@ def measure(
             cuts=cuts, segments=tuple(s for m in measurements for s in m.segments), links=tuple(links),
             codecs=tuple(c for m in measurements for c in m.codecs),
             payloads=sizes, failures=tuple(f for m in measurements for f in m.failures),
+            exits=tuple(e for m in measurements for e in m.exits),
             accuracy=calibration.table if calibration else None, key=key, samples_hash=contents_hash(few),
             versions=software_versions(), machine=f"{platform.machine()} {cpu_flags()} {os.cpu_count()} cores",
             seed=options.seed,
@@ -139,8 +141,11 @@ def measure(
     elif calibration and (known.accuracy is None or known.accuracy.key != calibration.table.key):
         profile = replace(known, accuracy=calibration.table, payloads=calibration.payloads)
     else:
-        return replace(known, links=tuple(links)) if links else known
-    schema.write_aside(target, profile.to_json())
+        profile = known
+    if calibration is None and table.given is not None and not _covers(profile.accuracy, table.given):
+        profile = replace(profile, accuracy=table.given)
+    if profile is not known:
+        schema.write_aside(target, profile.to_json())
     return replace(profile, links=tuple(links)) if links else profile
 
 
@@ -168,6 +173,11 @@ def _calibration(
         Labels(labels, samples, asked.names)  # their number is checked before some are left out
         labels = labels[:count]
     return calibrate(setup, FirstOf(samples, count), labels, names=asked.names, progress=progress)
+
+
+def _covers(table: AccuracyTable | None, given: AccuracyTable) -> bool:
+    """Whether `table` was measured, crossings and all, with every policy of `given`."""
+    return table is not None and bool(table.cells) and {p.name for p in given.policies} <= {p.name for p in table.policies}
 
 
 def _kept(path: Path, graph: Graph, cuts: tuple[int, ...]) -> Calibration | None:

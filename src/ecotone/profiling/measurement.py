@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
-from ecotone.accuracy import ExitPolicy
+from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.cluster import Device, DeviceId
 from ecotone.model import Captured
-from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
+from ecotone.profile import CodecCost, ExecutorFailure, ExitTime, SegmentTime
 from ecotone.profiling.crossings import ExitRun
 
 __all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
@@ -57,7 +57,8 @@ class MeasureOptions:
 class AccuracyOptions:
     """What the accuracy table holds beside cuts and codecs. `limit`: at most so many samples (None: all, 0: no table).
 
-    The others as for `measure_accuracy`. No part of a profile's key: the table has its own.
+    `given`: a table made elsewhere, such as that of exit policies alone; held where none is measured. The others as for
+    `measure_accuracy`. No part of a profile's key: the table has its own.
     """
 
     limit: int | None = None
@@ -66,6 +67,7 @@ class AccuracyOptions:
     exits: tuple[ExitRun, ...] = ()
     variants: tuple[Captured, ...] = ()
     confidence: float = 0.95
+    given: AccuracyTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class DeviceMeasurement:
     segments: tuple[SegmentTime, ...] = ()
     codecs: tuple[CodecCost, ...] = ()
     failures: tuple[ExecutorFailure, ...] = ()
+    exits: tuple[ExitTime, ...] = ()
     slowdown: float = 1.0
 
     def for_device(self, device: Device) -> DeviceMeasurement:
@@ -96,11 +99,13 @@ class DeviceMeasurement:
             for c in self.codecs
         ]
         failures = [replace(f, device=device.name) for f in self.failures]
+        exits = [replace(e, device=device.name, median_s=e.median_s * factor) for e in self.exits]
         return DeviceMeasurement(
             device=device.name,
             segments=tuple(segments),
             codecs=tuple(codecs),
             failures=tuple(failures),
+            exits=tuple(exits),
             slowdown=device.slowdown,
         )
 

@@ -98,9 +98,9 @@ class Node:
         match event:
             case ev.MessageReceived():
                 return self._received(event.peer, event.message, now_s)
-            case ev.Computed(body=body, seconds=seconds):
+            case ev.Computed(body=body, seconds=seconds, exited=exited):
                 self.worker.shares.charge("processor", body.session, seconds)
-                return self.observer.worked(body, "compute", seconds, now_s) + self.worker.computed(body)
+                return self.observer.worked(body, "compute", seconds, now_s) + self.worker.computed(body, exited)
             case ev.Encoded(body=body, size_bytes=size_bytes, seconds=seconds):
                 self.worker.shares.charge("coder", body.session, seconds)
                 return self.observer.worked(body, "encode", seconds, now_s) + self.worker.encoded(body, size_bytes, now_s)

@@ -18,6 +18,7 @@ from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.runtime.launch import Nodes, attach, launch
 from ecotone.runtime.models import Models
 from ecotone.runtime.session import Session
+from ecotone.runtime.stages import Piece
 
 __all__ = ["deploy"]
 
@@ -32,7 +33,7 @@ def deploy(
     samples: Sequence[Sequence[torch.Tensor]] = (),
     image: codec.ImageSpec | None = None,
     ordered: bool = False,
-    pieces: Sequence[tuple[int, int]] = (),
+    pieces: Sequence[Piece] = (),
     timeout_s: float = 120.0,
     node_timeout_s: float = 5.0,
     variants: Sequence[Captured] = (),
@@ -43,6 +44,7 @@ def deploy(
     journal: Path | None = None,
     weight: float = 1.0,
     loads: Sequence[Mapping[NodeId, float]] = (),
+    bottlenecks: Sequence[codec.LearnedCodec] = (),
 ) -> Session:
     """Put `plan` in force on `nodes` and return the open session. A Cluster is launched (emulated) or attached to.
 
@@ -55,7 +57,8 @@ def deploy(
     `journal`: requests with an id survive this process (see Session.submit); those that a former process left unfinished are
     run again. `weight`: this session's share of nodes that serve several; `loads`: by position in the set, the shares of
     their processors that requests at the intended rate take (contention.py): a node with limits refuses what does not fit.
-    Raises DeployError, NodeUnreachable, JournalError or WireError in bounded time.
+    `bottlenecks`: the learned codecs in which the plans cross; nodes get them beside their stages. Raises DeployError,
+    NodeUnreachable, JournalError or WireError in bounded time.
     """
     plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
     owned = isinstance(nodes, Cluster)
@@ -69,7 +72,7 @@ def deploy(
             deploy_timeout_s=timeout_s, node_timeout_s=node_timeout_s, held_limit_bytes=held_limit_bytes,
             suspect_after_s=suspect_after_s, record=journal is not None, weight=weight,
         )  # fmt: skip
-        models = Models(captured, variants, [tuple(sample) for sample in samples], pieces)
+        models = Models(captured, variants, [tuple(sample) for sample in samples], pieces, bottlenecks)
         session = Session(nodes, models, settings, image=image, worker=worker, journal=journal, owns_nodes=owned)
         session.replan(plans, expected_s=expected_s, loads=loads)
         session.resume()

@@ -24,6 +24,8 @@ class Future(concurrent.futures.Future[Any]):
         self.request, self.request_id = request, request_id
         self.epoch: int | None = None
         """The plan that answered; None until it is there, and for a result that was read from the journal."""
+        self.exit = ""
+        """The early exit whose answer it is; "" for that of the model's end."""
         self._accepted = threading.Event()
         self.set_running_or_notify_cancel()  # cancelling goes through the machine: see Session.cancel
 

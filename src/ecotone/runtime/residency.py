@@ -35,6 +35,7 @@ class Residency:
     """Safe for threads."""
 
     def __init__(self) -> None:
+        self.loads: Mapping[str, tuple[tuple[NodeId, float], ...]] = {}  # declared, by identity of plan
         self._lock = threading.Lock()
         self._known: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._labels: dict[int, str] = {}

@@ -39,7 +39,7 @@ from ecotone.runtime.errors import (
     SessionClosed,
     UnknownRequest,
     request_error,
-)  # fmt: skip
+)
 from ecotone.runtime.future import Delivered, Future
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, links_from
@@ -56,7 +56,6 @@ from ecotone.units import EcotoneError
 __all__ = ["Session"]
 
 _KEPT_REQUESTS = 4096
-
 Listener = Callable[[Told | Drift | Returned], object]
 
 
@@ -96,14 +95,11 @@ class Session:
         self._requests: dict[int, _Request] = {}
         self._by_id: dict[str, _Request] = {}  # from submit until the outcome is told
         self._ended: collections.deque[Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
-        self._residency = Residency()
         self._listeners: list[Listener] = []
         self.explain: Callable[[], list[str]] = list
         self.watch: Callable[[Delivered], object] = lambda delivered: None
-        self._moving, self._awaited = threading.Lock(), -1
-        self._loads: Mapping[str, tuple[tuple[NodeId, float], ...]] = {}  # by identity of plan
-        self._is_closed, self._closing = False, ""
-        self._all_ended = threading.Event()
+        self._moving, self._awaited, self._residency = threading.Lock(), -1, Residency()
+        self._is_closed, self._closing, self._all_ended = False, "", threading.Event()
         device = nodes.cluster.device(nodes.cluster.source)
         machine = Node(
             NodeId(device.name),
@@ -247,7 +243,9 @@ class Session:
         require_sound(plans, worker=self._worker, coordinator=self._settings)
         expected = {one.identity(): (expected_s or {}).get(i, 0.0) for i, one in enumerate(plans.plans)}
         with self._moving:
-            self._loads = {one.identity(): tuple(own.items()) for one, own in zip(plans.plans, loads, strict=False)}
+            self._residency.loads = {
+                one.identity(): tuple(own.items()) for one, own in zip(plans.plans, loads, strict=False)
+            }
             first = self._reachable_first(plans)
             switch, old = self.how_to_switch(first), self._residency.planset
             found, error = self._deploy(first, expected, switch)
@@ -267,7 +265,7 @@ class Session:
             events.Resident(
                 plan=plan, parts=self._models.parts(plan), is_active=plan.epoch in active,
                 expected_s=expected.get(plan.identity(), 0.0), boundary_bytes=self._models.boundary_bytes(plan),
-                loads=self._loads.get(plan.identity(), ()),
+                loads=self._residency.loads.get(plan.identity(), ()),
             )
             for active in [{standby.plan.epoch for standby in plans.standbys if standby.mode == "active"}]
             for plan in plans.plans
@@ -454,9 +452,11 @@ class Session:
         if entry is None:
             return
         total_s = time.perf_counter() - entry.submitted_s
-        self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
         plan = self._residency.plan_of(body.epoch)
         self.watch(Delivered(entry.inputs, tensors, plan))
+        entry.future.exit = plan.exit_at(body.edge) if plan else ""
+        attempt = attempt_of(body.request)
+        self._ended.append(Ended(request, body.epoch, attempt, entry.submitted_s, total_s, entry.future.exit))
         graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
         self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
 

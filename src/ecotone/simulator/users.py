@@ -100,7 +100,7 @@ def simulate_users(
     if not 0 <= warm_up_s < duration_s:
         raise EcotoneError(f"warm-up {warm_up_s} s must be within the duration {duration_s} s")
     workload.check(cluster)
-    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in models})
+    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in models}, seed)
     sets = _numbered(workload, plans, times, worker)
     crowd = _Crowd(workload, sets, cluster, times, worker, (max_in_flight, queue_limit), (duration_s, seed), trace)
     media = media_of(cluster, crowd.world.channels, tunings)
@@ -146,19 +146,20 @@ class _Crowd:
         self.cluster, self.times, self.seed = cluster, times, span[1]
         self.users = {u.name: u for u in workload.users if u.name in sets}
         some = next(iter(times.models.values()))
-        links = tuple(found for k in cluster.links if (found := some.link(k.source, k.target)) is not None)
+        names = dict.fromkeys(NodeId(d) for one in sets.values() for d in one.devices)
+        stated = cluster.links_among(names) if cluster.kind_links else cluster.links
+        links = tuple(found for k in stated if (found := some.link(k.source, k.target)) is not None)
         minds = {name: _mind(user, i, bounds) for i, (name, user) in enumerate(self.users.items(), 1)}
         askers = {NodeId(user.source): minds[name] for name, user in self.users.items()}
         self.programs: dict[str, Program] = {}
         for index, (name, user) in enumerate(self.users.items()):
             make = partial(_make, links=links, worker=worker, askers=askers)
-            expected = {plan.epoch: times.costs[plan.epoch].latency_s for plan in sets[name].plans}
+            expected = {plan.epoch: times.costs[plan.epoch].longest_s for plan in sets[name].plans}
             in_flight = user.in_flight or bounds[0]
             asks = asks_of(*_stream(user, sets[name], times, span[0]), user.deadline_s, self.seed + index)
             asks = _out_of_step(asks, user, np.random.default_rng((self.seed, index)).random())
             asks = [ask for ask in asks if ask.at_s is None or ask.at_s < span[0]]
             self.programs[name] = Program(NodeId(user.source), asks, sets[name], make, in_flight, expected)
-        names = dict.fromkeys(NodeId(d) for one in sets.values() for d in one.devices)
         machines = {name: Machine(_make(name, 1, askers[name].session if name in askers else 0, links=links, worker=worker,
                                         askers=askers)) for name in names}  # fmt: skip
         pairs = {(NodeId(a), NodeId(b)) for one in sets.values() for a in one.devices for b in one.devices if a != b}
@@ -201,6 +202,7 @@ class _Crowd:
         warm_up_s: float, duration_s: float, drain_s: float,
     ) -> UsersReport:  # fmt: skip
         world, origin_s = self.world, self.world.now_s
+        world.exit_of = self.times.leaving
         world.count_anew()
         for program in self.programs.values():
             program.begin()
