@@ -77,6 +77,13 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
     },
     "edge_prune": {"speedup_50mbit": (AT_LEAST, 3), "speedup_max": (AT_LEAST, 5.8), "cut_moves_later": (AT_LEAST, 1)},
     "exits": {"compute_saved_at_half_point": (AT_LEAST, 0.35), "compute_saved_at_one_point": (AT_LEAST, 0.45)},
+    "users": {
+        "local_search_loss_mean": (AT_MOST, 0.05),
+        "decentralised_loss_mean": (AT_MOST, 0.10),
+        "large_gap_median": (AT_MOST, 0.05),
+        "contention_error_median": (AT_MOST, 0.05),
+        "contention_error_max": (AT_MOST, 0.15),
+    },
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),

@@ -1,8 +1,8 @@
 """Many users on one cluster: how good joint choices are, what deciding alone loses, and how true the contention model is.
 
-1. `local_search_loss_*`: the local search over the exact choice (branch and bound), random problems of 6 users, 4 offers,
-   2 servers and a wire; all work together would be 0.5 to 1.6 times what the servers take. `large_gap_median`: problems of
-   60 users, over the proven bound; `large_s_max`: seconds each.
+1. `local_search_loss_*`: one start of the local search over the exact choice (branch and bound), random problems of 6 users,
+   4 offers, 2 servers and a wire; all work together would be 0.5 to 1.6 times what the servers take. `large_gap_median`:
+   problems of 60 users, over the proven bound; `large_s_max`: seconds each.
 2. `decentralised_loss_*`: users that choose for themselves by posted totals and prices (protocol/market.py), over the exact
    choice; `selfish_loss_*`: the same where each looks to its own latency only.
 3. `contention_error_*`: contention.py's mean latency over users against the simulator's at the rates that it had: servers
