@@ -88,6 +88,20 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "bytes_ratio_to_jpeg": (AT_LEAST, 0),
         "accuracy_loss_points": (AT_MOST, 1),
     },
+    "dyno": {
+        "ours_over_best_min": (AT_LEAST, 0.97),
+        "ours_over_device_only_max": (AT_LEAST, 10),
+        "ours_over_float32_offloaders_max": (AT_LEAST, 4),
+        "bytes_ratio_to_float32_split": (AT_LEAST, 10),
+        "accuracy_loss_points": (AT_MOST, 1),
+    },
+    "users": {
+        "local_search_loss_mean": (AT_MOST, 0.05),
+        "decentralised_loss_mean": (AT_MOST, 0.10),
+        "large_gap_median": (AT_MOST, 0.05),
+        "contention_error_median": (AT_MOST, 0.05),
+        "contention_error_max": (AT_MOST, 0.15),
+    },
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),

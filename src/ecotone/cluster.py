@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NewType
 
 from ecotone import schema
+from ecotone.media import RadioCell, SharedWire
 from ecotone.units import EcotoneError
 
 __all__ = ["Cluster", "Device", "DeviceId", "KindLink", "Link", "Power"]
@@ -191,6 +192,8 @@ class _File:
     source: str = ""
     sink: str = ""
     emulate: bool = False
+    radio: tuple[RadioCell, ...] = ()
+    shared: tuple[SharedWire, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +201,7 @@ class Cluster:
     """All devices, all directed links: those named in `links`, and those that `kind_links` state for whole kinds.
 
     Inputs arise at `source`; results are wanted at `sink`. `emulate`: devices are processes of one computer, and rates,
-    latencies and slowdowns are imposed in user space.
+    latencies and slowdowns are imposed in user space. `radios` and `shared`: what several links pass together (media.py).
     """
 
     name: str
@@ -207,6 +210,8 @@ class Cluster:
     source: DeviceId
     sink: DeviceId
     emulate: bool = False
+    radios: tuple[RadioCell, ...] = ()
+    shared: tuple[SharedWire, ...] = ()
     kind_links: tuple[KindLink, ...] = ()
     _linked: dict[tuple[str, str], Link] = field(init=False, repr=False, compare=False, default_factory=dict)
     _kinds: dict[str, str] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -240,6 +245,24 @@ class Cluster:
             yield f"a link names kind {kind!r}; kinds are {_some(kinds) or 'not stated'}"
         if not self.emulate and any(d.slowdown != 1 for d in self.devices):
             yield "slowdown is for emulated clusters only; set emulate = true or remove it"
+        yield from self._media_violations(set(pairs))
+
+    def _media_violations(self, pairs: set[tuple[DeviceId, DeviceId]]) -> Iterator[str]:
+        names = [r.name for r in self.radios] + [w.name for w in self.shared]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield f"{name} names two radios or shared wires"
+        uplinks = [pair for radio in self.radios for pair in radio.links]
+        for source, target in uplinks:
+            if (source, target) not in pairs:
+                yield f"a radio has the uplink {source}>{target}, but there is no such link; are both devices there?"
+            elif uplinks.count((source, target)) > 1:
+                yield f"link {source}>{target} belongs to two radios"
+        for wire in self.shared:
+            carried = [pair for pair in sorted(pairs) if wire.carries(*pair)]
+            if not carried:
+                yield f"shared wire {wire.name} carries no link of this cluster"
+            for source, target in (pair for pair in carried if pair in uplinks):
+                yield f"shared wire {wire.name} carries {source}>{target}, which belongs to a radio"
 
     def device(self, name: str) -> Device:
         """The device called `name`; raises EcotoneError if there is none."""
@@ -299,7 +322,8 @@ class Cluster:
     def load(path: str | os.PathLike[str]) -> Cluster:
         """Read a TOML cluster file; raises EcotoneError (unreadable) or SchemaError naming every violation.
 
-        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`.
+        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`,
+        `[[radio]]` with `[[radio.sender]]` (their uplinks are not stated as links), `[[shared]]`.
         """
         try:
             document = tomllib.loads(Path(path).read_text())
@@ -317,8 +341,8 @@ class Cluster:
         sink = DeviceId(file.sink) if file.sink else source
         try:
             return Cluster(
-                name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate,
-                kind_links=kind_links,
+                name=file.name, devices=file.device, links=(*links, *_uplinks(file.radio)), source=source, sink=sink,
+                emulate=file.emulate, radios=file.radio, shared=file.shared, kind_links=kind_links,
             )  # fmt: skip
         except schema.SchemaError as error:
             raise schema.SchemaError(where, error.violations) from None
@@ -350,6 +374,15 @@ def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[tuple[Link, ...], tupl
             violations.append(str(error))
     schema.check(where, violations)
     return tuple(links), tuple(kind_links)
+
+
+def _uplinks(radios: tuple[RadioCell, ...]) -> Iterator[Link]:
+    for radio in radios:
+        for source, target in radio.links:
+            yield Link(
+                source=DeviceId(source), target=DeviceId(target), latency_s=radio.latency_s,
+                bandwidth_bytes_per_s=radio.alone_bytes_per_s(source),
+            )  # fmt: skip
 
 
 def _some(names: Iterable[str], most: int = 20) -> str:

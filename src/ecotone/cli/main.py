@@ -17,6 +17,7 @@ from ecotone.cli.nodes import status, up
 from ecotone.cli.planning import plan, profile
 from ecotone.cli.running import run, serve
 from ecotone.cli.simulating import simulate
+from ecotone.cli.together import or_together, plan_together, simulate_together
 from ecotone.executors.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
@@ -36,8 +37,8 @@ app.command(rich_help_panel=HELP)(status)
 app.add_typer(lab, name="lab", rich_help_panel=HELP)
 app.command(rich_help_panel=WORK)(exits)
 app.command(rich_help_panel=WORK)(profile)
-app.command(rich_help_panel=WORK)(plan)
-app.command(rich_help_panel=WORK)(simulate)
+app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
+app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
 app.command(rich_help_panel=WORK)(bottleneck)
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)

@@ -103,6 +103,15 @@ Pareto = Annotated[
     ),
 ]
 Plot = Annotated[Path | None, option("--plot", text="With --pareto: draw the front into this PNG.")]
+WorkloadFile = Annotated[
+    Path, option("--workload", "-w", text="Users who share the cluster (TOML): one joint plan for all of them.")
+]
+Weight = Annotated[
+    float,
+    typer.Option(
+        help="Share of nodes that serve others too: one of weight 2 gets twice the time of one of 1.", min=1e-6, max=1e6
+    ),
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Show the named baselines beside it.")]
 Survive = Annotated[
     str,

@@ -64,6 +64,7 @@ def run(
     survive: options.Survive = "",
     adapt: options.Adapt = False,
     shadow: options.Shadow = 0.0,
+    weight: options.Weight = 1.0,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
@@ -91,7 +92,7 @@ def run(
         plans, profile = resident_plans(work, nodes, asked)
         expected = expected_s(work, plans, profile)
         with (
-            _deploy(work, plans, nodes, expected_s=expected) as session,
+            _deploy(work, plans, nodes, expected_s=expected, weight=weight) as session,
             adapting(work, session, profile, asked),
             shadowing(work, session, profile, asked) as compared,
         ):
@@ -197,6 +198,7 @@ def serve(
     survive: options.Survive = "",
     adapt: options.Adapt = False,
     shadow: options.Shadow = 0.0,
+    weight: options.Weight = 1.0,
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -237,7 +239,7 @@ def serve(
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         with (
-            _deploy(work, plans, nodes, queue_limit=queue, journal=journal) as session,
+            _deploy(work, plans, nodes, queue_limit=queue, journal=journal, weight=weight) as session,
             adapting(work, session, profile, asked),
             shadowing(work, session, profile, asked),
         ):

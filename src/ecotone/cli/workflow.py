@@ -28,7 +28,7 @@ from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
 from ecotone.model.exit_file import read_exits
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import TIE, FailoverSolution, Solution, assume, choose, solve
+from ecotone.planner import TIE, Assignment, FailoverSolution, Solution, assume, choose, solve
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.profiling import (
@@ -57,7 +57,7 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_SPELLED = 64
-PLAN_SET = "ecotone.planset"
+PLAN_SET, ASSIGNMENT = "ecotone.planset", "ecotone.assignment"
 DEFAULT_MTBF_S = 8 * 3600.0  # assumed where neither the cluster file nor --mtbf says more
 TOPOLOGIES = {
     "auto": frozenset({"none", "local", "passive", "active"}),
@@ -288,16 +288,26 @@ def make_failover(
 def read_plan_set(path: Path, work: Work) -> PlanSet:
     """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster.
 
-    `work.captured` is put in the order of the blocks that the first plan cuts.
+    Of a joint plan (`ecotone plan --workload FILE --out`) the plan of the user at the cluster's source. `work.captured` is
+    put in the order of the blocks that the first plan cuts.
     """
     text = read_file(path)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None  # the reader below says what is wrong
-    is_set = isinstance(document, dict) and document.get("schema") == PLAN_SET
-    where = f"plan {path}"
-    found = PlanSet.from_json(text, where) if is_set else PlanSet(primary=Plan.from_json(text, where))
+    schema, where = document.get("schema") if isinstance(document, dict) else None, f"plan {path}"
+    if schema == PLAN_SET:
+        found = PlanSet.from_json(text, where)
+    elif schema == ASSIGNMENT:
+        plans = Assignment.from_json(text, where).plans
+        own = next((plan for plan in plans.values() if plan.source == work.cluster.source), None)
+        if own is None:
+            named = ", ".join(f"{name} at {plan.source}" for name, plan in plans.items()) or "nobody"
+            raise EcotoneError(f"{where}: no plan for a user at {work.cluster.source}, source of the cluster; for {named}")
+        found = PlanSet(primary=own)
+    else:
+        found = PlanSet(primary=Plan.from_json(text, where))
     _cut_as(work, found.primary)
     for plan in found.plans:
         wrong = plan_violations(plan, work.captured.graph, work.cluster)

@@ -134,6 +134,7 @@ class Resident:
     """One plan of a set, with the parts of all its stages and its predicted latency (0: unknown).
 
     `boundary_bytes`: of the tensors that leave the source, kept for a re-run where another plan shares what came before.
+    `loads`: shares of nodes' processors that requests at their declared rate take under this plan.
     """
 
     plan: Plan
@@ -141,6 +142,7 @@ class Resident:
     is_active: bool = False  # a twin: every request runs under it as well, the first result counts
     expected_s: float = 0.0
     boundary_bytes: int = 0
+    loads: tuple[tuple[NodeId, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,7 @@ class DeployRequested:
     standbys: tuple[Resident, ...] = ()
     expected_s: float = 0.0
     boundary_bytes: int = 0
+    loads: tuple[tuple[NodeId, float], ...] = ()
     pause: bool = False
 
 

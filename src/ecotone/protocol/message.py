@@ -192,12 +192,18 @@ class StagePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deploy:
-    """Asker to node: take part in this plan. `plan_json` is Plan.to_json(); `parts` are the stages of that node only."""
+    """Asker to node: take part in this plan. `plan_json` is Plan.to_json(); `parts` are the stages of that node only.
+
+    `weight`: the session's share of the node beside other sessions; `load`: the share of the node's processor that requests
+    at their declared rate will take (0: not declared).
+    """
 
     session: int
     epoch: int
     plan_json: str
     parts: tuple[StagePart, ...] = ()
+    weight: float = 1.0
+    load: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,12 @@ leave after a stage with an exit: what it has made then goes over the stage's ex
                                                   ^ local edges, and edge 0 at the source: tensors enter here
 
 One Compute at a time (one processor), and one Encode or Decode at a time beside it, so that transfer overlaps compute; the
-latest stage and edge go first, which drains the pipeline. Queues are bounded: a body is decoded only while fewer than
-`queue_limit` inputs of its stage wait, and its bytes (the link's credit) are freed by that; a stage starts only while fewer
-than `queue_limit` of its outputs are not yet given to the wire, on its exit edge as well. (Boundaries that a twin waits for
-are made even so: one for each request in flight at most.) Every edge has its own credit and the sink always takes, so exit
-edges drain, and by induction from the sink each stage moves on: no deadlock, also where a device holds several stages.
+latest stage and edge go first, which drains the pipeline; of several sessions each has its share (fairness.py). Queues are
+bounded: a body is decoded only while fewer than `queue_limit` inputs of its stage wait, and its bytes (the link's credit)
+are freed by that; a stage starts only while fewer than `queue_limit` of its outputs are not yet given to the wire, on its
+exit edge as well. (Boundaries that a twin waits for are made even so: one for each request in flight at most.) Every edge
+has its own credit and the sink always takes, so exit edges drain, and by induction from the sink each stage moves on: no
+deadlock, also where a device holds several stages.
 
 Plans are kept by (session, epoch). Bodies of an unknown, newer epoch are parked within a byte limit until their plan comes;
 those of a retired one are dropped. A run whose budget ends, that is cancelled or that fails here, is dropped here and
@@ -30,6 +31,7 @@ from ecotone.plan import Plan
 from ecotone.protocol.effects import CancelTimer, Compute, Decode, Encode, Held, Output, Prepare, Release, SetTimer, Unload
 from ecotone.protocol.epochs import ActiveRun, EpochWork, removed
 from ecotone.protocol.events import BlobsMissing, ErrorKind, TimerId
+from ecotone.protocol.fairness import Shares
 from ecotone.protocol.intake import BLOB_NUMBER_MASK
 from ecotone.protocol.message import (
     BLOB_EDGE,
@@ -65,6 +67,7 @@ class Worker:
 
     def __init__(self, name: NodeId, settings: WorkerSettings) -> None:
         self.name, self.settings = name, settings
+        self.shares = Shares(settings.max_sessions, settings.max_load)
         self._device = DeviceId(name)
         self._epochs: dict[EpochKey, EpochWork] = {}
         self._newest: dict[int, int] = {}  # session -> newest epoch that was deployed here
@@ -458,7 +461,8 @@ class Worker:
         mine = {i for i, stage in enumerate(plan.stages) if stage.device == self._device}
         if not {part.stage for part in deploy.parts} <= mine:
             return "parts of other nodes were sent", None
-        return "", plan
+        refusal = self.shares.admit(deploy, self._epochs)
+        return refusal, None if refusal else plan
 
     def _retire(self, session: int, number: int) -> list[Item]:
         if (session, number) in self._epochs:
@@ -501,21 +505,18 @@ class Worker:
 
     def _advance(self) -> list[Item]:
         items: list[Item] = []
-        if self._computing is None:
-            self._computing = self._next_compute()
-            if self._computing is not None:
-                items.append(Compute(body=self._computing))
-        if self._coding is None:
-            coding = self._next_coding()
-            if coding is not None:
-                self._coding = coding.body
-                items.append(coding)
+        if self._computing is None and (body := self._next_compute()) is not None:
+            self._computing = body
+            items.append(Compute(body=body))
+        if self._coding is None and (coding := self._next_coding()) is not None:
+            self._coding = coding.body
+            items.append(coding)
         return items
 
     def _next_compute(self) -> BodyId | None:
-        """The latest stage whose outputs have room, of the oldest epoch that has one."""
+        """The latest stage whose outputs have room, of the oldest epoch that has one, of the session whose turn it is."""
         limit = self.settings.queue_limit
-        for epoch in self._epochs.values():
+        for (session, _), epoch in self.shares.order("processor", self._epochs):
             best = -1
             for stage, waiting in epoch.inputs.items():
                 if not waiting or stage <= best or not epoch.is_ready:
@@ -523,6 +524,7 @@ class Worker:
                 if epoch.may_start(stage, self._device, limit) or self._is_awaited(waiting[0]):
                     best = stage
             if best >= 0:
+                self.shares.picked("processor", session)
                 self._exit_edge = epoch.exit_edges.get(best)
                 return epoch.inputs[best].popleft()
         return None
@@ -533,9 +535,9 @@ class Worker:
         return active.is_awaited and bool(active.tell) and body.edge < active.tell[-1]
 
     def _next_coding(self) -> Encode | Decode | None:
-        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch."""
+        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch, in turn."""
         limit = self.settings.queue_limit
-        for epoch in self._epochs.values():
+        for (session, _), epoch in self.shares.order("coder", self._epochs):
             best, queues = -1, epoch.to_encode
             for edge, waiting in epoch.to_encode.items():
                 if waiting and edge > best:
@@ -544,6 +546,7 @@ class Worker:
                 if waiting and edge > best and epoch.has_room(edge, self._device, limit):
                     best, queues = edge, epoch.arrived
             if best >= 0:
+                self.shares.picked("coder", session)
                 body, codec = queues[best].popleft(), epoch.edges[best].codec
                 return Encode(body=body, codec=codec) if queues is epoch.to_encode else Decode(body=body, codec=codec)
         return None

@@ -47,7 +47,7 @@ from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.models import Models
 from ecotone.runtime.node import EXPLAIN, LEAVING, link_settings
 from ecotone.runtime.recorder import Ended, Recorder, RequestTrace, Span, machine_clock, trace_of
-from ecotone.runtime.residency import Answer, Residency
+from ecotone.runtime.residency import Answer, Loads, Residency
 from ecotone.runtime.shell import Shell, Told
 from ecotone.runtime.stages import Stages
 from ecotone.runtime.switching import Switchover, switchover
@@ -56,7 +56,6 @@ from ecotone.units import EcotoneError
 __all__ = ["Session"]
 
 _KEPT_REQUESTS = 4096
-
 Listener = Callable[[Told | Drift | Returned], object]
 
 
@@ -96,13 +95,11 @@ class Session:
         self._requests: dict[int, _Request] = {}
         self._by_id: dict[str, _Request] = {}  # from submit until the outcome is told
         self._ended: collections.deque[Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
-        self._residency = Residency()
         self._listeners: list[Listener] = []
         self.explain: Callable[[], list[str]] = list
         self.watch: Callable[[Delivered], object] = lambda delivered: None
-        self._moving, self._awaited = threading.Lock(), -1
-        self._is_closed, self._closing = False, ""
-        self._all_ended = threading.Event()
+        self._moving, self._awaited, self._residency = threading.Lock(), -1, Residency()
+        self._is_closed, self._closing, self._all_ended = False, "", threading.Event()
         device = nodes.cluster.device(nodes.cluster.source)
         machine = Node(
             NodeId(device.name),
@@ -229,14 +226,13 @@ class Session:
             return False
         return any(self._missing(plan) == frozenset() for plan in self.plans)
 
-    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None) -> Plan:
+    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None, loads: Loads = ()) -> Plan:
         """Move to `plan` and return it (of a set the first) with its epoch; the whole former set is retired.
 
         The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
         new requests wait meanwhile (see how_to_switch). Standbys that fail are left out, those whose nodes cannot be reached
         join when they can: see `plans`. Where the first plan's nodes cannot be reached but a standby's can, that one begins.
-        Raises DeployError (the old set stays, after a pause as good as new), UnsoundPlan (its queues could block) or
-        NodeUnreachable, in bounded time.
+        Raises, in bounded time, DeployError (the old set stays), UnsoundPlan (queues could block) or NodeUnreachable.
         """
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
         name = f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}"
@@ -247,6 +243,9 @@ class Session:
         require_sound(plans, worker=self._worker, coordinator=self._settings)
         expected = {one.identity(): (expected_s or {}).get(i, 0.0) for i, one in enumerate(plans.plans)}
         with self._moving:
+            self._residency.loads = {
+                one.identity(): tuple(own.items()) for one, own in zip(plans.plans, loads, strict=False)
+            }
             first = self._reachable_first(plans)
             switch, old = self.how_to_switch(first), self._residency.planset
             found, error = self._deploy(first, expected, switch)
@@ -266,6 +265,7 @@ class Session:
             events.Resident(
                 plan=plan, parts=self._models.parts(plan), is_active=plan.epoch in active,
                 expected_s=expected.get(plan.identity(), 0.0), boundary_bytes=self._models.boundary_bytes(plan),
+                loads=self._residency.loads.get(plan.identity(), ()),
             )
             for active in [{standby.plan.epoch for standby in plans.standbys if standby.mode == "active"}]
             for plan in plans.plans
@@ -274,7 +274,7 @@ class Session:
         self._shell.post(
             events.DeployRequested(
                 plan=first.plan, parts=first.parts, standbys=tuple(residents[1:]), expected_s=first.expected_s,
-                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause",
+                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause", loads=first.loads,
             )
         )  # fmt: skip
         timeout_s = self._settings.deploy_timeout_s

@@ -9,7 +9,7 @@ processes, so a request that is answered before and after a restart shows as two
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,8 +22,10 @@ from ecotone.protocol.node import Node
 from ecotone.simulator.faults import Fault, KillNode, Replan, RestartNode, inflict
 from ecotone.simulator.world import World
 
-__all__ = ["Ask", "End", "Program", "as_set", "deploy_event", "with_epochs_from"]
+__all__ = ["Ask", "End", "Loads", "Program", "as_set", "deploy_event", "with_epochs_from"]
 
+Loads = tuple[tuple[NodeId, float], ...]
+"""Shares of nodes' processors that requests at their declared rate take."""
 MakeNode = Callable[[NodeId, int, int], Node]
 """A new process: name, incarnation, session (of the asker's coordinator)."""
 
@@ -54,7 +56,7 @@ class End:
 class Program:
     """`asks` in order; `in_flight` bounds a closed loop. `plans` are deployed first, and again after a restart.
 
-    `expected_s` predicts a plan's latency, by epoch (missing: unknown). Times here are the world's.
+    `expected_s` predicts a plan's latency, `loads` declares shares of processors, by epoch. Times here are the world's.
     """
 
     name: NodeId
@@ -63,6 +65,7 @@ class Program:
     make: MakeNode
     in_flight: int = 1
     expected_s: dict[int, float] = field(default_factory=dict)
+    loads: dict[int, Loads] = field(default_factory=dict)
     world: World = field(init=False)
     session: int = 1
     incarnation: int = 1  # the newest process of any node
@@ -100,11 +103,15 @@ class Program:
         for _ in range(min(self.in_flight, len(self._loop))):
             self.world.at(origin_s, self._ask, self._loop.popleft())
 
+    def stop(self) -> None:
+        """Ask for nothing more in the closed loop."""
+        self._loop.clear()
+
     def deploy(self, plans: PlanSet) -> None:
         """Bring a set of plans into force."""
         self.plans = plans
         self.known |= {plan.epoch: plan for plan in plans.plans}
-        self.world.event(self.name, deploy_event(plans, self.expected_s))
+        self.world.event(self.name, deploy_event(plans, self.expected_s, self.loads))
 
     def inflict(self, fault: Fault) -> None:
         """Let a fault of the script happen now."""
@@ -201,14 +208,21 @@ def as_set(plan: Plan | PlanSet) -> PlanSet:
     return plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
 
 
-def deploy_event(plans: PlanSet, expected_s: dict[int, float]) -> ev.DeployRequested:
+def deploy_event(
+    plans: PlanSet, expected_s: Mapping[int, float], loads: Mapping[int, Loads] | None = None
+) -> ev.DeployRequested:
     """The event that asks for a set, epochs as they are."""
+    known, primary = loads or {}, plans.primary
     standbys = tuple(
-        ev.Resident(plan=s.plan, is_active=s.mode == "active", expected_s=expected_s.get(s.plan.epoch, 0.0))
+        ev.Resident(
+            plan=s.plan, is_active=s.mode == "active", expected_s=expected_s.get(s.plan.epoch, 0.0),
+            loads=known.get(s.plan.epoch, ()),
+        )
         for s in plans.standbys
+    )  # fmt: skip
+    return ev.DeployRequested(
+        plan=primary, standbys=standbys, expected_s=expected_s.get(primary.epoch, 0.0), loads=known.get(primary.epoch, ())
     )
-    primary = plans.primary
-    return ev.DeployRequested(plan=primary, standbys=standbys, expected_s=expected_s.get(primary.epoch, 0.0))
 
 
 def with_epochs_from(plans: PlanSet, first: int) -> PlanSet:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,12 +29,16 @@ from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings, chunk_bytes_for
 from ecotone.simulator.faults import Fault, FollowTrace, KillNode, Replan, check, devices_of
 from ecotone.simulator.leaving import Leaving
+from ecotone.simulator.medium import media_of
 from ecotone.simulator.program import Ask, Program, as_set, with_epochs_from
 from ecotone.simulator.world import Machine, World
 from ecotone.trace import Trace
 from ecotone.units import EcotoneError
 
-__all__ = ["Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "arrival_times_s", "simulate"]
+__all__ = [
+    "Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "arrival_times_s", "asks_of", "make_node",
+    "report_of", "simulate",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +203,11 @@ def simulate(
 ) -> Report:
     """Run `requests` through a plan or a set of plans on the virtual clock (arrivals: one at a time by default).
 
-    `script`: faults at stated times; links whose cluster entry names a trace follow it. `variants`: further graphs that
-    plans may be of (other orders of the blocks of `graph` need none). `coordinator` gives patience and bounds that are
-    not named here. `until_s`: stop there; what has not ended by then is counted. `attend` is told once the plans are in
-    force. Raises EcotoneError where the plan cannot be deployed or the script makes no sense.
+    `script`: faults at stated times; links whose cluster entry names a trace follow it, those that share a wire or a radio
+    share it (medium.py, everyone at full power). `variants`: further graphs that plans may be of (other orders of the
+    blocks of `graph` need none). `coordinator` gives patience and bounds that are not named here. `until_s`: stop there;
+    what has not ended by then is counted. `attend` is told once the plans are in force. Raises EcotoneError where the plan
+    cannot be deployed or the script makes no sense.
     """
     arrivals = arrivals or ClosedLoop()
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
@@ -220,13 +225,13 @@ def simulate(
     names = dict.fromkeys(map(NodeId, (*planned, *named)))
     _check(script, tuple(names), plans, settings, worker)
     links = tuple(k for one in _stated(cluster, names) if (k := model.link(one.source, one.target)) is not None)
-    make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
+    make = partial(make_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
     expected_s = {epoch: cost.longest_s for epoch, cost in times.costs.items()}
-    asks = _asks(arrivals, requests, deadline_s, seed)
+    asks = asks_of(arrivals, requests, deadline_s, seed)
     program = Program(NodeId(plans.primary.source), asks, plans, make, in_flight, expected_s)
     machines = {name: Machine(make(name, 1, settings.session)) for name in names}
     world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
-    _bring_into_force(program, until_s)
+    _bring_into_force(program, cluster, until_s)
     world.exit_of = times.leaving
     world.count_anew()
     program.begin()
@@ -235,7 +240,7 @@ def simulate(
     if attend is not None:
         attend(program, times)
     world.run(lambda: program.is_done, world.origin_s + until_s)
-    return _report(world, program, seed)
+    return report_of(world, program, seed)
 
 
 def _stated(cluster: Cluster, names: Iterable[str]) -> tuple[Link, ...]:
@@ -243,8 +248,10 @@ def _stated(cluster: Cluster, names: Iterable[str]) -> tuple[Link, ...]:
     return cluster.links_among(names) if cluster.kind_links else cluster.links
 
 
-def _bring_into_force(program: Program, until_s: float) -> None:
+def _bring_into_force(program: Program, cluster: Cluster, until_s: float) -> None:
     world = program.world
+    for medium in media_of(cluster, world.channels):
+        medium.join(world, world.channels)
     world.connect_all()
     program.deploy(program.plans)
     world.run(lambda: program.is_deployed, until_s)
@@ -293,7 +300,8 @@ def arrival_times_s(arrivals: Arrivals, count: int, seed: int) -> tuple[float, .
     return tuple((np.cumsum(gaps) - gaps[0]).tolist())
 
 
-def _asks(arrivals: Arrivals, count: int, deadline_s: float | None, seed: int) -> list[Ask]:
+def asks_of(arrivals: Arrivals, count: int, deadline_s: float | None, seed: int) -> list[Ask]:
+    """`count` requests as they come."""
     if isinstance(arrivals, ClosedLoop):
         return [Ask(deadline_s=deadline_s)] * count
     return [Ask(at_s=time_s, deadline_s=deadline_s) for time_s in arrival_times_s(arrivals, count, seed)]
@@ -304,7 +312,7 @@ def _traces(cluster: Cluster, names: dict[NodeId, None]) -> list[FollowTrace]:
     return [FollowTrace(at_s=0.0, source=k.source, target=k.target, trace=load_trace(k.trace)) for k in known]
 
 
-def _node(
+def make_node(
     name: NodeId,
     incarnation: int,
     session: int,
@@ -321,7 +329,8 @@ def _node(
     return Node(name, incarnation, links=settings, worker=worker, coordinator=mind)
 
 
-def _report(world: World, program: Program, seed: int) -> Report:
+def report_of(world: World, program: Program, seed: int, epochs: Collection[int] | None = None) -> Report:
+    """What came of one program's requests; `epochs`: its spans where the world has several programs."""
     origin_s = world.origin_s
     runs: dict[int, int] = {}
     for _, again in program.rerouted:
@@ -343,7 +352,8 @@ def _report(world: World, program: Program, seed: int) -> Report:
     outcomes.sort(key=lambda o: o.ended_s)
     makespan_s = max((o.ended_s for o in outcomes), default=0.0)
     over = makespan_s if makespan_s > 0 else math.inf
-    spans = sorted(world.spans or [], key=lambda span: span.stop_s)
+    known = (span for span in world.spans or [] if epochs is None or span.epoch in epochs)
+    spans = sorted(known, key=lambda span: span.stop_s)
     return Report(
         outcomes=tuple(outcomes),
         makespan_s=makespan_s,
