@@ -206,7 +206,7 @@ def simulate(
     `script`: faults at stated times; links whose cluster entry names a trace follow it, those that share a wire or a radio
     share it (medium.py, everyone at full power). `variants`: further graphs that plans may be of (other orders of the
     blocks of `graph` need none). `coordinator`: patience and bounds not named here. `until_s`: stop there; what has not
-    ended is counted. `attend`: told once plans are in force. Raises EcotoneError for a wrong plan, or a script without sense.
+    ended is counted. `attend`: told once plans are in force. EcotoneError: a wrong plan, or a script without sense.
     """
     arrivals = arrivals or ClosedLoop()
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
