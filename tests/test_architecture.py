@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "ecotone"
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
-DATA = {"units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio"}
+DATA = {
+    "units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio",
+    "offload",
+}  # fmt: skip
 PLANNER = DATA | {"cost"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
@@ -36,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planset": {"units", "schema", "graph", "cluster", "plan"},
     "linktrace": {"units", "schema"},
     "radio": {"units", "schema"},
+    "offload": {"units", "schema"},
     "trace": {"units", "schema", "plan"},
     "cost": DATA,
     "planner": PLANNER,
