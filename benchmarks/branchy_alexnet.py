@@ -1,7 +1,7 @@
 """The world of SAC-d and Edgent: AlexNet for CIFAR-10 with five exits on a small device, a server behind a link.
 
-Measured: A(exit, cut, bits), by branchy_training.py. From the shapes: FLOP and bytes. Assumed: seconds, as FLOP / speed and a
-fixed part a block, at effective speeds of a Raspberry Pi 4 class device and a desktop class server (the published
+Measured: A(exit, cut, bits), by branchy_training.py. From the shapes: FLOP and bytes. Assumed: seconds, as FLOP / speed and
+a fixed part a block, at effective speeds of a Raspberry Pi 4 class device and a desktop class server (the published
 measurements are not public). Shapes: BranchyNet's AlexNet (ICPR 2016), batch norm for LRN; exits after convolutions 1, 2, 3
 and 5, the first head with two convolutions, the next two with one, and the end of the network.
 """

@@ -120,7 +120,8 @@ def train(pictures: Tensor, labels: Tensor, epochs: int, seed: int) -> BranchyAl
             optimizer.step()
             schedule.step()
             right += int((found[""].argmax(1) == truth).sum())
-        print(f"epoch {epoch}: {right / len(pictures):.3f}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        seconds = time.perf_counter() - began
+        print(f"epoch {epoch}: {right / len(pictures):.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return net.eval()
 
 
@@ -157,8 +158,9 @@ def measure(net: BranchyAlexNet, pictures: Tensor, labels: Tensor) -> AccuracyTa
 def _cell(position: int, codec: str, policy: str, right: Tensor, whole: Tensor) -> Cell:
     gap = (whole.float() - right.float()) * 100
     loss, half = float(gap.mean()), 1.96 * float(gap.std()) / len(gap) ** 0.5
+    points = round(100 * float(right.float().mean()), 4)
     return Cell(
-        position=position, codec=codec, policy=policy, num_decisions=len(gap), points=round(100 * float(right.float().mean()), 4),
+        position=position, codec=codec, policy=policy, num_decisions=len(gap), points=points,
         loss_points=round(loss, 4), low_points=round(loss - half, 4), high_points=round(loss + half, 4),
         fitted_points=max(0.0, round(loss, 4)),
     )  # fmt: skip

@@ -13,7 +13,7 @@ requests they are means over requests. Plans over a second server, or that come 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +33,14 @@ END = ""  # the exit that is the model's end
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionTable:
-    """A actions; `exits[i]` the deepest exit of plan i, `cuts[i]` where it crosses (-1: nowhere), `codecs[i]` in what."""
+    """A actions; of plan i: `exits` its last exit ("": the end), `depths` the block at which the last requests leave,
+    `cuts` where it crosses (-1: nowhere), `codecs` in what."""
 
     plans: tuple[Plan, ...]
     device: DeviceId
     server: DeviceId
     exits: tuple[str, ...]
+    depths: tuple[int, ...]
     cuts: tuple[int, ...]
     codecs: tuple[str, ...]
     head_s: FloatArray
@@ -82,13 +84,23 @@ def table_of(plans: Iterable[Plan], model: CostModel) -> ActionTable:
     losses = np.array([model.predict(plan).loss_points for plan in chosen])
     columns = np.array(rows, dtype=np.float64)
     crossing = [next((t for t in p.transfers[:-1] if not t.is_local), None) for p in chosen]
+    leaving = [_last_exit(plan, model) for plan in chosen]
     return ActionTable(
         plans=chosen, device=device, server=DeviceId(servers[0]) if servers else device,
-        exits=tuple(next((s.exit for s in reversed(p.stages) if s.exit), END) for p in chosen),
+        exits=tuple(e for e, _ in leaving), depths=tuple(d for _, d in leaving),
         cuts=tuple(t.position if t else -1 for t in crossing), codecs=tuple(t.codec if t else LOCAL for t in crossing),
         head_s=columns[:, 0], up_bytes=columns[:, 1], tail_s=columns[:, 2], down_bytes=columns[:, 3], back_s=columns[:, 4],
         accuracy=np.clip((reference - losses) / 100.0, 0.0, 1.0),
     )  # fmt: skip
+
+
+def _last_exit(plan: Plan, model: CostModel) -> tuple[str, int]:
+    """The exit at which the last requests leave, and its position; the model's end where some come that far."""
+    policy = model.policy_of(plan)
+    if policy is None or sum(policy.shares) < 1 - 1e-9:
+        return END, model.graph.num_blocks
+    last = next(s for s in reversed(plan.stages) if s.exit)
+    return last.exit, last.stop
 
 
 def _parts(plan: Plan, cost: PlanCost, device: DeviceId) -> tuple[float, float, float, float, float]:
@@ -96,7 +108,7 @@ def _parts(plan: Plan, cost: PlanCost, device: DeviceId) -> tuple[float, float, 
     places = [s.device for s in plan.stages]
     first_away = next((i for i, place in enumerate(places) if place != device), len(places))
     if plan.source != device or plan.sink != device or device in places[first_away:]:
-        raise EcotoneError(f"a learned policy needs plans from {device} to a server and back to {device} once; this is {plan}")
+        raise EcotoneError(f"a learned policy needs plans from {device} to a server and back once; this is {plan}")
     head = sum(s.share * s.compute_s for s in cost.stages[:first_away])
     tail = sum(s.share * s.compute_s for s in cost.stages[first_away:])
     up = [t for t in cost.edges if t.source == device and t.target != device]

@@ -75,7 +75,9 @@ class Belief:
             if value is not None:
                 known[rows] += self.gain * (np.log(np.asarray(value, dtype=np.float64)) - known[rows])
 
-    def know(self, rate: FloatArray, one_way_s: FloatArray, device: FloatArray, server: FloatArray, now_s: FloatArray) -> None:
+    def know(
+        self, rate: FloatArray, one_way_s: FloatArray, device: FloatArray, server: FloatArray, now_s: FloatArray
+    ) -> None:
         """All of it is told, as it is."""
         self.last = np.log(np.maximum(rate, _LEAST_RATE))
         self.mean, self.var = self.last.copy(), np.zeros_like(self.last)

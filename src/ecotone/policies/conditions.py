@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecotone.policies.actions import FloatArray
 from ecotone.simulator import linkmodels
@@ -38,8 +39,8 @@ _TRACE_SHARE = 0.25
 class Scenario:
     """What kind of episode, and what the device sees of it.
 
-    `is_fresh`: the device knows rate and loads as they are; else it learns them from its own requests once they are answered,
-    with a relative error of `noise`, and by a probe of the link after `probe_s` without one.
+    `is_fresh`: the device knows rate and loads as they are; else it learns them from its own requests once they are
+    answered, with a relative error of `noise`, and by a probe of the link after `probe_s` without one.
     """
 
     name: str
@@ -64,11 +65,11 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episodes:
-    """M episodes of N requests on a grid of G steps of `step_s`; the last step's values hold for ever after."""
+    """M episodes of N requests, and one more that is only seen, on a grid of G steps of `step_s`; the last one goes on."""
 
     scenario: Scenario
     step_s: float
-    arrival_s: FloatArray  # (M, N), ascending
+    arrival_s: FloatArray  # (M, N + 1), ascending
     deadline_s: FloatArray  # (M,)
     rate_bytes_per_s: FloatArray  # (M, G), may be 0
     one_way_s: FloatArray  # (M, G)
@@ -92,7 +93,8 @@ def scenario(name: str) -> Scenario:
 def episodes(of: Scenario, seed: int, size: int) -> Episodes:
     """`size` episodes of a scenario; equal for equal arguments."""
     rng = np.random.default_rng([seed, NAMES.index(of.name)])
-    gaps = rng.exponential(of.period_s, (size, of.num_requests)) if of.is_poisson else np.full((size, of.num_requests), of.period_s)
+    count = (size, of.num_requests + 1)
+    gaps = rng.exponential(of.period_s, count) if of.is_poisson else np.full(count, of.period_s)
     arrival = np.cumsum(gaps, axis=1)
     steps = math.ceil((float(arrival[:, -1].max()) + 2.0) / STEP_S)
     low, high = np.log(of.rates_bytes_per_s)
@@ -151,8 +153,9 @@ def _two_states(rng: Rng, shape: tuple[int, int], first_s: float, second_s: floa
     ends = np.cumsum(rng.gamma(order, means / order, (shape[0], count)), axis=1)
     ends -= rng.uniform(0.0, first_s + second_s, (shape[0], 1))
     times = np.arange(shape[1]) * STEP_S
-    passed = (ends[:, :, None] <= times[None, None, :]).sum(axis=1)
-    return (passed % 2).astype(np.float64)
+    passed: NDArray[np.int64] = (ends[:, :, None] <= times[None, None, :]).sum(axis=1)
+    found: FloatArray = (passed % 2).astype(np.float64)
+    return found
 
 
 _LINKS: dict[str, Callable[[Rng, tuple[int, int], FloatArray, Scenario], tuple[FloatArray, FloatArray]]] = {

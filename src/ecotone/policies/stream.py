@@ -14,6 +14,7 @@ by a probe; `outcomes` is the truth, for oracles. O(M) numpy work a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from ecotone.policies.actions import ActionTable, FloatArray
 from ecotone.policies.belief import HIGHEST, LOWEST, Belief, Ranges
-from ecotone.policies.conditions import Episodes
+from ecotone.policies.conditions import Episodes, Scenario
 
 __all__ = ["Clocks", "Outcome", "Reward", "Stream", "ranges_of"]
 
@@ -55,12 +56,14 @@ class Outcome:
     sent_s: FloatArray  # seconds on the link
 
 
-def ranges_of(episodes: Episodes) -> Ranges:
-    """Ranges that fit a scenario."""
-    of = episodes.scenario
+def ranges_of(scenarios: Sequence[Scenario]) -> Ranges:
+    """Ranges that fit all of `scenarios`."""
+    every = tuple(scenarios)
+    rates, deadlines = [r for of in every for r in of.rates_bytes_per_s], [d for of in every for d in of.deadlines_s]
     return Ranges(
-        rate_bytes_per_s=of.rates_bytes_per_s, deadline_s=(min(of.deadlines_s) / 1.25, max(of.deadlines_s) * 1.25),
-        round_trip_s=8 * of.one_way_s, load=max(of.device_load, of.server_load), queue=10.0, age_s=2 * of.probe_s,
+        rate_bytes_per_s=(min(rates), max(rates)), deadline_s=(min(deadlines) / 1.25, max(deadlines) * 1.25),
+        round_trip_s=8 * max(of.one_way_s for of in every), load=max(max(of.device_load, of.server_load) for of in every),
+        queue=10.0, age_s=2 * max(of.probe_s for of in every),
     )  # fmt: skip
 
 
@@ -68,10 +71,15 @@ class Stream:
     """`episodes` played with the actions of `table`: `observe`, `step`, until `is_done`. `seed`: of measurement errors."""
 
     def __init__(
-        self, table: ActionTable, episodes: Episodes, reward: Reward | None = None, ranges: Ranges | None = None, seed: int = 0
+        self,
+        table: ActionTable,
+        episodes: Episodes,
+        reward: Reward | None = None,
+        ranges: Ranges | None = None,
+        seed: int = 0,
     ) -> None:
         self.table, self.episodes = table, episodes
-        self.reward, self.ranges = reward or Reward(), ranges or ranges_of(episodes)
+        self.reward, self.ranges = reward or Reward(), ranges or ranges_of((episodes.scenario,))
         size = len(episodes)
         self._rows = np.arange(size)
         steps = episodes.rate_bytes_per_s
@@ -93,7 +101,7 @@ class Stream:
 
     @property
     def is_done(self) -> bool:
-        return self.index >= self.episodes.arrival_s.shape[1]
+        return self.index >= self.episodes.scenario.num_requests
 
     def _at(self, grid: FloatArray, when_s: FloatArray) -> FloatArray:
         """Values of a (M, G) grid at times (M, ...)."""
@@ -116,7 +124,8 @@ class Stream:
         place = np.clip(place - rows * grid.shape[1], 0, last)
         rate = np.where(place == last, self._last_rate[rows], grid[rows, place])
         finish = place * step_s + (target - self._carried[rows, place]) / np.maximum(rate, 1e-9)
-        return np.where(size_bytes > 0, np.maximum(finish, start_s), start_s)
+        found: FloatArray = np.where(size_bytes > 0, np.maximum(finish, start_s), start_s)
+        return found
 
     def outcomes(self, actions: NDArray[np.intp], clocks: Clocks | None = None, index: int | None = None) -> Outcome:
         """What `actions` (M, ...) would lead to for request `index`; `clocks` (M, ...) broadcast against them."""
@@ -139,9 +148,7 @@ class Stream:
         latency = np.where(crosses, back, computed) - arrival
         deadline = episodes.deadline_s.reshape(wide)
         late = -np.minimum(self.reward.k * (latency / deadline - 1.0), self.reward.worst)
-        after = Clocks(
-            computed, np.where(crosses, link_end, now.link_s), np.where(crosses, served, now.server_s)
-        )
+        after = Clocks(computed, np.where(crosses, link_end, now.link_s), np.where(crosses, served, now.server_s))
         reward = np.where(latency <= deadline, table.accuracy[actions], late)
         return Outcome(after, latency, reward, link_end - link_start)
 
@@ -157,7 +164,8 @@ class Stream:
         """Requests that have come and have no answer yet, this one apart."""
         waiting = (self.episodes.arrival_s[:, self.index + 1 :] <= self.now_s[:, None]).sum(axis=1)
         under_way = (np.isfinite(self._due_s) & (self._due_s > self.now_s[:, None])).sum(axis=1)
-        return (waiting + under_way).astype(np.float64)
+        found: FloatArray = (waiting + under_way).astype(np.float64)
+        return found
 
     def observe(self) -> NDArray[np.float32]:
         """Features of the present request, (M, F), within [LOWEST, HIGHEST]."""
@@ -168,15 +176,12 @@ class Stream:
         """Decide the present request of every device; `actions` (M,)."""
         found = self.outcomes(actions)
         self._remember(actions, found)
-        begin, load = self.now_s, self._at(self.episodes.device_load, self.now_s)
+        load = self._at(self.episodes.device_load, self.now_s)
         self.clocks = found.after
         self.index += 1
-        if not self.is_done:
-            self.now_s = np.maximum(self.episodes.arrival_s[:, self.index], self.clocks.device_s)
-            self.belief.loads(self._rows, device=load)
-            self._look()
-        else:
-            self.now_s = np.maximum(begin, self.clocks.device_s)
+        self.now_s = np.maximum(self.episodes.arrival_s[:, self.index], self.clocks.device_s)
+        self.belief.loads(self._rows, device=load)
+        self._look()
         return found
 
     def _remember(self, actions: NDArray[np.intp], found: Outcome) -> None:
@@ -199,7 +204,8 @@ class Stream:
         episodes, of = self.episodes, self.episodes.scenario
         if of.is_fresh:
             known = (episodes.rate_bytes_per_s, episodes.one_way_s, episodes.device_load, episodes.server_load)
-            self.belief.know(*(self._at(grid, self.now_s) for grid in known), self.now_s)
+            rate, one_way, device, server = (self._at(grid, self.now_s) for grid in known)
+            self.belief.know(rate, one_way, device, server, self.now_s)
             self._due_s[self._due_s <= self.now_s[:, None]] = np.inf
             return
         while True:
