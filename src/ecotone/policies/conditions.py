@@ -32,7 +32,6 @@ TRAIN_SEED = 1_000_000
 STEP_S = 0.05
 _MBIT = 1e6 / 8
 _TRACES = ("walking_away", "lte_train", "evening_uplink", "warehouse_wifi")
-_TRACE_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +54,7 @@ class Scenario:
     is_fresh: bool = False
     noise: float = 0.05
     probe_s: float = 0.5
+    trace_share: float = 0.25  # of the rates of simulator/linkmodels.py that is ours
 
     def __post_init__(self) -> None:
         ok = self.num_requests > 0 and self.period_s > 0 and self.deadlines_s and min(self.deadlines_s) > 0
@@ -140,7 +140,7 @@ def _traces(rng: Rng, shape: tuple[int, int], mean: FloatArray, of: Scenario) ->
         trace = linkmodels.make(_TRACES[i % len(_TRACES)], int(rng.integers(1 << 31)))
         at = (np.arange(shape[1]) * STEP_S + rng.uniform(0, trace.duration_s)) % trace.duration_s
         index = np.searchsorted([p.time_s for p in trace.points], at, side="right") - 1
-        rates[i] = np.array([p.bytes_per_s for p in trace.points])[index] * _TRACE_SHARE
+        rates[i] = np.array([p.bytes_per_s for p in trace.points])[index] * of.trace_share
         latencies[i] = np.array([p.latency_s for p in trace.points])[index]
     return rates, np.minimum(latencies, 2 * of.one_way_s)
 

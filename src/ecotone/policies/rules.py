@@ -278,7 +278,8 @@ def _best_by_state(
     late = [np.clip(np.ceil((x - next_s[:, None]) / step_s), 0, buckets - 1).astype(np.intp) for x in parts[:2]]
     state = late[0] * buckets + late[1]
     kept, total = np.zeros((size, buckets * buckets), dtype=np.intp), np.full((size, buckets * buckets), -math.inf)
-    order = np.argsort(value, axis=1, kind="stable")
+    soonest = value - 1e-6 * sum(parts)  # of equals the one that leaves all free the sooner
+    order = np.argsort(soonest, axis=1, kind="stable")
     rows = np.arange(size)[:, None]
     ordered = state[rows, order]
     kept[rows, ordered] = order  # the last written, so the best, stays
