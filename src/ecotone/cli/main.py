@@ -13,6 +13,7 @@ from ecotone.cli.doctor import doctor
 from ecotone.cli.lab import app as lab
 from ecotone.cli.nodes import status, up
 from ecotone.cli.planning import plan, profile
+from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
 from ecotone.cli.simulating import simulate
 from ecotone.executors.memory import keep_freed_memory
@@ -35,6 +36,7 @@ app.add_typer(lab, name="lab", rich_help_panel=HELP)
 app.command(rich_help_panel=WORK)(profile)
 app.command(rich_help_panel=WORK)(plan)
 app.command(rich_help_panel=WORK)(simulate)
+app.add_typer(policy, name="policy", rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)
 

@@ -59,6 +59,7 @@ def run(
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    learned: options.Learned = None,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
@@ -76,7 +77,7 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
-    asked = Asked.of(objective, require, plan_file, survive, adapt)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, learned)
     items = open_source(source, _policy(policy))
     work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
@@ -174,6 +175,7 @@ def serve(
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    learned: options.Learned = None,
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -202,7 +204,7 @@ def serve(
 
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
-    asked = Asked.of(objective, require, plan_file, survive, adapt)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, learned)
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None

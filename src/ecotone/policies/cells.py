@@ -125,6 +125,16 @@ class Cells:
         self.compute_s[who], self.send_bytes[who] = self._compute[self.point[who]], self._payload[self.point[who]]
         self._phase[who] = np.where(self.point[who] > 0, _COMPUTES, _UPLOADS)
 
+    def repeated(self, row: int, count: int) -> Cells:
+        """`count` copies of copy `row` as it is now, in a world that stands still: to try actions on."""
+        found = Cells(
+            self.profile, self.radio, num_copies=count, num_devices=self.num_devices, slot_s=self.slot_s,
+            max_watt=self.max_watt, mean_tasks=self.mean_tasks, distance_m=self.distance_range_m,
+        )  # fmt: skip
+        for name in ("total", "left", "distance_m", "_fading", "point", "channel", "compute_s", "send_bytes", "_phase"):
+            setattr(found, name, np.repeat(getattr(self, name)[row : row + 1], count, axis=0))
+        return found
+
     def state(self) -> FloatArray:
         """Per device, (E, N, 4): share of tasks left, seconds to compute and bytes to send over their norms, distance."""
         low, high = self.distance_range_m

@@ -10,6 +10,7 @@ alpha such that the entropy is `entropy` * log |A|. The usual share is 0.98, wit
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def learning_parts(*names: str) -> Any:
         found = tuple(importlib.import_module(name) for name in names)
     except ImportError as error:
         raise EcotoneError(f"training needs TorchRL ({error.name} is missing); pip install 'ecotone[learn]'") from None
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # it writes to standard output
     return found if len(found) > 1 else found[0]
 
 

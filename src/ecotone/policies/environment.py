@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ecotone.policies.actions import ActionTable, FloatArray
 from ecotone.policies.belief import FEATURES, HIGHEST, LOWEST, Ranges
-from ecotone.policies.cells import BoolArray, Cells, IntArray
+from ecotone.policies.cells import BoolArray, Cells, IntArray, Slots
 from ecotone.policies.conditions import TRAIN_SEED, Scenario, episodes
 from ecotone.policies.stream import Reward, Stream, ranges_of
 from ecotone.units import EcotoneError
@@ -153,6 +153,12 @@ class CellVectorEnv(_Vector):  # type: ignore[misc]
         self.cells.reset(drawn, (options or {}).get("reset_mask"), test=self.is_test)
         return self._observe(), {}
 
+    def rewards(self, found: Slots) -> FloatArray:
+        """The published reward of a slot, (E,)."""
+        finished = np.maximum(found.finished.mean(axis=1), 0.8)
+        reward: FloatArray = -(self.cells.slot_s + self.energy_weight * found.joule.mean(axis=1)) / finished
+        return reward
+
     def step(
         self, actions: tuple[IntArray, IntArray, FloatArray]
     ) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, dict[str, Any]]:
@@ -160,13 +166,12 @@ class CellVectorEnv(_Vector):  # type: ignore[misc]
         points, channels, share = actions
         watts = watts_of(np.asarray(share, dtype=np.float64), self.cells.max_watt, self.decades)
         found = self.cells.step(np.asarray(points), np.asarray(channels), watts)
-        finished = np.maximum(found.finished.mean(axis=1), 0.8)
-        reward = -(self.cells.slot_s + self.energy_weight * found.joule.mean(axis=1)) / finished
+        reward = self.rewards(found)
         goes_on = bool(self.cells.world.slots)  # new tasks may come
         empty = np.zeros(self.num_envs, dtype=np.bool_) if goes_on else np.asarray(~self.cells.left.any(axis=1))
         over = np.asarray(self.cells.slot >= self.limit) if self.limit else found.is_done
         about = {"finished": found.finished, "joule": found.joule, "busy_s": found.busy_s}
-        return self._observe(), np.asarray(reward), empty, np.asarray((over | found.is_done) & ~empty), about
+        return self._observe(), reward, empty, np.asarray((over | found.is_done) & ~empty), about
 
 
 class One(_Single):  # type: ignore[misc]

@@ -89,8 +89,11 @@ def choose_plans(
         if chosen is None or (kept and gains[chosen] - now.mean() < 1e-4):
             break
         kept.append(chosen)
-    if not kept:
-        raise EcotoneError("no plan fits into the memory of device and server; nothing to choose among")
+    if len(kept) < 2:
+        raise EcotoneError(
+            f"{len(kept)} plan is best at all rates and deadlines asked for and fits into memory: there is nothing to "
+            "choose; give other --rates or --deadline, or a profile with codecs and accuracies"
+        )
     return table_of([table.plans[i] for i in kept], model)
 
 
