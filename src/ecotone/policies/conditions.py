@@ -46,11 +46,11 @@ class Scenario:
     num_requests: int = 200
     period_s: float = 0.1  # between requests, on average
     is_poisson: bool = False
-    deadlines_s: tuple[float, ...] = (0.010, 0.015, 0.025, 0.040)
+    deadlines_s: tuple[float, ...] = (0.007, 0.010, 0.015, 0.025, 0.040)
     rates_bytes_per_s: tuple[float, float] = (0.3 * _MBIT, 20 * _MBIT)  # of an episode's mean
     device_load: float = 1.5  # at most, where it is drawn
     server_load: float = 7.0
-    one_way_s: float = 0.002
+    one_way_s: float = 0.0015
     is_fresh: bool = False
     noise: float = 0.05
     probe_s: float = 0.5

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from ecotone.policies.actions import ActionTable, FloatArray
+from ecotone.policies.belief import Ranges
 from ecotone.policies.changepoint import ChangePoints
 from ecotone.policies.conditions import Episodes
 from ecotone.policies.stream import Clocks, Outcome, Reward, Stream
@@ -72,9 +73,16 @@ class Played:
         return float(self.hits.mean())
 
 
-def play(rule: Rule, table: ActionTable, episodes: Episodes, reward: Reward | None = None, seed: int = 0) -> Played:
-    """Run `rule` through `episodes`; `seed` of measurement errors, so that all rules see the same ones."""
-    stream = Stream(table, episodes, reward, seed=seed)
+def play(
+    rule: Rule,
+    table: ActionTable,
+    episodes: Episodes,
+    reward: Reward | None = None,
+    ranges: Ranges | None = None,
+    seed: int = 0,
+) -> Played:
+    """Run `rule` through `episodes`; `ranges`: those of a network; `seed`: of measurement errors, the same for all rules."""
+    stream = Stream(table, episodes, reward, ranges, seed=seed)
     rule.begin(stream)
     actions, rewards, latencies = [], [], []
     while not stream.is_done:

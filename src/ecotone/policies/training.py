@@ -130,7 +130,7 @@ def compare(table: ActionTable, scenarios: Sequence[Scenario], policy: Rule, see
             "policy": policy, "best_static": best_static(table, test), "resolving": resolving[of.name], "oracle": Greedy()
         }  # fmt: skip
         for name, rule in rules.items():
-            played = play(rule, table, test)
+            played = play(rule, table, test, ranges=ranges_of(scenarios))
             sums.setdefault(f"{name}_reward", []).append(played.mean_reward)
             sums.setdefault(f"{name}_in_time", []).append(played.hit_rate)
     return {name: round(float(np.mean(values)), 6) for name, values in sums.items()}
