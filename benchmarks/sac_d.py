@@ -3,14 +3,13 @@
 The world: AlexNet with five exits (accuracies measured, seconds assumed: branchy_alexnet.py) on a device with a server, one
 decision a request (ecotone/policies/stream.py), reward accuracy where the answer is in time, else less the later it is.
 Scenarios (policies/conditions.py): *stationary*, where all is known; four with hidden state (*traces*, *fading*, *bursts*,
-*load*); *queue*, where requests come faster than the slow actions. Policies are those committed in tables/ (trained by
-sac_d_world.py on other seeds: about 15 minutes on one core); a short training is repeated here as a check, and a DQN.
+*load*). The two policies are those committed in tables/ (trained by sac_d_world.py on other seeds, a minute or two each).
+`--train` trains the stationary one anew, and a DQN as long, and evaluates these.
 
 Contenders on the same episodes: *device_only*, *edge_only* (8-bit input); *best_static*, the best of all 113 actions for
 each deadline in hindsight on these very episodes, and the same chosen on training episodes; *edgent_static*,
 *edgent_dynamic*; *resolving*, the table solved before each request at the state as believed, with the safety margin that was
-best in training (and *resolving_plain*, without); *greedy*, the oracle that knows the present; *clairvoyant* on the queue,
-which knows all.
+best in training (and *resolving_plain*, without); *greedy*, the full-table oracle, which knows the present as it is.
 
 Keys: mean reward of the policy over that of the oracle, stationary; over that of best_static, mean rewards over the four
 hidden scenarios; share of requests in time there. Beside them: over resolving and over the oracle where hidden; whether the
@@ -22,6 +21,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +29,10 @@ import numpy as np
 import torch
 
 from benchmarks import report, sac_d_world
-from benchmarks.sac_d_controller import compared
-from benchmarks.sac_d_world import POLICIES, QUICK, actions, environment, load
+from benchmarks.sac_d_world import POLICIES, actions, dqn, load, train
 from ecotone.policies.actions import ActionTable
 from ecotone.policies.conditions import HIDDEN, TRAIN_SEED, Episodes, Scenario, episodes, scenario
-from ecotone.policies.discrete_sac import DqnSettings, train_dqn, train_sac
+from ecotone.policies.learned import Trained
 from ecotone.policies.rules import (
     EdgentDynamic,
     EdgentStatic,
@@ -44,32 +43,33 @@ from ecotone.policies.rules import (
     Resolving,
     Rule,
     best_static,
-    clairvoyant,
     play,
 )
 from ecotone.policies.training import best_resolving
 
-SIZE, QUICK_SIZE = 256, 32
-CLAIRVOYANT_SIZE = 32
-POLICY_OF = {"stationary": "stationary", **dict.fromkeys(HIDDEN, "hidden"), "queue": "queue"}
+SIZE, QUICK_SIZE = 64, 16
+POLICY_OF = {"stationary": "stationary", **dict.fromkeys(HIDDEN, "hidden")}
 BANDS = 5  # of rates, for the shapes
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns 0."""
-    options = report.arguments(__doc__.splitlines()[0] if __doc__ else "", argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    anew = "--train" in arguments
+    options = report.arguments(__doc__.splitlines()[0] if __doc__ else "", [a for a in arguments if a != "--train"])
     torch.set_num_threads(1)
     size = QUICK_SIZE if options.quick else SIZE
-    cases = [measure(name, options.seed, size) for name in POLICY_OF]
-    shape = shapes(options.seed, size)
-    check = {} if options.quick else trained_again(options.seed, size)
+    policies = {name: load(name) for name in sorted(set(POLICY_OF.values()))}
+    rivals: dict[str, Network] = {}
+    if anew:
+        policies["stationary"], rivals["dqn"] = train("stationary"), Network(dqn("stationary"))
+    cases = [measure(name, policies[which], options.seed, size, rivals) for name, which in POLICY_OF.items()]
+    shape = shapes(policies["stationary"], options.seed, size)
     about = report.context(
-        options.seed, actions=len(actions()), episodes=size, requests=scenario("fading").num_requests,
+        options.seed, actions=len(actions()), episodes=size, requests=scenario("fading").num_requests, trained_anew=anew,
         policies={name: str(recipe) for name, recipe in POLICIES.items()},
     )  # fmt: skip
-    in_place = compared(options.quick)
-    everything = {"scenarios": cases, "shapes": shape, "controller": in_place, "trained_again": check}
-    report.finish(options.json, figures(cases, shape) | controller_figures(in_place), everything, about)
+    report.finish(options.json, figures(cases, shape), {"scenarios": cases, "shapes": shape}, about)
     return 0
 
 
@@ -87,21 +87,9 @@ def figures(cases: list[dict[str, Any]], shape: dict[str, Any]) -> dict[str, flo
         "deadline_hit_rate": float(np.mean(in_time)),
         "policy_over_resolving_hidden": hidden("sac_d") / hidden("resolving"),
         "policy_over_oracle_hidden": hidden("sac_d") / hidden("greedy"),
-        "policy_over_resolving_queue": reward["queue"]["sac_d"] / reward["queue"]["resolving"],
         "hits_rise_with_rate": shape["hits_rise_with_rate"],
         "exits_earlier_when_tighter": shape["exits_earlier_when_tighter"],
         "bits_fewer_when_tighter": shape["bits_fewer_when_tighter"],
-    }
-
-
-def controller_figures(found: dict[str, Any]) -> dict[str, float]:
-    """Behind the controller's interface: mean reward over those of the planner's choice and of the best static plan."""
-    means = found["means"]
-    for name, values in means.items():
-        print(f"  {name:24s} reward {values['reward']:8.4f}  in time {values['in_time']:.3f}", file=sys.stderr)
-    return {
-        "controller_policy_over_deadline": means["learned"]["reward"] / means["deadline"]["reward"],
-        "controller_policy_over_best_static": means["learned"]["reward"] / means["best_static"]["reward"],
     }
 
 
@@ -113,7 +101,7 @@ def action(table: ActionTable, leaves_at: str, cut: int, codec: str) -> int:
 
 
 def rules(table: ActionTable, of: Scenario, test: Episodes, size: int) -> dict[str, Rule]:
-    """All but the policy."""
+    """All that need nothing but the table and episodes."""
     return {
         "device_only": Fixed(action(table, "", -1, "none"), {}),
         "edge_only": Fixed(action(table, "", 0, "int8"), {}),
@@ -122,27 +110,23 @@ def rules(table: ActionTable, of: Scenario, test: Episodes, size: int) -> dict[s
         "edgent_static": EdgentStatic(),
         "edgent_dynamic": EdgentDynamic(),
         "resolving_plain": Resolving(),
-        "resolving": best_resolving(table, [of], size)[of.name],
         "greedy": Greedy(),
     }
 
 
-def measure(name: str, seed: int, size: int) -> dict[str, Any]:
+def measure(name: str, trained: Trained, seed: int, size: int, rivals: Mapping[str, Network]) -> dict[str, Any]:
     """One scenario, all contenders on the same episodes."""
     began, table, of = time.perf_counter(), actions(), scenario(name)
-    test, trained = episodes(of, seed, size), load(POLICY_OF[name])
-    found = {which: summary(play(rule, table, test), table) for which, rule in rules(table, of, test, size).items()}
-    played = play(Network(trained.network), table, test, ranges=trained.about.ranges)
-    found["sac_d"] = summary(played, table)
-    margin = best_resolving(table, [of], size)[of.name]
+    test, margin = episodes(of, seed, size), best_resolving(table, [of], size)[of.name]
+    contenders = {**rules(table, of, test, size), "resolving": margin, "sac_d": Network(trained.network)}
+    contenders |= rivals if name == "stationary" else {}
+    found = {
+        which: summary(play(rule, table, test, ranges=trained.about.ranges), table) for which, rule in contenders.items()
+    }
     case = {
         "scenario": name, "policy": trained.about.name, "contenders": found,
         "resolving_margin": margin.margin, "resolving_believes": "last rate" if margin.latest else "mean rate",
     }  # fmt: skip
-    if name == "queue":
-        few = episodes(of, seed, min(size, CLAIRVOYANT_SIZE))
-        case["clairvoyant_reward"] = float(clairvoyant(table, few).mean())
-        case["sac_d_reward_there"] = play(Network(trained.network), table, few, ranges=trained.about.ranges).mean_reward
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     for which, values in found.items():
         print(f"  {which:24s} reward {values['reward']:8.4f}  in time {values['in_time']:.3f}", file=sys.stderr)
@@ -162,9 +146,9 @@ def summary(played: Played, table: ActionTable) -> dict[str, float]:
 # ---- shapes -------------------------------------------------------------------------------------------------------------
 
 
-def shapes(seed: int, size: int) -> dict[str, Any]:
+def shapes(trained: Trained, seed: int, size: int) -> dict[str, Any]:
     """How hits depend on the rate, and exits and bits on the deadline, of the stationary policy on evenly spread rates."""
-    of, table, trained = scenario("stationary"), actions(), load("stationary")
+    of, table = scenario("stationary"), actions()
     low, high = np.log(of.rates_bytes_per_s)
     edges, rows, hits, accuracy = np.exp(np.linspace(low, high, BANDS + 1)), [], [], []
     for band in range(BANDS):
@@ -203,26 +187,6 @@ def bits(table: ActionTable) -> np.ndarray[Any, Any]:
 def _rises(values: list[float], slack: float = 0.005) -> bool:
     """Never falls by more than `slack` of the largest."""
     return all(b >= a - slack * max(values) for a, b in itertools.pairwise(values))
-
-
-# ---- trained here -------------------------------------------------------------------------------------------------------
-
-
-def trained_again(seed: int, size: int) -> dict[str, Any]:
-    """A short SAC-d and a DQN on the stationary scenario, by the code of this state."""
-    recipe, table, test = POLICIES["stationary"], actions(), episodes(scenario("stationary"), seed, size)
-    oracle = play(Greedy(), table, test).mean_reward
-    found: dict[str, Any] = {"updates": QUICK.updates}
-    dqn = DqnSettings(updates=QUICK.updates, gamma=QUICK.gamma)
-    for name, learn in (
-        ("sac_d", lambda: train_sac(environment(recipe), QUICK)),
-        ("dqn", lambda: train_dqn(environment(recipe), dqn)),
-    ):
-        began = time.perf_counter()
-        reward = play(Network(learn()), table, test).mean_reward
-        found[name] = {"over_oracle": reward / oracle, "seconds": time.perf_counter() - began}
-        print(f"trained again: {name} {reward / oracle:.3f} of the oracle", file=sys.stderr)
-    return found
 
 
 if __name__ == "__main__":

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks import branchy_alexnet as net
 from ecotone.cost import CostModel
 from ecotone.policies.actions import ActionTable, device_server_plans, table_of
 from ecotone.policies.belief import FEATURES
 from ecotone.policies.conditions import HIDDEN, Scenario, scenario
-from ecotone.policies.discrete_sac import SacSettings, train_sac
+from ecotone.policies.discrete_sac import DqnSettings, SacSettings, train_dqn, train_sac
 from ecotone.policies.environment import OnDemandVectorEnv
 from ecotone.policies.learned import Trained, TrainedAbout, load_trained, save_trained
 from ecotone.policies.stream import ranges_of
@@ -32,20 +33,16 @@ COPIES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A policy: the scenarios it is trained on in turn, with which knobs; `has_exits`: early exits are among its actions."""
+    """A policy: the scenarios it is trained on in turn, with which knobs."""
 
     scenarios: tuple[str, ...]
     settings: SacSettings
-    has_exits: bool = True
 
 
 POLICIES = {
-    "stationary": Recipe(scenarios=("stationary",), settings=SacSettings(updates=12_000, gamma=0.0)),
-    "hidden": Recipe(scenarios=HIDDEN, settings=SacSettings(updates=24_000, hidden=(128, 128))),
-    "queue": Recipe(scenarios=("queue",), settings=SacSettings(updates=12_000, gamma=0.95)),
-    "cuts": Recipe(scenarios=HIDDEN, settings=SacSettings(updates=12_000), has_exits=False),
+    "stationary": Recipe(scenarios=("stationary",), settings=SacSettings(updates=6_000, gamma=0.0)),
+    "hidden": Recipe(scenarios=HIDDEN, settings=SacSettings(updates=4_000)),
 }
-QUICK = replace(POLICIES["stationary"].settings, updates=2_000)
 
 
 @cache
@@ -54,12 +51,9 @@ def model() -> CostModel:
 
 
 @cache
-def actions(has_exits: bool = True) -> ActionTable:
-    """Every (exit, cut, bits): 113 that are possible of the 240 of the grid; without exits 43."""
-    full = table_of(device_server_plans(model(), net.SERVER, net.CODECS.values()), model())
-    if has_exits:
-        return full
-    return table_of([p for p, e in zip(full.plans, full.exits, strict=True) if not e], model())
+def actions() -> ActionTable:
+    """Every (exit, cut, bits): 113 that are possible of the 240 of the grid."""
+    return table_of(device_server_plans(model(), net.SERVER, net.CODECS.values()), model())
 
 
 def scenarios_of(recipe: Recipe) -> tuple[Scenario, ...]:
@@ -75,21 +69,28 @@ def load(name: str) -> Trained:
 
 
 def environment(recipe: Recipe) -> OnDemandVectorEnv:
-    return OnDemandVectorEnv(actions(recipe.has_exits), scenarios_of(recipe), COPIES)
+    return OnDemandVectorEnv(actions(), scenarios_of(recipe), COPIES)
 
 
-def train(name: str) -> None:
-    """Train and write one policy."""
+def train(name: str) -> Trained:
+    """Train one policy."""
     recipe, began = POLICIES[name], time.process_time()
     network = train_sac(environment(recipe), recipe.settings, _said(name))
-    table, scenarios = actions(recipe.has_exits), scenarios_of(recipe)
+    table, scenarios = actions(), scenarios_of(recipe)
     about = TrainedAbout(
         name=f"sac_d_{name}", graph_hash=net.graph().content_hash(), device=table.device, server=table.server,
         plans=table.plans, ranges=ranges_of(scenarios), features=FEATURES, scenarios=recipe.scenarios,
         seed=recipe.settings.seed, about=f"{recipe.settings}",
     )  # fmt: skip
-    save_trained(path_of(name), network, about)
     print(f"{name}: {time.process_time() - began:.0f} s of one core", file=sys.stderr)
+    return Trained(about, network)
+
+
+def dqn(name: str) -> nn.Sequential:
+    """A DQN trained as long as that policy."""
+    recipe = POLICIES[name]
+    settings = DqnSettings(updates=recipe.settings.updates, gamma=recipe.settings.gamma, seed=recipe.settings.seed)
+    return train_dqn(environment(recipe), settings, _said(f"dqn {name}"))
 
 
 def _said(name: str):  # type: ignore[no-untyped-def]
@@ -103,4 +104,5 @@ def _said(name: str):  # type: ignore[no-untyped-def]
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for chosen in sys.argv[1:] or POLICIES:
-        train(chosen)
+        made = train(chosen)
+        save_trained(path_of(chosen), made.network, made.about)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import Ended
 from test_plan_files import stated_profile
+
+from ecotone.policies.training import Asked
 
 pytestmark = [pytest.mark.loopback, pytest.mark.timeout(280)]
 pytest.importorskip("gymnasium", reason="the extra `learn` is not installed")
@@ -18,9 +22,13 @@ pytest.importorskip("torchrl", reason="the extra `learn` is not installed")
 TRAIN = ("policy", "train", "net.py:net", "--cluster", "pair.toml", "--profile", "p.json")
 
 
-def test_a_policy_is_trained_shown_and_run(ecotone: Callable[..., Ended], folder: Path) -> None:
-    """Twenty updates make no good policy, but a whole one."""
+def test_a_policy_is_trained_shown_and_run(
+    ecotone: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty updates in short episodes make no good policy, but a whole one. Training needs no nodes: all is measured."""
     stated_profile(folder)
+    monkeypatch.setattr("ecotone.cli.policy.Asked", partial(Asked, num_requests=20))
+    monkeypatch.setattr("ecotone.cli.policy.open_nodes", lambda _: nullcontext())
     world = ("--deadline", "10ms,30ms", "--rates", "100kbit/s,100Mbit/s", "--plans", "3")
     made = ecotone(*TRAIN, *world, "--updates", "20", "--out", "p.safetensors")
     assert made.code == 0, made.err

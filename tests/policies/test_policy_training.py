@@ -77,9 +77,10 @@ def test_the_report_has_every_rival_and_the_oracle_above_them() -> None:
 
 
 def test_a_policy_is_trained_from_a_profile() -> None:
+    pytest.importorskip("gymnasium", reason="the extra `learn` is not installed")
     pytest.importorskip("torchrl", reason="the extra `learn` is not installed")
     settings = SacSettings(updates=5, warm_up=64, batch=32, hidden=(8,))
-    asked = replace(ASKED, scenarios=("fading",), settings=settings)
+    asked = replace(ASKED, scenarios=("fading",), num_requests=30, settings=settings)
     trained = train_policy("toy", world.graph(), world.cluster(), world.profile(), asked, ("int4", "int8"))
     assert (trained.about.device, trained.about.server) == (world.A, world.B)
     assert trained.about.measured["oracle_reward"] > 0

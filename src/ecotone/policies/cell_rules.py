@@ -23,7 +23,9 @@ from ecotone.policies.cells import IntArray
 from ecotone.policies.environment import CellVectorEnv, watts_of
 from ecotone.policies.hybrid import Actors
 
-__all__ = ["CellRule", "Costs", "Decision", "Fixed", "Greedy", "RoundRobin", "Trained", "local", "measure", "raw"]
+__all__ = [
+    "CellRule", "Costs", "Decision", "Fixed", "Greedy", "RoundRobin", "Trained", "local", "measure", "raw", "share_of",
+]  # fmt: skip
 
 Decision = tuple[IntArray, IntArray, FloatArray]
 State = NDArray[np.float32]
@@ -83,13 +85,13 @@ class Fixed:
     """Points, channels and watts of each device, (N,); what lies below the environment's least power takes that."""
 
     def __init__(self, points: tuple[int, ...], channels: tuple[int, ...], watts: tuple[float, ...]) -> None:
-        self._points, self._channels, self._watts = np.array(points), np.array(channels), np.array(watts)
+        self.points, self.channels, self.watts = np.array(points), np.array(channels), np.array(watts)
 
     def decide(self, env: CellVectorEnv, state: State) -> Decision:
         shape = (env.num_envs, env.cells.num_devices)
-        share = share_of(self._watts, env.cells.max_watt, env.decades)
+        share = share_of(self.watts, env.cells.max_watt, env.decades)
         return (
-            np.broadcast_to(self._points, shape), np.broadcast_to(self._channels, shape), np.broadcast_to(share, shape)
+            np.broadcast_to(self.points, shape), np.broadcast_to(self.channels, shape), np.broadcast_to(share, shape)
         )  # fmt: skip
 
 

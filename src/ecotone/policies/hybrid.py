@@ -7,12 +7,14 @@ probability that PPO compares is that of the power that was used, not of one tha
  (1) log p(u) = log N(z; mean, deviation) - log(u (1 - u))
 
 Where the published head gives watts, u here counts decades below the largest power (environment.watts_of), and the means
-start on a ladder over the devices: two that send on one channel at equal power are both slow, unequal ones are not.
+start on a ladder over the devices: two that send on one channel at equal power are both slow, unequal ones are not. Or the
+actors start at a plan, `Actors.begin_at`: each device at its planned action, nearly always, and learning goes on from there.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +35,7 @@ __all__ = ["Actors", "CellAbout", "Hybrid", "load_actors", "save_actors"]
 SCHEMA, VERSION = "ecotone.policy.cell", 1
 LEAST_DEVIATION = 0.05
 _LADDER = (0.0, 3.0)  # means of z at first, over the devices
+_SURE, _NARROW = 4.0, 0.2  # of a planned beginning: logits over those of the rest; deviation of z
 _WEIGHTS = ("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
 
 
@@ -96,6 +99,17 @@ class Actors(nn.Module):
         with torch.no_grad():
             self.bias_2[:, 0, -2] = torch.linspace(*_LADDER, num_devices)
 
+    @torch.no_grad()
+    def begin_at(self, points: Sequence[int], channels: Sequence[int], shares: Sequence[float]) -> None:
+        """Make every device all but always take its point, channel and power share (in [0, 1]), whatever the state."""
+        self.weight_2.zero_()
+        last, kinds = self.bias_2[:, 0], self.num_points
+        last[:, : kinds + self.num_channels] = 0.0
+        for i, (point, channel, share) in enumerate(zip(points, channels, shares, strict=True)):
+            last[i, point], last[i, kinds + channel] = _SURE, _SURE
+            last[i, -2] = math.log(max(share, 0.01) / (1 - min(share, 0.99)))
+        last[:, -1] = math.log(math.expm1(_NARROW - LEAST_DEVIATION))  # softplus, turned round
+
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = state.unsqueeze(0).expand(self.num_devices, -1, -1)
         x = torch.tanh(torch.baddbmm(self.bias_0, x, self.weight_0))
@@ -143,8 +157,8 @@ class CellAbout:
 
 
 def save_actors(path: str | Path, actors: Actors, about: CellAbout) -> None:
-    """Write the actors; raises EcotoneError."""
-    write_file(path, dict(actors.state_dict()), about, SCHEMA, VERSION)
+    """Write the actors; raises EcotoneError. As float32: some 0.1 % of power can throw alike devices out of step."""
+    write_file(path, dict(actors.state_dict()), about, SCHEMA, VERSION, torch.float32)
 
 
 def load_actors(path: str | Path) -> tuple[Actors, CellAbout]:

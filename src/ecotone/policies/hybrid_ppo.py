@@ -9,7 +9,7 @@ what each device hears on each channel. Ours: powers in decades, a rate that fal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from ecotone.policies.environment import CellVectorEnv
 from ecotone.policies.hybrid import Actors, Hybrid, shares_of
 
 __all__ = ["PpoSettings", "train_mahppo"]
+
+Planned = tuple[Sequence[int], Sequence[int], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +62,26 @@ def train_mahppo(
     settings: PpoSettings,
     progress: Progress | None = None,
     watch: Callable[[Actors, int], None] | None = None,
+    begin_at: Planned | None = None,
 ) -> Actors:
-    """The actors after `settings.slots` slots over all copies; `watch` sees them after each buffer."""
+    """The actors after `settings.slots` slots over all copies; `watch` sees them first and after each buffer.
+
+    `begin_at`: points, channels and power shares of a plan to start from; else a ladder of powers.
+    """
     objectives, tdnn, tensordict = learning_parts("torchrl.objectives", "tensordict.nn", "tensordict")
     torch.manual_seed(settings.seed)
     cells, inputs = env.cells, env.single_observation_space.shape[0]
     actors = Actors(inputs, cells.num_devices, cells.num_points, cells.radio.num_channels, settings.hidden)
+    if begin_at:
+        actors.begin_at(*begin_at)
     critic = nn.Sequential(nn.Linear(inputs, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 1))
     loss = _loss(actors, critic, settings, objectives, tdnn)
     parameters = list(loss.parameters())
     optimizer = torch.optim.Adam(parameters, settings.rate)
     state, iterations = torch.from_numpy(env.reset(seed=settings.seed)[0]), 0
     total = max(1, settings.slots // (settings.horizon * env.num_envs))
+    if watch:
+        watch(actors, 0)
     while iterations < total:
         share = iterations / total
         for group in optimizer.param_groups:

@@ -67,9 +67,16 @@ def mlp_of(tensors: Mapping[str, Tensor], inputs: int, outputs: int, where: str)
     return network.eval().requires_grad_(False)
 
 
-def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: object, kind: str, version: int) -> None:
-    """Write tensors as float16 with `about` (a dataclass) in the header, whole or not at all; raises EcotoneError."""
-    small = {name: value.detach().to(torch.float16).contiguous() for name, value in tensors.items()}
+def write_file(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    about: object,
+    kind: str,
+    version: int,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write tensors as `dtype` with `about` (a dataclass) in the header, whole or not at all; raises EcotoneError."""
+    small = {name: value.detach().to(dtype).contiguous() for name, value in tensors.items()}
     schema.write_aside(path, save(small, {_HEADER: schema.dump_json(about, kind, version)}))
 
 

@@ -31,7 +31,7 @@ from ecotone.units import EcotoneError
 
 __all__ = ["MARGINS", "Asked", "best_resolving", "choose_plans", "compare", "scenarios_of", "train_policy"]
 
-MARGINS = (1.0, 1.05, 1.1, 1.25, 1.5, 2.0)
+MARGINS = (1.0, 1.1, 1.25, 1.5, 2.0)
 EPISODES = 64
 _GRID_RATES, _GRID_DEADLINES, _GRID_LOADS = 12, 4, (1.0, 3.0)
 
@@ -45,6 +45,7 @@ class Asked:
     period_s: float = 0.0  # between requests; 0: four times the longest deadline
     most_plans: int = 8
     scenarios: tuple[str, ...] = HIDDEN
+    num_requests: int = 200  # an episode
     settings: SacSettings = field(default_factory=SacSettings)
 
 
@@ -57,7 +58,8 @@ def scenarios_of(asked: Asked, one_way_s: float) -> tuple[Scenario, ...]:
         found.append(
             replace(
                 of, rates_bytes_per_s=asked.rates_bytes_per_s, deadlines_s=asked.deadlines_s,
-                period_s=period_s if name != "queue" else min(asked.deadlines_s), one_way_s=max(one_way_s, 1e-5),
+                num_requests=asked.num_requests, one_way_s=max(one_way_s, 1e-5),
+                period_s=period_s if name != "queue" else min(asked.deadlines_s),
                 trace_share=asked.rates_bytes_per_s[1] / _FULL_BYTES_PER_S, probe_s=max(of.probe_s, 2 * period_s),
             )
         )  # fmt: skip
