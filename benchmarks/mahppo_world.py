@@ -168,7 +168,7 @@ def search(model: str, count: int, seed: int = 0) -> CellAction:
         return (tally.s_per_task, tally.joule_per_task) if tally.is_done else (1e6, 1e6)
 
     found = best_static([Uplink(profile=PUBLISHED[model])] * count, Radio(), score, num_scores=scores, seed=seed)
-    return min(found, *KNOWN.get((model, count), ()), key=lambda action: sum(score(action, math.inf)))
+    return min((found, *KNOWN.get((model, count), ())), key=lambda action: sum(score(action, math.inf)))
 
 
 def search_changing() -> CellAction:

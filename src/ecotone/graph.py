@@ -9,6 +9,7 @@ tensor that crosses some p, which gives the model's outputs early. No torch here
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -170,6 +171,17 @@ class Graph:
     def frontier_bytes(self, position: int) -> int:
         """Bytes of the frontier uncompressed."""
         return sum(self.tensors[t].size_bytes for t in self.frontier(position))
+
+    def every_frontier_bytes(self) -> tuple[int, ...]:
+        """Bytes of the frontier at each position 0..L, uncompressed, in one pass: O(L + tensors)."""
+        steps = [0] * (self.num_blocks + 2)
+        for i, tensor in enumerate(self.tensors):
+            first = tensor.producer + 1
+            last = max(self._last_use[i], 0) if i in self.inputs else self._last_use[i]
+            if first <= last:
+                steps[first] += tensor.size_bytes
+                steps[last + 1] -= tensor.size_bytes
+        return tuple(itertools.accumulate(steps[:-1]))
 
     def single_tensor_cuts(self) -> tuple[int, ...]:
         """Positions strictly inside where exactly one tensor crosses: the chain of the papers."""

@@ -101,6 +101,8 @@ class Plan:
         last = self.stages[-1].stop
         for (i, stage), transfer in zip(leaving, self.exit_transfers, strict=True):
             ends = (transfer.source, transfer.target, transfer.position)
+            if not stage.threshold >= 0:
+                yield f"stage {i}: threshold {stage.threshold} of exit {stage.exit} must be 0 (all leave) or more"
             if ends != (stage.device, self.transfers[-1].target, last):
                 yield f"the exit transfer of stage {i} must lead from {stage.device} to the sink, at position {last}"
             if i == len(self.stages) - 1:
@@ -130,10 +132,20 @@ class Plan:
             return None
         return len(self.transfers) + sum(bool(s.exit) for s in self.stages[:stage])
 
+    def exit_at(self, edge: int) -> str:
+        """The exit whose requests leave over `edge`; "" for an edge between stages."""
+        names = [s.exit for s in self.stages if s.exit]
+        return names[edge - len(self.transfers)] if edge >= len(self.transfers) else ""
+
     @property
     def cuts(self) -> tuple[int, ...]:
         """Positions where something crosses a link, ends excluded when they are local."""
         return tuple(t.position for t in self.transfers if not t.is_local)
+
+    @property
+    def crossings(self) -> tuple[tuple[int, str], ...]:
+        """Position and codec of every frontier that goes over a link, in order; outputs of exits are left out."""
+        return tuple((t.position, t.codec) for t in self.transfers if not t.is_local)
 
     def with_epoch(self, epoch: int) -> Plan:
         return replace(self, epoch=epoch)

@@ -24,7 +24,7 @@ from ecotone.profiling import (
     profile_device,
     profile_key,
 )
-from ecotone.profiling.codecs import disagreement
+from ecotone.profiling.decisions import disagreement
 from ecotone.profiling.work import relative_error
 from ecotone.units import EcotoneError
 

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
+from ecotone.cli.asked import check_asked, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
-from ecotone.cli.tables import plan_table, profile_table, seconds
+from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
-    check_asked,
     load_work,
     make_failover,
     make_plan,
@@ -26,7 +26,10 @@ from ecotone.cli.workflow import (
     write_file,
 )
 from ecotone.cost import predict
+from ecotone.plan import Plan
 from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
+from ecotone.planner.objective import shown
+from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound, sizes_of
 
@@ -38,25 +41,36 @@ def profile(
     cluster: options.ClusterFile = None,
     out_file: options.ProfileOut = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    calibration: options.Calibration = -1,
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Measure a model on a cluster: every device, executor, link and codec.
+    """Measure a model on a cluster: every device, executor, link and codec, and what each cut and codec costs in accuracy.
 
     The profile is a file, reused while model, devices and versions stay the same.
 
-      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
+      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/ --labels photos/labels.json
     """
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, max_calibration=calibration,
+        exits=exits, bottlenecks=bottleneck, quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
     if json_output:
         print_json(json.loads(made.to_json()))
         return
     out.print(profile_table(made))
+    if made.accuracy:
+        out.print()
+        for table in accuracy_tables(made.accuracy):
+            out.print(table)
     if out_file:
         err.print(f"[dim]profile in {out_file}")
 
@@ -68,11 +82,15 @@ def plan(
     objective: options.Objective = "latency",
     require: options.Require = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
     executor: options.Executors = None,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
     explain_it: options.Explain = False,
     compare: options.Compare = False,
+    arrivals: options.Arrivals = "",
     what_ifs: options.WhatIf = None,
     pareto_axis: options.Pareto = "",
     plot: options.Plot = None,
@@ -82,25 +100,30 @@ def plan(
     bounds: options.Bounds = False,
     json_output: options.Json = False,
 ) -> None:
-    """Find the best plan: which device runs which part, and in which codec each tensor crosses each link.
+    """Find the best plan: which device runs which part by which executor, in which codec tensors cross, where requests exit.
 
     The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". With
     --survive it is a set: the plan and the standbys that take over when a device or link fails.
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
+      ecotone plan net.py:model --cluster home.toml --objective server,latency --require latency=50ms
+      ecotone plan net.py:model --cluster home.toml --objective p95 --arrivals poisson:20/s
       ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
       ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
-    check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
-    check_asked(objective, require or (), work.cluster)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, exits=exits, bottlenecks=bottleneck,
+        quiet=json_output,
+    )  # fmt: skip
+    check_asked(objective, require or (), work.cluster, arrivals)
+    check_around(pareto_axis, plot, objective, what_ifs or (), work.cluster)
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=profile_file)
-    solution = make_plan(work, made, objective, require or ())
-    graph = work.captured.graph
-    failover = make_failover(work, made, objective, require or (), survival) if survival else None
-    around = Around.of(work, made, solution, objective, require or (), what_ifs or (), pareto_axis)
+    solution = make_plan(work, made, objective, require or (), arrivals=arrivals)
+    failover = make_failover(work, made, objective, require or (), survival, arrivals) if survival else None
+    wanted, kept = parse_objective(objective, arrivals), parse_require(require or (), arrivals)
+    around = Around.of(work, made, solution, wanted, kept, what_ifs or (), pareto_axis, arrivals)
     if plot:
         write_file(plot, around.picture())
     if out_file:
@@ -110,15 +133,19 @@ def plan(
         return
     _show(work, made, solution, failover, is_stated=bool(mtbf))
     if bounds:
-        plans = failover.planset if failover else solution.plan
-        report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
-        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+        _show_bounds(work, failover.planset if failover else solution.plan)
     around.show()
     if compare:
         out.print(_baselines(work, made, solution, require or ()))
     if explain_it:
-        for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
-            out.print(line, highlight=False, markup=False)
+        told = explain(solution, work.captured.graph, work.cluster, made, kept, objective=wanted)
+        out.print("\n".join(told.lines()), highlight=False, markup=False)
+
+
+def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
+    graph = work.captured.graph
+    report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
+    out.print(str(report), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool) -> None:
@@ -140,7 +167,8 @@ def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolut
 def _proof(solution: Solution) -> str:
     if solution.is_proven:
         return f"[green]proven best[/] for {solution.objective} in this cost model"
-    return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {seconds(solution.bound)}"
+    first = solution.objective.partition(",")[0].partition("~")[0]
+    return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
 
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
+from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.cluster import Device, DeviceId
-from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
+from ecotone.model import Captured
+from ecotone.profile import CodecCost, ExecutorFailure, ExitTime, SegmentTime
+from ecotone.profiling.crossings import ExitRun
 
-__all__ = ["DeviceMeasurement", "MeasureOptions", "Progress"]
+__all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
 
 SCHEMA, VERSION = "ecotone.measurement", 1
 
@@ -51,6 +54,23 @@ class MeasureOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyOptions:
+    """What the accuracy table holds beside cuts and codecs. `limit`: at most so many samples (None: all, 0: no table).
+
+    `given`: a table made elsewhere, such as that of exit policies alone; held where none is measured. The others as for
+    `measure_accuracy`. No part of a profile's key: the table has its own.
+    """
+
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    policies: tuple[ExitPolicy, ...] = ()
+    exits: tuple[ExitRun, ...] = ()
+    variants: tuple[Captured, ...] = ()
+    confidence: float = 0.95
+    given: AccuracyTable | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMeasurement:
     """All that was measured on `device`: real seconds of the machine that measured (`slowdown` 1), or stretched ones."""
 
@@ -58,6 +78,7 @@ class DeviceMeasurement:
     segments: tuple[SegmentTime, ...] = ()
     codecs: tuple[CodecCost, ...] = ()
     failures: tuple[ExecutorFailure, ...] = ()
+    exits: tuple[ExitTime, ...] = ()
     slowdown: float = 1.0
 
     def for_device(self, device: Device) -> DeviceMeasurement:
@@ -78,11 +99,13 @@ class DeviceMeasurement:
             for c in self.codecs
         ]
         failures = [replace(f, device=device.name) for f in self.failures]
+        exits = [replace(e, device=device.name, median_s=e.median_s * factor) for e in self.exits]
         return DeviceMeasurement(
             device=device.name,
             segments=tuple(segments),
             codecs=tuple(codecs),
             failures=tuple(failures),
+            exits=tuple(exits),
             slowdown=device.slowdown,
         )
 

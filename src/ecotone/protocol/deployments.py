@@ -59,6 +59,11 @@ class Deployment:
     def is_usable(self) -> bool:
         return not self.not_ready and not self.down and not self.gaps
 
+    @property
+    def last_edges(self) -> range:
+        """The edges that a result can come over."""
+        return range(len(self.plan.stages), len(self.plan.transfers) + len(self.plan.exit_transfers))
+
 
 class Deployments:
     """`order`: epochs of the set in force, preferred first; `pending`: of the one being deployed, its primary first."""

@@ -1,7 +1,8 @@
 """What happens to a node: the only inputs of its machine, immutable. A shell (simulator, runtime) makes them.
 
 `Node.handle(event, now_s)` takes one; `now_s` is the shell's monotonic clock in seconds, and the only clock there is.
-Bodies and tensors are named by BodyId; edge i is transfer i of the plan, stage i reads edge i and writes edge i + 1.
+Bodies and tensors are named by BodyId; edge i is that of Plan.edges, stage i reads edge i and writes edge i + 1, or the
+edge of its exit where the request leaves.
 """
 
 from __future__ import annotations
@@ -66,10 +67,14 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """Compute(body) is done in `seconds`: stage body.edge made the tensors of edge body.edge + 1."""
+    """Compute(body) is done in `seconds`: stage body.edge made the tensors of edge body.edge + 1.
+
+    `exited`: it was sure enough at the stage's exit, and made those of Plan.exit_edge(body.edge) instead.
+    """
 
     body: BodyId
     seconds: float = 0.0
+    exited: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

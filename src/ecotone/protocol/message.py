@@ -38,7 +38,7 @@ class Priority(enum.IntEnum):
 
 
 class BodyId(NamedTuple):
-    """One frontier of one run of a request: transfer `edge` in [0, k] of plan `epoch` of `session` (random, 63 bits).
+    """One frontier of one run of a request: edge `edge` (of Plan.edges) of plan `epoch` of `session` (random, 63 bits).
 
     `request` is the number of the *run*: see run_of. The first run of a request has the request's own number.
     """
@@ -262,11 +262,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFinished:
-    """Sink to asker: the outputs are at the sink."""
+    """Sink to asker: the outputs are at the sink, as the tensors of `edge`: the last of the plan, or an exit's."""
 
     session: int
     epoch: int
     request: int
+    edge: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,28 +11,35 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ecotone.cluster import Cluster
-from ecotone.codec import HasSpec
+from ecotone.codec import HasSpec, LearnedCodec
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.plan import Plan, plan_violations
+from ecotone.profiling import check_bottleneck
 from ecotone.protocol.message import StagePart
 from ecotone.runtime.errors import DeployError
-from ecotone.runtime.stages import CapturedModel, parts_of
+from ecotone.runtime.stages import CapturedModel, Piece, learned_ids, parts_of
 from ecotone.units import EcotoneError
 
 __all__ = ["Models"]
 
 
 class Models:
-    """`captured` and its `variants`, with what CapturedModel needs of samples and pieces; raises DeployError, see below."""
+    """`captured` and its `variants`, with what CapturedModel needs of samples, pieces, codecs; raises DeployError as below.
+
+    A learned codec must have been trained for one of the models; raises EcotoneError where it was not.
+    """
 
     def __init__(
         self,
         captured: Captured,
         variants: Sequence[Captured] = (),
         samples: Sequence[tuple[torch.Tensor, ...]] = (),
-        pieces: Sequence[tuple[int, int]] = (),
+        pieces: Sequence[Piece] = (),
+        codecs: Sequence[LearnedCodec] = (),
     ):
+        for made in codecs:
+            _check_codec(made, (captured, *variants))
         self.captured = captured
         self._models: dict[str, CapturedModel] = {}
         for model in (captured, *variants):
@@ -42,7 +49,7 @@ class Models:
                     "a variant must take the same inputs"
                 )
             own_pieces = pieces if model is captured else ()
-            self._models.setdefault(model.graph.content_hash(), CapturedModel(model, samples, own_pieces))
+            self._models.setdefault(model.graph.content_hash(), CapturedModel(model, samples, own_pieces, codecs))
 
     @property
     def graphs(self) -> Mapping[str, Graph]:
@@ -66,7 +73,14 @@ class Models:
 
     def violations(self, plan: Plan, cluster: Cluster) -> tuple[str, ...]:
         """Why `plan` cannot run on `cluster`; empty when it can."""
-        return plan_violations(plan, self.of(plan).captured.graph, cluster)
+        model = self.of(plan)
+        found = plan_violations(plan, model.captured.graph, cluster)
+        lacking = [name for name in learned_ids(plan) if name not in model.codecs]
+        if lacking:
+            return (*found, f"crosses in {', '.join(lacking)}, whose weights were not given; add the file (--bottleneck)")
+        positions = {made.id: made.spec.position for made in model.codecs.values()}
+        wrong = [t for t in plan.edges if positions.get(t.codec, t.position) != t.position]
+        return (*found, *(f"{t.codec} is for cut {positions[t.codec]}, not for {t.position}; plan again" for t in wrong))
 
     def parts(self, plan: Plan) -> tuple[StagePart, ...]:
         """The parts of all stages of `plan`."""
@@ -80,7 +94,7 @@ class Models:
     def specs(self, plan: Plan, edge: int) -> Sequence[HasSpec]:
         """Names, shapes and types of the tensors on an edge of `plan`."""
         graph = self.of(plan).captured.graph
-        return [graph.tensors[index] for index in graph.frontier(plan.transfers[edge].position)]
+        return [graph.tensors[index] for index in graph.frontier(plan.edges[edge].position)]
 
     def blob(self, sha256: str) -> bytes:
         """The bytes of a blob of any of the models; raises EcotoneError where none has it."""
@@ -88,6 +102,16 @@ class Models:
             if model.offers(sha256):
                 return model.blob(sha256)
         raise EcotoneError(f"blob {sha256[:12]} is not part of the models of this session")
+
+
+def _check_codec(made: LearnedCodec, models: Sequence[Captured]) -> None:
+    """Raise EcotoneError where `made` fits none of `models`."""
+    for number, model in enumerate(models):
+        try:
+            return check_bottleneck(model, made)
+        except EcotoneError:
+            if number + 1 == len(models):
+                raise
 
 
 def _inputs(captured: Captured) -> list[tuple[tuple[int, ...], str]]:

@@ -17,6 +17,7 @@ from ecotone.cluster import DeviceId
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet
 from ecotone.protocol import effects
+from ecotone.protocol.drift import Drift, Returned
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.switching import Switchover
 
@@ -108,6 +109,8 @@ class Residency:
                 self.note(f"node {peer}: {state}")
                 if state == "restarted":
                     self.stay(peer)
+            case Drift() | Returned():
+                self.note(str(effect))
 
     def _ended(self, epoch: int, error: str) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ from ecotone.plan import Plan
 from ecotone.planset import PlanSet, Standby
 from ecotone.protocol import effects, events
 from ecotone.protocol.actors import require_sound
+from ecotone.protocol.drift import Drift, Returned
 from ecotone.protocol.message import BodyId, NodeId, attempt_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
@@ -39,7 +40,7 @@ from ecotone.runtime.errors import (
     UnknownRequest,
     request_error,
 )
-from ecotone.runtime.future import Future
+from ecotone.runtime.future import Delivered, Future
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, links_from
 from ecotone.runtime.loading import ModelLoader
@@ -56,7 +57,7 @@ __all__ = ["Session"]
 
 _KEPT_REQUESTS = 4096
 
-Listener = Callable[[Told], object]
+Listener = Callable[[Told | Drift | Returned], object]
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class Session:
     """A deployed model: call it, submit to it, stream through it. Made by `deploy`; a context manager that drains.
 
     `explain` gives what a controller has to say of its choice; `explanation` has it between the plans and what happened.
+    `watch` sees each result in the loop thread before it is told; it must neither raise nor take long (see shadow.py).
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Session:
         self._residency = Residency()
         self._listeners: list[Listener] = []
         self.explain: Callable[[], list[str]] = list
+        self.watch: Callable[[Delivered], object] = lambda delivered: None
         self._moving, self._awaited = threading.Lock(), -1
         self._is_closed, self._closing = False, ""
         self._all_ended = threading.Event()
@@ -334,7 +337,7 @@ class Session:
         return self._residency.explanation(self.explain())
 
     def listen(self, callback: Listener) -> None:
-        """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged and DeployEnded, in the loop thread."""
+        """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged, DeployEnded (in the loop thread), Drift."""
         self._listeners.append(callback)
 
     def _missing(self, plan: Plan) -> frozenset[NodeId]:
@@ -449,8 +452,11 @@ class Session:
         if entry is None:
             return
         total_s = time.perf_counter() - entry.submitted_s
-        self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
         plan = self._residency.plan_of(body.epoch)
+        self.watch(Delivered(entry.inputs, tensors, plan))
+        entry.future.exit = plan.exit_at(body.edge) if plan else ""
+        attempt = attempt_of(body.request)
+        self._ended.append(Ended(request, body.epoch, attempt, entry.submitted_s, total_s, entry.future.exit))
         graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
         self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
 
@@ -460,7 +466,7 @@ class Session:
         if entry is not None:
             self._end(entry, Outcome(kind=kind, reason=reason))
 
-    def told(self, effect: Told) -> None:
+    def told(self, effect: Told | Drift | Returned) -> None:
         self._residency.told(effect)
         if isinstance(effect, effects.DeployEnded) and effect.epoch == self._awaited and not effect.error:
             self._shell.post(events.Prefer(epoch=effect.epoch))

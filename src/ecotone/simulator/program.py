@@ -38,12 +38,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a request ended, in world time; `error` is an ErrorKind value, or "" with a result of plan `epoch`."""
+    """How a request ended, in world time; `error` is an ErrorKind value, or "" with a result of plan `epoch`.
+
+    `exit`: at which it left, "" where it went to the end.
+    """
 
     at_s: float
     error: str = ""
     epoch: int = -1
     reason: str = ""
+    exit: str = ""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ class Program:
     deployed: list[tuple[float, fx.DeployEnded]] = field(default_factory=list)
     on_effect: Callable[[fx.Effect, float], None] | None = None
     before_submit: Callable[[], None] | None = None
+    known: dict[int, Plan] = field(default_factory=dict)  # every plan that was ever deployed, by epoch
     is_closed: bool = False
     is_over: bool = False  # the rest of the script does not happen
     _due: list[int] = field(default_factory=list)  # to be asked for once there is a plan in force
@@ -98,6 +103,7 @@ class Program:
     def deploy(self, plans: PlanSet) -> None:
         """Bring a set of plans into force."""
         self.plans = plans
+        self.known |= {plan.epoch: plan for plan in plans.plans}
         self.world.event(self.name, deploy_event(plans, self.expected_s))
 
     def inflict(self, fault: Fault) -> None:
@@ -164,7 +170,7 @@ class Program:
                 self.accepted_s.setdefault(request, now_s)
             case fx.Deliver(request=request, body=body):
                 self.world.span(now_s, self.name, body._replace(request=request), "result")
-                self._end(request, End(at_s=now_s, epoch=body.epoch))
+                self._end(request, End(at_s=now_s, epoch=body.epoch, exit=self.known[body.epoch].exit_at(body.edge)))
             case fx.RequestError(request=request, kind=kind, reason=reason):
                 self.world.span(now_s, self.name, BodyId(self.session, 0, 0, request), "error")
                 self._end(request, End(at_s=now_s, error=kind.value, reason=reason))

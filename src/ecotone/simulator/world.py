@@ -115,6 +115,7 @@ class World:
         self.violations: list[str] = []
         self.origin_s = 0.0
         self.fault_of: Callable[[BodyId, str], str] = lambda body, work: ""  # why this work fails, "" when it does not
+        self.exit_of: Callable[[BodyId], int | None] = lambda body: None  # the edge over which it leaves after its stage
         self._heap: list[tuple[float, int, _Action, tuple[Any, ...]]] = []
         self._order = 0
         self._timer_id = 0
@@ -402,14 +403,20 @@ class World:
         elif kind == "encode":
             machine.bodies.add(body)
             done = ev.Encoded(body=body, size_bytes=self._size_bytes(body), seconds=took_s)
+        elif kind == "decode":
+            self._keep(machine, body)
+            done = ev.Decoded(body=body, seconds=took_s)
         else:
-            made = body._replace(edge=body.edge + 1) if kind == "compute" else body
-            machine.tensors.add(made)
-            machine.since_s[made] = self.now_s
-            done = ev.Computed(body=body, seconds=took_s) if kind == "compute" else ev.Decoded(body=body, seconds=took_s)
+            exit_edge = self.exit_of(body)
+            self._keep(machine, body._replace(edge=body.edge + 1 if exit_edge is None else exit_edge))
+            done = ev.Computed(body=body, seconds=took_s, exited=exit_edge is not None)
         if not reason:
             self.span(start_s, name, body, kind)
         self.event(name, done)
+
+    def _keep(self, machine: Machine, made: BodyId) -> None:
+        machine.tensors.add(made)
+        machine.since_s[made] = self.now_s
 
     def _later(self, machine: Machine, delay_s: float, action: _Action, *args: Any) -> None:
         """Do `action` after the process ran for `delay_s`: not while it is stopped, nor once it is dead."""
