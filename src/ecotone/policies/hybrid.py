@@ -35,7 +35,6 @@ __all__ = ["Actors", "CellAbout", "Hybrid", "load_actors", "save_actors"]
 SCHEMA, VERSION = "ecotone.policy.cell", 1
 LEAST_DEVIATION = 0.05
 _LADDER = (0.0, 3.0)  # means of z at first, over the devices
-_SURE, _NARROW = 4.0, 0.2  # of a planned beginning: logits over those of the rest; deviation of z
 _WEIGHTS = ("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2")
 
 
@@ -100,15 +99,25 @@ class Actors(nn.Module):
             self.bias_2[:, 0, -2] = torch.linspace(*_LADDER, num_devices)
 
     @torch.no_grad()
-    def begin_at(self, points: Sequence[int], channels: Sequence[int], shares: Sequence[float]) -> None:
-        """Make every device all but always take its point, channel and power share (in [0, 1]), whatever the state."""
+    def begin_at(
+        self,
+        points: Sequence[int],
+        channels: Sequence[int],
+        shares: Sequence[float],
+        sure: float = 4.0,
+        deviation: float = 0.2,
+    ) -> None:
+        """Make every device mostly take its point, channel and power share (in [0, 1]), whatever the state.
+
+        `sure`: their logits, those of the rest are 0; `deviation` of z, above LEAST_DEVIATION.
+        """
         self.weight_2.zero_()
         last, kinds = self.bias_2[:, 0], self.num_points
         last[:, : kinds + self.num_channels] = 0.0
         for i, (point, channel, share) in enumerate(zip(points, channels, shares, strict=True)):
-            last[i, point], last[i, kinds + channel] = _SURE, _SURE
+            last[i, point], last[i, kinds + channel] = sure, sure
             last[i, -2] = math.log(max(share, 0.01) / (1 - min(share, 0.99)))
-        last[:, -1] = math.log(math.expm1(_NARROW - LEAST_DEVIATION))  # softplus, turned round
+        last[:, -1] = math.log(math.expm1(deviation - LEAST_DEVIATION))  # softplus, turned round
 
     def forward(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = state.unsqueeze(0).expand(self.num_devices, -1, -1)

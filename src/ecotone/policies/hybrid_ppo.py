@@ -22,7 +22,7 @@ from ecotone.policies.hybrid import Actors, Hybrid, shares_of
 
 __all__ = ["PpoSettings", "train_mahppo"]
 
-Planned = tuple[Sequence[int], Sequence[int], Sequence[float]]
+Planned = tuple[Sequence[int], Sequence[int], Sequence[float], float, float]  # arguments of Actors.begin_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def train_mahppo(
 ) -> Actors:
     """The actors after `settings.slots` slots over all copies; `watch` sees them first and after each buffer.
 
-    `begin_at`: points, channels and power shares of a plan to start from; else a ladder of powers.
+    `begin_at`: what Actors.begin_at takes, to start from a plan; else from a ladder of powers.
     """
     objectives, tdnn, tensordict = learning_parts("torchrl.objectives", "tensordict.nn", "tensordict")
     torch.manual_seed(settings.seed)
