@@ -27,7 +27,7 @@ from ecotone.cli.workflow import (
 )
 from ecotone.cost import predict
 from ecotone.plan import Plan
-from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
+from ecotone.planner import FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
 from ecotone.planner.objective import shown
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
@@ -138,8 +138,12 @@ def plan(
     if compare:
         out.print(_baselines(work, made, solution, require or ()))
     if explain_it:
-        told = explain(solution, work.captured.graph, work.cluster, made, kept, objective=wanted)
-        out.print("\n".join(told.lines()), highlight=False, markup=False)
+        _show_why(work, made, solution, wanted, kept)
+
+
+def _show_why(work: Work, made: Profile, solution: Solution, objective: Objective, require: tuple[Requirement, ...]) -> None:
+    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective)
+    out.print("\n".join(told.lines()), highlight=False, markup=False)
 
 
 def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
