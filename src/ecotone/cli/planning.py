@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -124,21 +125,23 @@ def plan(
     failover = make_failover(work, made, objective, require or (), survival, arrivals) if survival else None
     wanted, kept = parse_objective(objective, arrivals), parse_require(require or (), arrivals)
     around = Around.of(work, made, solution, wanted, kept, what_ifs or (), pareto_axis, arrivals)
-    if plot:
-        write_file(plot, around.picture())
-    if out_file:
-        write_file(out_file, (failover.planset if failover else solution.plan).to_json())
+    _write(around, failover.planset if failover else solution.plan, plot, out_file)
     if json_output:
         print_json(json.loads((failover or solution).to_json()) | around.document())
         return
-    _show(work, made, solution, failover, is_stated=bool(mtbf))
-    if bounds:
-        _show_bounds(work, failover.planset if failover else solution.plan)
+    _show(work, made, solution, failover, is_stated=bool(mtbf), has_bounds=bounds)
     around.show()
     if compare:
         out.print(_baselines(work, made, solution, require or ()))
     if explain_it:
         _show_why(work, made, solution, wanted, kept)
+
+
+def _write(around: Around, plans: Plan | PlanSet, plot: Path | None, out_file: Path | None) -> None:
+    if plot:
+        write_file(plot, around.picture())
+    if out_file:
+        write_file(out_file, plans.to_json())
 
 
 def _show_why(work: Work, made: Profile, solution: Solution, objective: Objective, require: tuple[Requirement, ...]) -> None:
@@ -152,8 +155,10 @@ def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
     out.print(str(report), highlight=False, markup=False, soft_wrap=True)
 
 
-def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool) -> None:
-    """The plan part by part, how far it is proven, and the standbys; `is_stated`: the user gave an mtbf."""
+def _show(
+    work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool, has_bounds: bool
+) -> None:
+    """The plan part by part, how far it is proven, standbys, and queues on demand; `is_stated`: the user gave an mtbf."""
     graph = work.captured.graph
     if failover and failover.planset.primary != solution.plan:
         first = failover.planset.primary
@@ -166,6 +171,8 @@ def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolut
         err.print("[dim]the cluster file states no mtbf: that of 8 h is an assumption; --mtbf sets another")
     for line in failover.lines() if failover else ():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if has_bounds:
+        _show_bounds(work, failover.planset if failover else solution.plan)
 
 
 def _proof(solution: Solution) -> str:

@@ -120,6 +120,8 @@ def load_work(
     """
     if labels and not samples:
         raise EcotoneError("--labels says what is right for --samples; give both")
+    if labels and max_calibration == 0:
+        raise EcotoneError("--calibration 0 makes no accuracy table, which --labels are for; leave one of them out")
     machines = load_cluster(cluster)
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)

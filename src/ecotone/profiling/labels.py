@@ -22,7 +22,7 @@ __all__ = ["IGNORED", "ChanceTest", "LabelError", "Labels"]
 
 IGNORED = -100  # as in torch.nn.functional.cross_entropy
 LEAST_DECISIONS = 20  # fewer say nothing about chance
-SIGNIFICANCE = 0.05
+SIGNIFICANCE = 0.01  # of a hundred sets with wrong labels one is taken for right
 MAX_CLASSES = 4096  # more would make the table of pairs large: then only 1 / classes is tested
 
 
@@ -45,8 +45,8 @@ class Labels:
 
         Raises LabelError where it fits none of `outputs`, or names a class that there is not.
         """
-        where = f"label of sample {index}" + (f" ({self._names[index]})" if self._names else "")
-        label = self._read(index, where)
+        where = self._where(index)
+        label = self._read(index)
         deciding = [(output, dim) for output in outputs if (dim := class_dim(output)) is not None]
         for number, (output, dim) in enumerate(deciding):
             shape = (*output.shape[:dim], *output.shape[dim + 1 :])
@@ -64,10 +64,13 @@ class Labels:
     def contents(self) -> Iterator[tuple[torch.Tensor]]:
         """All labels in order, for a content hash."""
         for index in range(len(self._given)):
-            yield (self._read(index, f"label of sample {index}"),)
+            yield (self._read(index),)
 
-    def _read(self, index: int, where: str) -> torch.Tensor:
-        item = self._given[index]
+    def _where(self, index: int) -> str:
+        return f"label of sample {index}" + (f" ({self._names[index]})" if self._names else "")
+
+    def _read(self, index: int) -> torch.Tensor:
+        item, where = self._given[index], self._where(index)
         try:
             label = item.detach().cpu() if isinstance(item, torch.Tensor) else torch.from_numpy(np.array(item))
         except (TypeError, ValueError, RuntimeError):

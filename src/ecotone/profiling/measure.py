@@ -118,26 +118,8 @@ def measure(
     known = _reused(target, lambda found: key if len(samples) else key_of_samples(samples_hash=found.samples_hash), key)
     if known is None:
         calibration = calibration or (None if len(samples) else _kept(target, captured.graph, cuts))
-        torch.manual_seed(options.seed)
-        values = frontier_values(captured, few, cuts)
-        device_measurement = partial(
-            profile_device, captured, cuts=cuts, samples=few, options=options, progress=progress, frontiers=values,
-            image=image,
-        )  # fmt: skip
-        measurements = _of_devices(cluster, measured, device_measurement)
-        sizes = calibration.payloads if calibration else payloads(
-            captured, few, cuts, options.codecs, image=image, frontiers=values, progress=progress
-        )  # fmt: skip
-        profile = Profile(
-            graph_hash=captured.graph.content_hash(), cluster_name=cluster.name, num_blocks=captured.graph.num_blocks,
-            cuts=cuts, segments=tuple(s for m in measurements for s in m.segments), links=tuple(links),
-            codecs=tuple(c for m in measurements for c in m.codecs),
-            payloads=sizes, failures=tuple(f for m in measurements for f in m.failures),
-            exits=tuple(e for m in measurements for e in m.exits),
-            accuracy=calibration.table if calibration else None, key=key, samples_hash=contents_hash(few),
-            versions=software_versions(), machine=f"{platform.machine()} {cpu_flags()} {os.cpu_count()} cores",
-            seed=options.seed,
-        )  # fmt: skip
+        profile = _timed(captured, cluster, cuts, few, options, measured, calibration, image, progress)
+        profile = replace(profile, key=key, links=tuple(links))
     elif calibration and (known.accuracy is None or known.accuracy.key != calibration.table.key):
         profile = replace(known, accuracy=calibration.table, payloads=calibration.payloads)
     else:
@@ -147,6 +129,40 @@ def measure(
     if profile is not known:
         schema.write_aside(target, profile.to_json())
     return replace(profile, links=tuple(links)) if links else profile
+
+
+def _timed(
+    captured: Captured,
+    cluster: Cluster,
+    cuts: tuple[int, ...],
+    samples: list[tuple[torch.Tensor, ...]],
+    options: MeasureOptions,
+    measured: Sequence[DeviceMeasurement],
+    calibration: Calibration | None,
+    image: ImageSpec | None,
+    progress: Progress | None,
+) -> Profile:
+    """A profile made anew, but for its key and links: all devices on `samples`, payloads where no calibration has them."""
+    torch.manual_seed(options.seed)
+    values = frontier_values(captured, samples, cuts)
+    here = partial(
+        profile_device, captured, cuts=cuts, samples=samples, options=options, progress=progress, frontiers=values,
+        image=image,
+    )  # fmt: skip
+    measurements = _of_devices(cluster, measured, here)
+    sizes = calibration.payloads if calibration else payloads(
+        captured, samples, cuts, options.codecs, image=image, frontiers=values, progress=progress
+    )  # fmt: skip
+    return Profile(
+        graph_hash=captured.graph.content_hash(), cluster_name=cluster.name, num_blocks=captured.graph.num_blocks,
+        cuts=cuts, segments=tuple(s for m in measurements for s in m.segments),
+        codecs=tuple(c for m in measurements for c in m.codecs), payloads=sizes,
+        failures=tuple(f for m in measurements for f in m.failures),
+        exits=tuple(e for m in measurements for e in m.exits),
+        accuracy=calibration.table if calibration else None, samples_hash=contents_hash(samples),
+        versions=software_versions(), machine=f"{platform.machine()} {cpu_flags()} {os.cpu_count()} cores",
+        seed=options.seed,
+    )  # fmt: skip
 
 
 def _calibration(
