@@ -1,6 +1,6 @@
 """What mahppo and its training share: which policies and fixed actions there are, and how they were made.
 
-    python -m benchmarks.mahppo_world             searches all fixed actions, trains all policies (20 minutes)
+    python -m benchmarks.mahppo_world             searches all fixed actions, trains all policies (7 minutes)
     python -m benchmarks.mahppo_world resnet18_5  one policy;  `static:resnet18_5` one fixed action;  `static` all of them;
                                                   `scratch:resnet18_5` learns from nothing instead and writes no file
 
