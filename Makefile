@@ -30,7 +30,8 @@ test: lint
 bench: $(STAMP)
 	@mkdir -p results
 	@for name in planner joint_planner executors codec wire sim_vs_run split_latency \
-	  fault_simulation failover switching dynamic_split edge_prune accuracy_table exits sac_d mahppo soak; do \
+	  fault_simulation failover switching dynamic_split edge_prune dag_oracle accuracy_table exits bottleneck sac_d \
+	  mahppo soak; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json results/$$name.json || exit 1; done
 	$(BIN)/python -m benchmarks.figures_table
 

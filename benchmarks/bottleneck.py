@@ -4,9 +4,10 @@ Claims, over the cuts for which a trained bottleneck ships, each family by its s
 `bytes_ratio_to_int8` is int8's bytes per frame over ours at the same cut, `bytes_ratio_to_jpeg` those of a JPEG of the whole
 input over ours; both of the cut where ours is worst. `accuracy_loss_points` is our greatest loss. Codecs are chosen on
 photographs that neither network nor bottleneck was trained on (the end of CIFAR-10's training file), and what is reported
-is of its test photographs, on which nothing was trained, chosen or tuned. Without these files both are the shipped frames,
-which "context" then says. `cases` also has all lower bit widths, top-k, WebP and AVIF, times, and the latency of each family
-on a device ten times slower. Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--png FILE] [--also FILE ...]
+of the chosen is of its test photographs, on which nothing was trained, chosen or tuned. Without these files both are the
+shipped frames, which "context" then says. `cases` has all codecs as they were when chosen, lower bit widths, top-k, WebP and
+AVIF among them, and the chosen (`best`) with times and the latency of each family on a device ten times slower.
+Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--data FOLDER] [--also FILE ...]
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "topk": ("topk:50", "topk:25", "topk:10", "topk:5"),
 }  # fmt: skip
 PICTURES = {
-    "jpeg": tuple(f"jpeg:{q}" for q in (95, 90, 85, 80, 75, 70, 60, 50, 40)),
+    "jpeg": tuple(f"jpeg:{q}" for q in (90, 75, 60, 50, 40, 30, 20)),
     "webp": tuple(f"webp:{q}" for q in (90, 80, 70, 60, 50)),
-    "avif": tuple(f"avif:{q}" for q in (80, 70, 60, 50)),
+    "avif": tuple(f"avif:{q}" for q in (70, 60, 50, 40)),
 }
 SLOWDOWN = 10.0
-RATES_BIT_PER_S = (0.25e6, 1e6, 4e6, 16e6)
+RATES_BIT_PER_S = (0.05e6, 0.1e6, 0.25e6, 1e6, 4e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +71,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     for made in ours:
         check_bottleneck(captured, made)
     with torch.inference_mode(), codec.holding(ours):
-        chosen_on, tested_on = (judge(whole, *part) for part in data(8 if options.quick else None))
+        chosen_on, tested_on = (judge(whole, *part) for part in data(options.data, 8 if options.quick else None))
         inputs = pictures(whole, chosen_on, tested_on)
         cuts = [at_cut(captured, cut, ours, chosen_on, tested_on) for cut in sorted({m.spec.position for m in ours})]
         times = [latency(captured, case, inputs) for case in cuts]
     figures = judged(cuts, inputs)
     about = report.context(
         options.seed, network="tilenet", frames=len(tested_on.pixels), tiles=tested_on.labels.numel(),
-        accuracy=sum(tested_on.right) / tested_on.labels.numel(), chosen_on_frames=len(chosen_on.pixels), data=source(),
+        accuracy=sum(tested_on.right) / tested_on.labels.numel(), chosen_on_frames=len(chosen_on.pixels),
+        data=source(options.data),
     )  # fmt: skip
-    if options.png:
-        draw(options.png, cuts, inputs)
+    if options.json:
+        draw(Path(options.json).with_suffix(".png"), cuts, inputs)
     report.finish(options.json, figures, {"cuts": cuts, "input": inputs, "slow_device": times}, about)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE")
+    parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE, a PNG beside it")
     parser.add_argument("--quick", action="store_true", help="8 frames; not the judged figures")
+    parser.add_argument("--data", type=Path, default=SHARED, help="folder of cifar10-train.parquet and cifar10-test.parquet")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--png", metavar="FILE", help="draw rate against accuracy")
     parser.add_argument("--also", metavar="FILE", nargs="*", default=[], help="further bottlenecks of TileNet")
     return parser.parse_args(argv)
 
@@ -102,27 +104,27 @@ def shipped(also: Iterable[str] = ()) -> list[Path]:
 # ---- data ----------------------------------------------------------------------------------------------------------------
 
 
-def source() -> str:
+def source(folder: Path) -> str:
     """What frames are chosen and reported on."""
-    if not (SHARED / "cifar10-train.parquet").is_file():
-        return "the 40 shipped frames, for choosing and reporting: ../shared/data is missing"
+    if not (folder / "cifar10-train.parquet").is_file():
+        return "the 40 shipped frames, for choosing and reporting: cifar10-train.parquet is not there (--data)"
     return "chosen on the last 1,960 photographs of cifar10-train.parquet, reported on cifar10-test.parquet"
 
 
-def data(count: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def data(folder: Path, count: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Frames and labels to choose on, and to report."""
-    if not (SHARED / "cifar10-train.parquet").is_file():
-        print(source())
+    if not (folder / "cifar10-train.parquet").is_file():
+        print(source(folder))
         pixels, labels = frames(count)
         return (pixels, labels), (pixels, labels)
-    return mosaics("cifar10-train.parquet", -HELD_OUT, count), mosaics("cifar10-test.parquet", 0, count)
+    return mosaics(folder / "cifar10-train.parquet", -HELD_OUT, count), mosaics(folder / "cifar10-test.parquet", 0, count)
 
 
-def mosaics(name: str, first: int, count: int | None) -> tuple[Tensor, Tensor]:
+def mosaics(path: Path, first: int, count: int | None) -> tuple[Tensor, Tensor]:
     """Frames [n, 3, 224, 224] from frame `first` on (negative: from the end), in the order of the file; labels [n, 7, 7]."""
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(SHARED / name)
+    table = pyarrow.parquet.read_table(path)
     start = first * SIDE**2 if first >= 0 else len(table) + first * SIDE**2
     table = table.slice(start, (count or len(table)) * SIDE**2)
     tiles = torch.stack([_photograph(item) for item in table["image"].to_pylist()])
@@ -154,11 +156,10 @@ def measured(
     """One case per entropy stage, which all decode to the same: bytes of the body per frame, points lost."""
     right, sizes = 0, dict.fromkeys(stages, 0)
     for x, truth in zip(values, part.labels, strict=True):
-        body = bytearray()
-        for stage in stages:
-            body = codec.pack([("x", x)], name + stage)
+        bodies = [codec.pack([("x", x)], name + stage) for stage in stages]
+        for stage, body in zip(stages, bodies, strict=True):
             sizes[stage] += len(body)
-        right += hits(rest(*codec.unpack(body))[0], truth)
+        right += hits(rest(*codec.unpack(bodies[0]))[0], truth)
     lost = 100 * (sum(part.right) - right) / part.labels.numel()
     return [
         {"codec": name + stage, "bytes_per_frame": size / len(values), "accuracy_loss_points": lost}
@@ -166,51 +167,44 @@ def measured(
     ]
 
 
-def both(
-    name: str, values: Sequence[Sequence[Tensor]], rest: torch.nn.Module, parts: Sequence[Set], stages: Sequence[str]
-) -> list[Any]:
-    """Cases with the figures of the choosing frames beside those of the reported ones."""
-    first, second = (measured(name, v, rest, part, stages) for v, part in zip(values, parts, strict=True))
-    return [
-        {**b, "chosen_on": {"bytes_per_frame": a["bytes_per_frame"], "accuracy_loss_points": a["accuracy_loss_points"]}}
-        for a, b in zip(first, second, strict=True)
-    ]  # fmt: skip
-
-
 def best(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The smallest that loses at most LIMIT_POINTS on the frames to choose on; the least lossy where none does."""
-    within = [c for c in cases if c["chosen_on"]["accuracy_loss_points"] <= LIMIT_POINTS]
+    """The smallest that loses at most LIMIT_POINTS; the least lossy where none does."""
+    within = [c for c in cases if c["accuracy_loss_points"] <= LIMIT_POINTS]
     if not within:
-        return min(cases, key=lambda c: c["chosen_on"]["accuracy_loss_points"])
-    return min(within, key=lambda c: c["chosen_on"]["bytes_per_frame"])
+        return min(cases, key=lambda c: c["accuracy_loss_points"])
+    return min(within, key=lambda c: c["bytes_per_frame"])
+
+
+def reported(cases: Sequence[dict[str, Any]], values: Sequence[Tensor], rest: torch.nn.Module, part: Set) -> dict[str, Any]:
+    """The best of `cases`, which are of the frames to choose on, measured again on those of `part`, with its times."""
+    chosen = best(cases)
+    (case,) = measured(chosen["codec"], values, rest, part)
+    return timed(case | {"when_chosen": {k: v for k, v in chosen.items() if k != "codec"}}, values[0])
 
 
 def pictures(whole: torch.nn.Module, chosen_on: Set, tested_on: Set) -> dict[str, Any]:
     """Image codecs of the input: all cases and the best of each format."""
-    parts = (chosen_on, tested_on)
-    values = [[frame[None] for frame in part.pixels] for part in parts]
+    first, second = ([frame[None] for frame in part.pixels] for part in (chosen_on, tested_on))
     cases: dict[str, list[Any]] = {}
     for family, names in PICTURES.items():
         try:
-            cases[family] = [case for name in names for case in both(name, values, whole, parts, ("",))]
+            cases[family] = [case for name in names for case in measured(name, first, whole, chosen_on)]
         except codec.CodecError as error:
             print(f"{family}: {error}")
-    chosen = {family: timed(best(found), values[1][0]) for family, found in cases.items()}
-    return {"cases": cases, "best": chosen}
+    return {"cases": cases, "best": {family: reported(found, second, whole, tested_on) for family, found in cases.items()}}
 
 
 def at_cut(captured: Captured, cut: int, ours: Sequence[LearnedCodec], chosen_on: Set, tested_on: Set) -> dict[str, Any]:
     """All families at one cut."""
     head, rest = captured.segment(0, cut).module(), captured.segment(cut, captured.graph.num_blocks).module()
-    parts = (chosen_on, tested_on)
-    values = [[head(frame[None])[0] for frame in part.pixels] for part in parts]
+    first, second = ([head(frame[None])[0] for frame in part.pixels] for part in (chosen_on, tested_on))
     cases = {
-        family: [case for name in names for case in both(name, values, rest, parts, STAGES)]
+        family: [case for name in names for case in measured(name, first, rest, chosen_on, STAGES)]
         for family, names in FAMILIES.items()
     }
-    cases["learned"] = [case for m in ours if m.spec.position == cut for case in both(m.id, values, rest, parts, ("",))]
-    chosen = {family: timed(best(found), values[1][0]) for family, found in cases.items()}
-    return {"cut": cut, "elements": values[1][0].numel(), "cases": cases, "best": chosen}
+    cases["learned"] = [case for m in ours if m.spec.position == cut for case in measured(m.id, first, rest, chosen_on)]
+    chosen = {family: reported(found, second, rest, tested_on) for family, found in cases.items()}
+    return {"cut": cut, "elements": first[0].numel(), "cases": cases, "best": chosen}
 
 
 def timed(case: dict[str, Any], x: Tensor, rounds: int = 15) -> dict[str, Any]:
@@ -261,7 +255,7 @@ def judged(cuts: Sequence[dict[str, Any]], inputs: dict[str, Any]) -> dict[str, 
     }
 
 
-def draw(path: str, cuts: Sequence[dict[str, Any]], inputs: dict[str, Any]) -> None:
+def draw(path: Path, cuts: Sequence[dict[str, Any]], inputs: dict[str, Any]) -> None:
     """Points lost over bytes per frame, one panel per cut; the input's pictures in each."""
     import matplotlib
 

@@ -76,7 +76,18 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "output_mismatches": (AT_MOST, 0),
     },
     "edge_prune": {"speedup_50mbit": (AT_LEAST, 3), "speedup_max": (AT_LEAST, 5.8), "cut_moves_later": (AT_LEAST, 1)},
+    "dag_oracle": {
+        "dag_mincut_mismatches": (AT_MOST, 0),
+        "dag_order_mismatches": (AT_MOST, 0),
+        "over_best_min": (AT_LEAST, 1),
+        "single_tensor_over_best_max": (AT_LEAST, 1.2),
+    },
     "exits": {"compute_saved_at_half_point": (AT_LEAST, 0.35), "compute_saved_at_one_point": (AT_LEAST, 0.45)},
+    "bottleneck": {
+        "bytes_ratio_to_int8": (AT_LEAST, 2),
+        "bytes_ratio_to_jpeg": (AT_LEAST, 0),
+        "accuracy_loss_points": (AT_MOST, 1),
+    },
     "sac_d": {
         "policy_over_oracle_stationary": (AT_LEAST, 0.95),
         "policy_over_best_static_hidden": (AS_FOUND, 0),

@@ -18,13 +18,13 @@ from ecotone.cluster import Cluster
 from ecotone.graph import Graph
 from ecotone.model import Captured, capture
 from ecotone.plan import Plan
-from ecotone.planner import Latency, Objective, Requirement, Solution, Throughput, parse_objective
+from ecotone.planner import Latency, Objective, Requirement, Solution, Throughput, parse_objective, solve_dag
 from ecotone.planner import solve as plan_with
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.runtime import Session, deploy, discover, measure
 from ecotone.simulator import Arrivals, simulate
-from ecotone.simulator.score import percentile
+from ecotone.simulator.score import makespan_in, percentile
 from ecotone.units import EcotoneError
 
 __all__ = [
@@ -54,14 +54,20 @@ def solve(
     require: Iterable[Requirement | str] = (),
     *,
     arrivals: Arrivals | None = None,
+    orders: bool = False,
     **limits: Any,
 ) -> Solution:
     """The best plan (ecotone.planner.solve) under an objective, given as a value or as text: "latency", "server,latency".
 
-    A p95, as objective or requirement, is simulated with requests as `arrivals` says, one at a time by default. `limits`:
-    time_limit_s, num_runners_up, tie, gap. Raises PlannerError naming the requirement that fails, or what was not measured.
+    A p95, as objective or requirement, is simulated with requests as `arrivals` says, one at a time by default. `orders`:
+    also in other orders of the blocks of a model with branches (solve_dag), candidates for least latency compared by
+    simulation; what the profile does not hold of such an order is an estimate (docs/dag.md). `limits`: time_limit_s,
+    num_runners_up, tie, gap. Raises PlannerError naming the requirement that fails, or what was not measured.
     """
     p95 = percentile(arrivals)
     wanted = parse_objective(objective, p95) if isinstance(objective, str) else objective
     kept = tuple(Requirement.parse(r, p95) if isinstance(r, str) else r for r in require)
-    return plan_with(graph, cluster, profile, wanted, kept, **limits)
+    if not orders:
+        return plan_with(graph, cluster, profile, wanted, kept, **limits)
+    score = makespan_in(graph, cluster, profile) if isinstance(wanted, Latency) else None
+    return solve_dag(graph, cluster, profile, wanted, kept, score=score, **limits).solution

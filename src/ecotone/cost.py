@@ -50,7 +50,7 @@ from ecotone.units import EcotoneError
 
 __all__ = [
     "CostError", "CostModel", "DeviceCost", "LinkCost", "PlanCost", "StageCost", "StageTimes", "TransferCost",
-    "packed_bytes", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
+    "packed_bytes", "packed_tensors", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
@@ -135,6 +135,15 @@ class StageTimes:
         values, flagged = self.table((start, stop))
         return float(values[0, 1]), bool(flagged[0, 1])
 
+    def per_block(self) -> tuple[FloatArray, float]:
+        """Equation 1 taken apart: what each block adds to a segment (L,), inf where unknown, and o, which a segment adds."""
+        curves = [self._prefix] if self._prefix is not None else []
+        curves += [-self._suffix] if self._suffix is not None else []
+        if not curves:
+            return np.full(self._last, math.inf), 0.0
+        steps: FloatArray = np.maximum(np.diff(np.mean(curves, axis=0)), 0.0)
+        return steps * self._scale, self._overhead * self._scale
+
     def relative_error(self, start: int, stop: int) -> float:
         """Measured error of the segment, else the largest measured of this executor."""
         segment = self.measured.get((start, stop))
@@ -171,6 +180,11 @@ def packed_bytes(graph: Graph, position: int, codec: str) -> float | None:
 
     Floating tensors take the codec, others travel as they are. Integers carry an 8-byte range per tensor or channel.
     """
+    return packed_tensors(graph, graph.frontier(position), codec)
+
+
+def packed_tensors(graph: Graph, tensors: Iterable[int], codec: str) -> float | None:
+    """The same for any tensors, by index."""
     bits = _FLOAT_BITS.get(codec)
     per_channel, is_integer = codec.endswith("c"), codec.startswith("int")
     if is_integer:
@@ -179,7 +193,7 @@ def packed_bytes(graph: Graph, position: int, codec: str) -> float | None:
     if bits is None:
         return None
     total = 0
-    for index in graph.frontier(position):
+    for index in tensors:
         tensor = graph.tensors[index]
         if not tensor.dtype.startswith(("float", "bfloat")):
             total += tensor.size_bytes
@@ -413,6 +427,8 @@ class CostModel:
 
     def predict(self, plan: Plan) -> PlanCost:
         """Equations 6 to 11 for a plan of this graph on this cluster; raises CostError."""
+        if plan.order != self.graph.order:
+            raise CostError("plan: cuts the model in another order of its blocks; price it on graph.in_order(plan.order)")
         if plan.stages[-1].stop != self.graph.num_blocks:
             last = plan.stages[-1].stop
             raise CostError(f"plan: ends at block {last}, the model has {self.graph.num_blocks}; plan again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,17 @@ TRAIN = ("--stride", "1", "--latents", "3", "--hidden", "0", "--epochs", "2", "-
 
 
 @pytest.fixture
-def made(ecotone: Callable[..., Ended], folder: Path) -> Path:
-    """A folder of samples and a codec for cut 1, trained by the command."""
+def samples(folder: Path) -> Path:
+    """A folder with inputs beside the model."""
     (folder / "samples").mkdir()
     for number in range(6):
         np.save(folder / "samples" / f"{number}.npy", np.random.default_rng(number).random((1, 3, 32, 32), np.float32))
+    return folder / "samples"
+
+
+@pytest.fixture
+def made(ecotone: Callable[..., Ended], folder: Path, samples: Path) -> Path:
+    """A codec for cut 1, trained by the command."""
     ended = ecotone("bottleneck", *MODEL, "--cut", "1", "--samples", "samples", "--out", "net.codec", *TRAIN)
     assert ended.code == 0, ended.err
     assert "learned:net-1@" in ended.out
@@ -71,7 +78,12 @@ def test_a_run_with_it(ecotone: Callable[..., Ended], made: Path) -> None:
 
 def test_a_profile_measures_it_beside_the_others(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(workflow, "measure", lambda captured, nodes, **given: asked.update(given))
+
+    def seen(*_: object, **given: Any) -> SimpleNamespace:
+        asked.update(given)
+        return SimpleNamespace(accuracy=None)
+
+    monkeypatch.setattr(workflow, "measure", seen)
     work = workflow.load_work("net.py:net", Path("pair.toml"), bottlenecks=[made], quiet=True)
     workflow.make_profile(work, None)
     trained = read_learned(made.read_bytes())
@@ -115,7 +127,6 @@ def test_the_cut_is_where_a_plan_would_gain_most(folder: Path) -> None:
     [
         (("plan", *MODEL, "--bottleneck", "none.codec"), "none.codec"),
         (("plan", *MODEL, "--bottleneck", "net.py"), "no learned codec"),
-        (("plan", "other.py:net", "--cluster", "pair.toml", "--bottleneck", "net.codec"), "another model"),
         (("bottleneck", *MODEL, "--cut", "9", "--samples", "samples", "--out", "x"), "must lie inside"),
         (("bottleneck", *MODEL, "--cut", "one", "--samples", "samples", "--out", "x"), "'one'"),
         (("bottleneck", *MODEL, "--cut", "1", "--samples", "nowhere", "--out", "x"), "nowhere"),
@@ -125,11 +136,21 @@ def test_the_cut_is_where_a_plan_would_gain_most(folder: Path) -> None:
             "latents must be in [1, 8]",
         ),
         (("bottleneck", *MODEL, "--cut", "1", "--samples", "samples", "--out", "x", "--epochs", "0"), "epochs"),
+        (("bottleneck", *MODEL, "--cut", "1", "--samples", "samples", "--out", "samples"), "is a directory"),
+        (("bottleneck", "net.py:net", "--samples", "samples", "--out", "x"), "--cut auto: one machine"),
     ],
 )
-def test_bad_input(ecotone: Callable[..., Ended], made: Path, arguments: tuple[str, ...], says: str) -> None:
+def test_bad_input(ecotone: Callable[..., Ended], samples: Path, arguments: tuple[str, ...], says: str) -> None:
+    refused(ecotone(*arguments), says)
+
+
+def test_a_codec_of_another_model_is_refused(ecotone: Callable[..., Ended], made: Path) -> None:
     Path("other.py").write_text(Path("net.py").read_text().replace("manual_seed(0)", "manual_seed(1)"))
-    ended = ecotone(*arguments)
+    refused(ecotone("plan", "other.py:net", "--cluster", "pair.toml", "--bottleneck", made), "another model")
+
+
+def refused(ended: Ended, says: str) -> None:
+    """It ended in one line, with nothing written."""
     assert ended.code == 2
     last = ended.err.strip().splitlines()[-1]
     assert last.startswith("error: ")

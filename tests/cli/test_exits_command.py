@@ -110,7 +110,7 @@ ROWS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--budget", "much"), ("'much'", "0.5")),
     (("--budget", "-1"), ("-1", "from 0 to 100")),
     (("--labels", "none.json"), ("none.json",)),
-    (("--labels", "few.json"), ("few.json", "no label for p001.npy and 118 more")),
+    (("--labels", "few.json"), ("few.json", "no label for sample p001.npy and 118 others")),
     (("--labels", "odd.json"), ("odd.json", "'west'", "class number")),
     (("--labels", "shape.json"), ("labels [1, 2]", "decides [1] times")),
     (("--labels", "high.json"), ("labels from 9 to 9", "classes 0 to 3")),

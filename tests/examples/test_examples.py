@@ -145,6 +145,14 @@ def test_a_bottleneck_is_trained_and_written(tmp_path: Path) -> None:
     check_bottleneck(capture(tilenet(), example_inputs()), made)
 
 
+def test_shipped_bottlenecks_are_of_the_shipped_network() -> None:
+    captured = capture(tilenet(), example_inputs(), name="tilenet")
+    found = [read_learned(path.read_bytes()) for path in sorted(ASSETS.glob("*.bottleneck.safetensors"))]
+    assert found
+    for made in found:
+        check_bottleneck(captured, made)
+
+
 def test_training_says_when_its_data_are_missing(tmp_path: Path) -> None:
     words = run("train_tiles.py", "--data", "nowhere.parquet", folder=tmp_path, fails=True)
     assert words.strip() == "nowhere.parquet is missing; give --data a parquet file of CIFAR-10, or leave it out"

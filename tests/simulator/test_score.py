@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import ecotone
 from ecotone.cost import predict
 from ecotone.planner import Latency, PlannerError, Throughput, solve
 from ecotone.planner.floors import percentile_s, queue_floor_s
@@ -15,6 +16,7 @@ from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson, simulate
 from ecotone.simulator.score import makespan_in, percentile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "planner"))
+from dag_worlds import inception_world
 from enumeration import World, random_world
 from scored import pinch_s
 
@@ -97,3 +99,17 @@ def test_a_plan_that_cannot_run_scores_infinitely() -> None:
     p95 = percentile(requests=2)
     assert p95.score_in is not None
     assert math.isinf(p95.score_in(other.graph, other.cluster, other.profile)(plan))
+
+
+def test_ecotone_solve_looks_at_other_orders_and_hands_the_makespan_over() -> None:
+    for world in map(inception_world, range(20)):
+        plain = ecotone.solve(world.graph, world.cluster, world.profile)
+        found = ecotone.solve(world.graph, world.cluster, world.profile, orders=True)
+        score = makespan_in(world.graph, world.cluster, world.profile)
+        assert not plain.plan.order
+        assert found.bound <= found.value * (1 + 1e-9)
+        assert score(found.plan) <= score(plain.plan) * (1 + 1e-9)
+        assert found.value * (1 - 1e-9) <= score(found.plan) <= 1.03 * found.value  # so the bound holds for it too
+        if found.plan.order:
+            return
+    raise AssertionError("no world gains by another order")

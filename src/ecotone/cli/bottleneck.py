@@ -68,10 +68,12 @@ def bottleneck(
         latents=latents, stride=stride, kernel=stride, hidden=hidden, coding=coding, price=price, epochs=epochs,
         final_epochs=final_epochs, seed=seed,
     )  # fmt: skip
-    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
-    position = _position(work, cut, profile_file)
+    if out_file.is_dir():
+        raise EcotoneError(f"--out {out_file}: is a directory; name a file in it")
+    work = load_work(model, cluster, input_shape=input_shape, branches=False, quiet=json_output)
     items = [item for item, _ in zip(open_source(samples, "all"), range(limit), strict=False)]
     inputs = [work.preparation.flat(item) for item in items]
+    position = _position(work, cut, profile_file)
     with progress_bar("training", json_output) as report:
         made = train_bottleneck(work.captured, position, inputs, options=asked, progress=report)
     write_file(out_file, made.codec.data)
@@ -89,6 +91,8 @@ def _position(work: Work, text: str, profile_file: Path | None) -> int:
         if not text.isdigit():
             raise EcotoneError(f"--cut {text!r}: write a position between two blocks, or auto")
         return int(text)
+    if len(work.cluster.devices) == 1:
+        raise EcotoneError("--cut auto: one machine sends nothing to another; give --cluster with more, or name a cut")
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
     position = best_cut(work, profile)

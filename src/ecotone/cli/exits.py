@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from ecotone.accuracy import ExitPolicy
 from ecotone.cli import options
+from ecotone.cli.calibrating import FileSamples, read_labels
 from ecotone.cli.console import err, out, print_json, progress_bar
-from ecotone.cli.workflow import Work, load_work, read_file
+from ecotone.cli.workflow import Work, load_work
 from ecotone.model import Captured
 from ecotone.model.exit_file import write_exits
 from ecotone.model.exit_places import exit_places, flop_share
 from ecotone.model.exit_training import Sample, TrainOptions, train_exits
 from ecotone.profiling.calibration import BUDGETS, best_rules, calibrate, judge, usual_policies
 from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
+from ecotone.profiling.labels import Labels
 from ecotone.schema import write
-from ecotone.serving.sources import Item, open_source
 from ecotone.units import EcotoneError
 
-__all__ = ["exits", "read_labels"]
+__all__ = ["exits"]
 
 HELD_OUT = 0.2  # share of the samples that thresholds are chosen on, which nothing learns from
 FEWEST = 10
@@ -39,13 +38,7 @@ def exits(
         str, options.option("--samples", text="Inputs to learn from: a directory, or anything that run takes.")
     ],
     out_file: Annotated[Path, options.option("--out", "-o", text="Where to write the exits: NAME.exits.safetensors.")],
-    labels: Annotated[
-        Path | None,
-        options.option(
-            "--labels",
-            text="JSON, item name -> class number or name (nested lists for maps). Without: the model's own answers.",
-        ),
-    ] = None,
+    labels: options.Labels = None,
     at: Annotated[str, options.option("--at", text="Positions, such as 2,6,8. Default: spread over the model's FLOP.")] = "",
     count: Annotated[int, typer.Option(help="How many exits, where --at names none.", min=1, max=4)] = 3,
     budget: Annotated[
@@ -63,13 +56,14 @@ def exits(
     """Attach early exits to a model, train them on samples, and choose thresholds within a budget of accuracy.
 
     A request that an exit is sure of leaves there and frees the later stages. Four fifths of the samples teach the exits,
-    the last fifth chooses how sure is sure enough. The other commands take the file with --exits.
+    the last fifth chooses how sure is sure enough. Without labels the model's own answers teach. The other commands take
+    the file with --exits.
 
       ecotone exits net.py:model --samples photos/ --labels labels.json --out net.exits.safetensors
     """
     budgets = _budgets(budget or ())
     places = _positions(at)
-    work = load_work(model, None, input_shape=input_shape, quiet=json_output)
+    work = load_work(model, None, input_shape=input_shape, branches=False, quiet=json_output)
     places = exit_places(work.captured.graph, count, places)
     data = _data(work, samples, labels)
     order = np.random.default_rng(seed).permutation(len(data))
@@ -93,44 +87,17 @@ def exits(
     err.print(f"[dim]wrote {out_file}; use it with --exits {out_file}", soft_wrap=True, highlight=False)
 
 
-def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> list[torch.Tensor]:
-    """Labels of the items called `names`, as int64 tensors; raises EcotoneError naming what is missing or odd."""
-    try:
-        document = json.loads(read_file(path))
-    except (ValueError, RecursionError) as error:
-        raise EcotoneError(f"{path}: is not JSON ({str(error)[:80]}); write for example {{'a.png': 3}}") from None
-    if not isinstance(document, dict):
-        raise EcotoneError(f"{path}: must map item names to classes, for example {{'a.png': 3}}")
-    missing = [name for name in names if name not in document]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise EcotoneError(f"{path}: has no label for {missing[0]}{more}; give every sample one")
-    number = {name: i for i, name in enumerate(classes)}
-    found = []
-    for name in names:
-        value = document[name]
-        value = number.get(value, value) if isinstance(value, str) else value
-        try:
-            array = np.array(value)
-        except ValueError:  # lists of unlike lengths
-            array = np.array("odd")
-        if array.dtype.kind not in "iu":
-            known = f" or one of {', '.join(classes[:4])}..." if classes else ""
-            raise EcotoneError(f"{path}: the label of {name} is {str(value)[:40]!r}, must be a class number{known}")
-        found.append(torch.from_numpy(array.astype(np.int64)))
-    return found
-
-
 def _data(work: Work, samples: str, labels: Path | None) -> list[Sample]:
     """Every item as flat inputs, with its label where there are any."""
-    items: list[Item] = list(open_source(samples, "all"))
-    if len(items) < FEWEST:
-        raise EcotoneError(f"--samples {samples}: holds {len(items)} inputs; exits need {FEWEST} at least, rather thousands")
-    inputs = [work.preparation.flat(item) for item in items]
+    inputs = FileSamples(samples, work.preparation)
+    if len(inputs) < FEWEST:
+        raise EcotoneError(
+            f"--samples {samples}: holds {len(inputs)} inputs; exits need {FEWEST} at least, rather thousands"
+        )
     if labels is None:
         return [(tensors, None) for tensors in inputs]
-    known = read_labels(labels, [item.name for item in items], work.preparation.labels)
-    return [(tensors, label[None]) for tensors, label in zip(inputs, known, strict=True)]
+    known = Labels(read_labels(labels, inputs.names, work.preparation.labels), inputs, inputs.names)
+    return [(tensors, label[None]) for tensors, (label,) in zip(inputs, known.contents(), strict=True)]
 
 
 def _calibrated(trained: Captured, outcomes: Outcomes, budgets: Sequence[float]) -> tuple[tuple[ExitPolicy, ...], str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,6 +16,7 @@ from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
 from ecotone.cli.asked import check_asked, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.orders import in_best_order
 from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
@@ -30,6 +32,7 @@ from ecotone.cost import predict
 from ecotone.plan import Plan
 from ecotone.planner import FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
 from ecotone.planner.objective import shown
+from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound, sizes_of
@@ -103,24 +106,22 @@ def plan(
 ) -> None:
     """Find the best plan: which device runs which part by which executor, in which codec tensors cross, where requests exit.
 
-    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". With
-    --survive it is a set: the plan and the standbys that take over when a device or link fails.
+    The answer is exact for the chain of the model's cuts, with its proven bound; it may be "one device". Of a model with
+    branches another order of the blocks is measured, and taken if it gains. --survive adds standbys against failures.
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
       ecotone plan net.py:model --cluster home.toml --objective server,latency --require latency=50ms
       ecotone plan net.py:model --cluster home.toml --objective p95 --arrivals poisson:20/s
-      ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
-      ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
+      ecotone plan net.py:model --cluster home.toml --survive auto --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(
-        model, cluster, input_shape=input_shape, samples=samples, labels=labels, exits=exits, bottlenecks=bottleneck,
-        quiet=json_output,
-    )  # fmt: skip
+    files: dict[str, Any] = {"samples": samples, "labels": labels, "exits": exits, "bottlenecks": bottleneck}
+    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output, **files)
     check_asked(objective, require or (), work.cluster, arrivals)
     check_around(pareto_axis, plot, objective, what_ifs or (), work.cluster)
     with open_nodes(work) as nodes:
-        made = make_profile(work, nodes, executors=executor or (), path=profile_file)
+        captured, measured = replace(work), make_profile(work, nodes, executors=executor or (), path=profile_file)
+        made = in_best_order(work, nodes, measured, objective, require or (), arrivals=arrivals)
     solution = make_plan(work, made, objective, require or (), arrivals=arrivals)
     failover = make_failover(work, made, objective, require or (), survival, arrivals) if survival else None
     wanted, kept = parse_objective(objective, arrivals), parse_require(require or (), arrivals)
@@ -132,7 +133,7 @@ def plan(
     _show(work, made, solution, failover, is_stated=bool(mtbf), has_bounds=bounds)
     around.show()
     if compare:
-        out.print(_baselines(work, made, solution, require or ()))
+        out.print(_baselines(captured, measured, solution, require or ()))
     if explain_it:
         _show_why(work, made, solution, wanted, kept)
 
@@ -150,6 +151,7 @@ def _show_why(work: Work, made: Profile, solution: Solution, objective: Objectiv
 
 
 def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
+    """The proven bounds of queues and memory; raises EcotoneError for plans that may lock up."""
     graph = work.captured.graph
     report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
     out.print(str(report), highlight=False, markup=False, soft_wrap=True)
@@ -177,24 +179,27 @@ def _show(
 
 def _proof(solution: Solution) -> str:
     if solution.is_proven:
-        return f"[green]proven best[/] for {solution.objective} in this cost model"
+        where = "this order of the blocks" if solution.plan.order else "this cost model"
+        return f"[green]proven best[/] for {solution.objective} in {where}"
     first = solution.objective.partition(",")[0].partition("~")[0]
     return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
 
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:
-    """Every named baseline that has a plan, on the same profile."""
+    """Every named baseline that has a plan, on the profile of the captured order; `solution` may be of another one."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("contender", "latency", "throughput", "plan"):
         table.add_column(name)
     graph = work.captured.graph
-    rows = [("ecotone", solution.plan)]
+    rows = [("ecotone", solution.plan, solution.cost)]
     for name in baselines.NAMES:
         try:
-            rows.append((name, baselines.place(name, graph, work.cluster, made, tuple(require))))
+            plan = baselines.place(name, graph, work.cluster, made, tuple(require))
         except PlannerError as error:
             table.add_row(name, "-", "-", f"[dim]{error}[/]")
-    for name, candidate in rows:
-        cost = predict(candidate, graph, work.cluster, made)
+            continue
+        other, profile = world_of(plan.order, graph, work.cluster, made)
+        rows.append((name, plan, predict(plan, other, work.cluster, profile)))
+    for name, candidate, cost in rows:
         table.add_row(name, seconds(cost.latency_s), f"{cost.throughput_per_s:.3g} /s", escape(str(candidate)))
     return table

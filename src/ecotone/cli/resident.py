@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ecotone.cli.asked import check_movable, parse_objective, parse_require
 from ecotone.cli.console import err
+from ecotone.cli.orders import in_best_order
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -21,6 +22,7 @@ from ecotone.cost import CostModel, predict, resident_bytes
 from ecotone.plan import Plan, plan_violations
 from ecotone.planner.candidates import candidates
 from ecotone.planner.objective import Asked as Limits
+from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet, Standby
 from ecotone.policies.learned import Trained, load_trained
 from ecotone.profile import Profile
@@ -94,18 +96,19 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
     With --adapt the plans that are best at other link rates are resident as well, as far as memory goes; with --survive the
     standbys against failures.
     """
-    is_needed = asked.adapt or not asked.plan_file or asked.profile_file
-    profile = make_profile(work, nodes, path=asked.profile_file) if is_needed else None
+    if asked.plan_file:
+        plans = read_plan_set(asked.plan_file, work)
+        is_needed = asked.adapt or asked.profile_file
+        return plans, make_profile(work, nodes, path=asked.profile_file) if is_needed else None
+    measured = make_profile(work, nodes, path=asked.profile_file)
+    if asked.learned:  # trained for the blocks in the order of their file
+        return _checked(asked.learned, work), measured
+    profile = in_best_order(work, nodes, measured, asked.objective, asked.require, arrivals=asked.arrivals)
     return chosen_plans(work, profile, asked), profile
 
 
-def chosen_plans(work: Work, profile: Profile | None, asked: Asked) -> PlanSet:
-    """The set that the command line asks for; a profile is needed unless a file names the plans."""
-    if asked.plan_file:
-        return read_plan_set(asked.plan_file, work)
-    if asked.learned:
-        return _checked(asked.learned, work)
-    assert profile is not None
+def chosen_plans(work: Work, profile: Profile, asked: Asked) -> PlanSet:
+    """The set that the command line asks for, chosen on a profile."""
     if asked.survival:
         plans = make_failover(work, profile, asked.objective, asked.require, asked.survival, asked.arrivals).planset
         return _with_more(work, plans, _candidates(work, profile, asked)) if asked.adapt else plans
@@ -118,8 +121,11 @@ def expected_s(work: Work, plans: PlanSet, profile: Profile | None) -> dict[int,
     """Seconds of the longest way through each plan by its place in the set, to notice a late run; {} without profile."""
     if profile is None:
         return {}
-    graph = work.captured.graph
-    return {i: predict(plan, graph, work.cluster, profile).longest_s for i, plan in enumerate(plans.plans)}
+    found = {}
+    for i, plan in enumerate(plans.plans):
+        graph, measured = world_of(plan.order, work.captured.graph, work.cluster, profile)
+        found[i] = predict(plan, graph, work.cluster, measured).longest_s
+    return found
 
 
 @contextlib.contextmanager

@@ -14,11 +14,13 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.asked import check_asked, parse_arrivals
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.orders import in_best_order, profile_of
 from ecotone.cli.resident import Asked, chosen_plans
 from ecotone.cli.simulated_faults import drawn_faults, fault_document, fault_tables, read_faults_file
 from ecotone.cli.tables import seconds
 from ecotone.cli.workflow import Work, load_work, make_profile, open_nodes, read_plan_set, write_file
 from ecotone.planset import PlanSet
+from ecotone.profile import Profile
 from ecotone.protocol.settings import CoordinatorSettings
 from ecotone.simulator import Report
 from ecotone.simulator import simulate as run_simulation
@@ -64,9 +66,7 @@ def simulate(
     check_asked(objective, require or (), work.cluster, arrivals)
     known = tuple(device.name for device in work.cluster.devices)
     script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))
-    with open_nodes(work) as nodes:
-        profile = make_profile(work, nodes, path=profile_file)
-    chosen = chosen_plans(work, profile, asked)
+    chosen, profile = _chosen(work, asked, profile_file)
     machines = dataclasses.replace(work.cluster.scaled_links(links), emulate=True)
     run = partial(
         run_simulation, chosen, work.captured.graph, machines, profile, requests=requests, arrivals=pattern, seed=seed,
@@ -89,9 +89,20 @@ def simulate(
         out.print(part, soft_wrap=True)
 
 
+def _chosen(work: Work, asked: Asked, profile_file: Path | None) -> tuple[PlanSet, Profile]:
+    """The plans to try, and a profile of the order of blocks that they cut."""
+    with open_nodes(work) as nodes:
+        if asked.plan_file:
+            plans = read_plan_set(asked.plan_file, work)
+            return plans, profile_of(work, nodes, plans.primary, profile_file)
+        measured = make_profile(work, nodes, path=profile_file)
+        profile = in_best_order(work, nodes, measured, asked.objective, asked.require)
+    return chosen_plans(work, profile, asked), profile
+
+
 def _beside(folder: Path, work: Work, name: str) -> PlanSet:
     """A plan file that a script names, relative to the script."""
-    return read_plan_set(folder / name, work)
+    return read_plan_set(folder / name, dataclasses.replace(work))
 
 
 def _document(report: Report) -> dict[str, object]:

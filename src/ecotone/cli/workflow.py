@@ -9,7 +9,7 @@ import json
 import math
 import socket
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,23 +111,26 @@ def load_work(
     max_calibration: int = -1,
     exits: str = "",
     bottlenecks: Sequence[Path] | None = None,
+    branches: bool = True,
     quiet: bool = False,
 ) -> Work:
     """Load and capture `model`, read the cluster, find samples, labels, exits; raises EcotoneError naming what is wrong.
 
     `max_calibration`: at most so many samples are for the accuracy table; below 0: all. `bottlenecks`: files of learned
-    codecs, which must be of this model; they can be used from then on.
+    codecs, which must be of this model; they can be used from then on. `branches`: blocks follow branches, but not with
+    exits or bottlenecks, whose files count the blocks of one row.
     """
     if labels and not samples:
         raise EcotoneError("--labels says what is right for --samples; give both")
     if labels and max_calibration == 0:
         raise EcotoneError("--calibration 0 makes no accuracy table, which --labels are for; leave one of them out")
     machines = load_cluster(cluster)
+    branches = branches and not exits and not bottlenecks
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
             raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
-        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name)
+        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches)
     policies = None
     if exits:
         captured, policies = _attached(loaded, captured, exits, quiet)
@@ -190,13 +193,18 @@ def make_profile(
     path: Path | None = None,
     max_error: float = 0.2,
     fresh: bool = False,
+    cuts: Sequence[int] = (),
+    codecs: Sequence[str] = (),
 ) -> Profile:
-    """Measure what is not measured yet; the file is reused while model, devices, samples and versions stay the same."""
+    """Measure what is not measured yet, at `cuts` or where it promises most, in `codecs` or all usual ones.
+
+    The file is reused while model, devices, samples and versions stay the same.
+    """
     for name in executors:
         by_id(name)
     learned = [made.id for made in work.bottlenecks]
-    codecs = (*codec_ids(()), *learned) if learned else ()
-    options = MeasureOptions(executors=tuple(executors), max_error=max_error, codecs=codecs)
+    wanted = (*(codecs or codec_ids(())), *learned) if learned else tuple(codecs)
+    options = MeasureOptions(executors=tuple(executors), max_error=max_error, cuts=tuple(cuts), codecs=wanted)
     image = work.preparation.image
     few = [sample for sample, _ in zip(work.samples, range(options.max_samples), strict=False)] or [
         work.captured.example_inputs
@@ -278,7 +286,10 @@ def make_failover(
 
 
 def read_plan_set(path: Path, work: Work) -> PlanSet:
-    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster."""
+    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster.
+
+    `work.captured` is put in the order of the blocks that the first plan cuts.
+    """
     text = read_file(path)
     try:
         document = json.loads(text)
@@ -287,11 +298,25 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
     is_set = isinstance(document, dict) and document.get("schema") == PLAN_SET
     where = f"plan {path}"
     found = PlanSet.from_json(text, where) if is_set else PlanSet(primary=Plan.from_json(text, where))
+    _cut_as(work, found.primary)
     for plan in found.plans:
         wrong = plan_violations(plan, work.captured.graph, work.cluster)
         if wrong:
             raise EcotoneError(f"{where}: {plan}: " + "; ".join(wrong))
     return found
+
+
+def _cut_as(work: Work, plan: Plan) -> None:
+    """Put `work.captured` in the order of blocks that a plan cuts; plans of a capture in one row are known too."""
+    for branches in (True,) if work.captured.exits or work.bottlenecks else (True, False):
+        with suppress(EcotoneError):  # an order of another model
+            captured = work.captured
+            if not branches:
+                captured = capture(work.loaded.module, work.loaded.args, work.loaded.kwargs, name=work.loaded.name)
+            other = captured.in_order(plan.order)
+            if other.graph.content_hash() == plan.graph_hash:
+                work.captured = other
+                return
 
 
 def read_file(path: Path) -> bytes:

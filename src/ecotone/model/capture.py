@@ -5,8 +5,8 @@
     y = captured.unflatten_outputs(tail.module()(*head.module()(*captured.flatten_inputs((x,)))))
 
 The steps: `export` (torch.export, made functional), `lower` (numbers, layouts), `blocks` (where cuts are worth it), and
-here the Graph and the segments. Composition over any cuts equals `reference` bit for bit: each operator runs once, in the
-same order, on tensors of the same values and the same memory layout.
+here the Graph and the segments. Composition over any cuts equals `reference` bit for bit: each operator runs once on tensors
+of the same values and the same memory layout. That holds for any topological order of the blocks too (`reordered`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from ecotone.graph import DTYPE_BYTES, Block, Graph, Parameter, Tensor, TensorIndex
 from ecotone.model.blocks import Item, choose_cuts
+from ecotone.model.branches import branch_groups
 from ecotone.model.errors import ModelError
 from ecotone.model.exits import ExitHead, check_place, exiting_graph, joined, work_of
 from ecotone.model.export import export
@@ -56,10 +57,12 @@ def capture(
     *,
     name: str = "",
     dynamic_batch: bool = False,
+    branches: bool = False,
 ) -> Captured:
     """Capture `model` called as model(*args, **kwargs); a single tensor stands for (tensor,).
 
-    With `dynamic_batch`, dimension 0 of every input tensor may differ when segments run. The model must be in eval mode.
+    With `dynamic_batch`, dimension 0 of every input tensor may differ when segments run. With `branches`, blocks follow the
+    model's branches, so that it can be cut through each of them apart (see branches.py). The model must be in eval mode.
     Raises ModelError naming the operator, the source line and the remedy where the model cannot be captured.
     """
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
@@ -81,7 +84,8 @@ def capture(
     example = [leaf for leaf in pytree.tree_leaves((traced_args, traced_kwargs)) if isinstance(leaf, torch.Tensor)]
     observe_layouts(flat, [_plain(tensor) for tensor in example])
     spec = exported.program.call_spec
-    return Captured(flat, name or type(model).__name__, spec.in_spec, spec.out_spec, pytree.tree_leaves((args, kwargs)))
+    leaves = pytree.tree_leaves((args, kwargs))
+    return Captured(flat, name or type(model).__name__, spec.in_spec, spec.out_spec, leaves, branches=branches)
 
 
 class Captured:
@@ -93,9 +97,11 @@ class Captured:
     graph: Graph
     exits: tuple[ExitHead, ...] = ()
 
-    def __init__(self, flat: Flat, name: str, in_spec: Any, out_spec: Any, leaves: list[Any]):
+    def __init__(
+        self, flat: Flat, name: str, in_spec: Any, out_spec: Any, leaves: list[Any], *, branches: bool = False
+    ) -> None:
         self._flat, self._in_spec, self._out_spec, self._leaves = flat, in_spec, out_spec, leaves
-        self._blocks = _blocks(flat)
+        self._blocks = _blocks(flat, branches)
         _make_dense(flat, self._blocks)
         _refuse_outputs(flat)
         self._weights = _weight_specs(flat)
@@ -234,6 +240,29 @@ class Captured:
         tensors = dict(self._flat.weights)
         return Segment(program, {spec.name: tensors[spec.name] for spec in specs})
 
+    def reordered(self, order: Sequence[int]) -> Captured:
+        """The same model with its blocks in another topological order: block `order[i]` at place i (see Graph.reordered).
+
+        Takes and returns the same tensors, bit for bit, and shares the weights. Raises SchemaError for no such order.
+        """
+        return self._with(self.graph.reordered(order))
+
+    def in_order(self, order: Sequence[int]) -> Captured:
+        """The same model in the order that a plan names (see Graph.in_order)."""
+        return self._with(self.graph.in_order(order))
+
+    def _with(self, graph: Graph) -> Captured:
+        """Itself with its blocks as `graph`, another order of its own, has them."""
+        captured, other = self.graph.order or range(len(self._blocks)), copy.copy(self)
+        by_number = dict(zip(captured, self._blocks, strict=True))
+        other.graph, other.graph_hash, other._reference = graph, graph.content_hash(), None
+        other.backbone = self.backbone.in_order(graph.order)
+        places = {leaving.name: leaving.position for leaving in graph.exits}
+        moved = (replace(head, position=places[head.name]) for head in self.exits)
+        other.exits = tuple(sorted(moved, key=lambda head: head.position))
+        other._blocks = [by_number[number] for number in graph.order or range(len(self._blocks))]
+        return other
+
     def _exiting(self, start: int, stop: int, exit_name: str) -> Segment:
         head = self._head(exit_name)
         if head.position != stop or start >= stop:
@@ -276,7 +305,10 @@ class Captured:
             for dim, size in enumerate(self._flat.values[value].sizes):
                 if len(size) == 2 and size[0] == 0 and size[1] > 0:
                     return BatchSource(input=number, dim=dim, factor=size[1])
-        raise AssertionError("no tensor of this frontier tells the batch, though blocks were chosen so")
+        # Capture chose its cuts so that one does; another order of the blocks may have frontiers where none does.
+        raise ModelError(
+            f"segment of {self.graph.name}: no tensor that enters it tells the batch; cut elsewhere, or keep the order"
+        )
 
     def _graph(self, name: str) -> Graph:
         flat, index_of = self._flat, {value: TensorIndex(i) for i, value in enumerate(self._crossing)}
@@ -396,7 +428,7 @@ def _with_free(values: Sequence[int], flat: Flat) -> list[int]:
     return [*sorted(needed - set(values)), *values]
 
 
-def _blocks(flat: Flat) -> list[list[int]]:
+def _blocks(flat: Flat, branches: bool) -> list[list[int]]:
     """Value numbers of the nodes of each block; free nodes belong to none."""
     order = [v for v in range(flat.first_node, len(flat.values)) if not flat.values[v].free]
     if not order:
@@ -420,6 +452,9 @@ def _blocks(flat: Flat) -> list[list[int]]:
         )
     inputs = [_item(flat, number, [], 0.0, 0, False) for number in range(len(flat.inputs))]
     results = [position[result.value] for result in flat.results if isinstance(result, Ref)]
+    if branches:
+        groups = branch_groups(items, inputs, results, need_batch=flat.dynamic)
+        return [[order[number] for number in group] for group in groups]
     cuts = (0, *choose_cuts(items, inputs, results, need_batch=flat.dynamic), len(order))
     return [order[a:b] for a, b in itertools.pairwise(cuts)]
 

@@ -4,6 +4,7 @@ stay resident beside that one in case something fails: `choose(graph, cluster, p
 """
 
 from ecotone.planner import baselines
+from ecotone.planner.dag import DagSolution, solve_dag
 from ecotone.planner.expectation import Detection, Weights
 from ecotone.planner.explain import Breakpoint, Explanation, explain
 from ecotone.planner.failover import FailoverSolution, choose
@@ -33,8 +34,9 @@ from ecotone.planner.standbys import Variant
 from ecotone.planner.what_if import WhatIf, what_if
 
 __all__ = [
-    "P95", "TIE", "AccuracyLoss", "Breakpoint", "Bytes", "Detection", "Energy", "Error", "Explanation", "FailoverSolution",
-    "Front", "Latency", "Lexicographic", "Money", "Objective", "OptionWeights", "Outlook", "PlannerError", "Point",
-    "Requirement", "RunnerUp", "Score", "ScoreIn", "Server", "Solution", "Throughput", "Variant", "Weights", "WhatIf",
-    "assume", "baselines", "choose", "explain", "pareto", "parse_objective", "score_options", "solve", "what_if",
+    "P95", "TIE", "AccuracyLoss", "Breakpoint", "Bytes", "DagSolution", "Detection", "Energy", "Error", "Explanation",
+    "FailoverSolution", "Front", "Latency", "Lexicographic", "Money", "Objective", "OptionWeights", "Outlook",
+    "PlannerError", "Point", "Requirement", "RunnerUp", "Score", "ScoreIn", "Server", "Solution", "Throughput",
+    "Variant", "Weights", "WhatIf", "assume", "baselines", "choose", "explain", "pareto", "parse_objective",
+    "score_options", "solve", "solve_dag", "what_if",
 ]  # fmt: skip

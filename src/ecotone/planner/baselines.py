@@ -6,8 +6,10 @@ not measured), PlannerError says so: a baseline does not repair itself.
 
 Legend: "device" is the source, "server" the other device that computes the whole model soonest. EdgeShard: arXiv
 2405.14371, both programmes on additive block times and bytes / rate, without latency, first block on the source;
-PipeEdge: arXiv 2110.14895, the same recursion unpinned; both over sets of devices, at most MOST_DEVICES. "sequential"
-decides by the same solver as ours, but one thing after another: cut and placement in float32, precision, then the exits.
+PipeEdge: arXiv 2110.14895, the same recursion unpinned; both over sets of devices, at most MOST_DEVICES. DADS: INFOCOM 2019,
+light load, on times block by block; its plan cuts an order of the blocks of its own (Plan.order), to be priced there.
+"sequential" decides by the same solver as ours, but one thing after another: cut and placement in float32, precision, then
+the exits.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from ecotone.cluster import Cluster
 from ecotone.cost import CostModel, FloatArray
 from ecotone.graph import Graph
 from ecotone.plan import Plan
+from ecotone.planner.blockwise import blockwise, prices
 from ecotone.planner.chain import Chain, Path, build
+from ecotone.planner.dads import first_blocks_first, light_load
 from ecotone.planner.objective import Asked, Latency, PlannerError, Requirement
+from ecotone.planner.reordering import profile_in_order
 from ecotone.planner.search import Task, broken, search
 from ecotone.profile import Profile
 
@@ -43,9 +48,10 @@ def place(name: str, graph: Graph, cluster: Cluster, profile: Profile, require: 
     if name not in NAMES:
         raise PlannerError(f"baseline {name!r} is not known; known are {', '.join(NAMES)}")
     asked = Asked.of(require)
+    model = CostModel(graph, cluster, profile)
     if name == "sequential":
-        return _one_after_another(CostModel(graph, cluster, profile), asked)
-    chain = build(CostModel(graph, cluster, profile), asked)
+        return _one_after_another(model, asked)
+    chain = build(_device_blocks_first(model, asked) if name == "dads" else model, asked)
     path = _RULES[name](chain)
     if path is None:
         raise PlannerError(f"baseline {name}: gives no plan here (a device, link or codec it needs is missing)")
@@ -153,6 +159,19 @@ def _best_fixed_cut(chain: Chain) -> Path | None:
 def _neurosurgeon(chain: Chain) -> Path | None:
     """ASPLOS 2017: the best of all cuts between device and server, float32 on the wire."""
     return _quickest(chain, [_path(chain, stages) for stages in _cuts(chain)])
+
+
+def _device_blocks_first(model: CostModel, asked: Asked) -> CostModel:
+    """DADS: the order of the blocks in which the minimum cut between device and server is a cut, and only that one."""
+    server = _server(build(model, asked))
+    tables = blockwise(model, asked)
+    codec = tables.codecs.index("fp32") if "fp32" in tables.codecs else None
+    cut = None if server is None or codec is None else light_load(prices(tables, "latency"), server, codec)
+    if cut is None:
+        raise PlannerError("baseline dads: gives no plan here (a device, link or codec it needs is missing)")
+    other = model.graph.reordered(first_blocks_first(cut, model.graph.num_blocks))
+    profile = profile_in_order(model.graph, other, model.cluster, model.profile, (len(cut.first),))
+    return CostModel(other, model.cluster, profile)
 
 
 def _quickest(chain: Chain, paths: list[Path | None]) -> Path | None:
@@ -323,6 +342,7 @@ _RULES: dict[str, Callable[[Chain], Path | None]] = {
     "server_only_jpeg": _server_only("jpeg"),
     "best_fixed_cut": _best_fixed_cut,
     "neurosurgeon": _neurosurgeon,
+    "dads": _neurosurgeon,  # on an order of the blocks of its own
     "fixed_int8_middle": _fixed_int8_middle,
     "edgeshard_latency": _edgeshard_latency,
     "edgeshard_throughput": _edgeshard_throughput,

@@ -172,8 +172,8 @@ class Chain:
             for name, (_, _, b), k in zip(names, path.stages, leaves, strict=True)
             if b in heads
         )
-        digest = self.model.profile.graph_hash
-        return Plan(graph_hash=digest, stages=stages, transfers=transfers, exit_transfers=leaving)
+        digest, order = self.model.profile.graph_hash, self.model.graph.order
+        return Plan(graph_hash=digest, stages=stages, transfers=transfers, exit_transfers=leaving, order=order)
 
     def _transfer(self, source: DeviceId, target: DeviceId, at: int, codec: str) -> Transfer:
         return Transfer(source=source, target=target, position=self.cuts[at], codec=codec)

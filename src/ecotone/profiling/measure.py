@@ -33,7 +33,6 @@ from ecotone.profile import LinkFit, Profile
 from ecotone.profiling.accuracy import calibrate, setup_of
 from ecotone.profiling.cells import Calibration
 from ecotone.profiling.codecs import learned_positions, payloads
-from ecotone.profiling.cuts import candidate_cuts
 from ecotone.profiling.decisions import decides
 from ecotone.profiling.device import profile_device
 from ecotone.profiling.job import frontier_values
@@ -113,7 +112,7 @@ def measure(
     key_of_samples = partial(profile_key, captured.graph, cluster, options, measured=measured, image=image)
     key, table = key_of_samples(few), table or AccuracyOptions()
     target = Path(path) if path is not None else default_path(key)
-    cuts = candidate_cuts(captured.graph, options.max_cuts, learned_positions(options.codecs))
+    cuts = options.cuts_of(captured.graph, learned_positions(options.codecs))
     calibration = _calibration(captured, cuts, samples, labels, options, table, image, progress)
     known = _reused(target, lambda found: key if len(samples) else key_of_samples(samples_hash=found.samples_hash), key)
     if known is None:
@@ -192,8 +191,12 @@ def _calibration(
 
 
 def _covers(table: AccuracyTable | None, given: AccuracyTable) -> bool:
-    """Whether `table` was measured, crossings and all, with every policy of `given`."""
-    return table is not None and bool(table.cells) and {p.name for p in given.policies} <= {p.name for p in table.policies}
+    """Whether `table` was measured, crossings and all, with every policy of `given`, at the same thresholds."""
+    if table is None or not table.cells:
+        return False
+    return {(p.name, p.exits, p.thresholds) for p in given.policies} <= {
+        (p.name, p.exits, p.thresholds) for p in table.policies
+    }
 
 
 def _kept(path: Path, graph: Graph, cuts: tuple[int, ...]) -> Calibration | None:

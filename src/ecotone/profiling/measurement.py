@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
 from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.cluster import Device, DeviceId
+from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.profile import CodecCost, ExecutorFailure, ExitTime, SegmentTime
 from ecotone.profiling.crossings import ExitRun
+from ecotone.profiling.cuts import candidate_cuts
 
 __all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
 
@@ -29,12 +31,14 @@ class MeasureOptions:
 
     `executors`: the ids to try; empty: those the device allows, else the usual ones that work there. After one pass over
     the whole model the `keep` best of different accuracy within `max_error` are measured at every cut. `codecs`: ids,
-    empty: the usual ones. `isolate`: run segments in a process whose death is survived.
+    empty: the usual ones. `cuts`: measure at these positions; empty: at the `max_cuts` most promising ones. `isolate`: run
+    segments in a process whose death is survived.
     """
 
     executors: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ()
     max_cuts: int = 20
+    cuts: tuple[int, ...] = ()
     max_error: float = 0.2
     keep: int = 2
     rounds: int = 11
@@ -51,6 +55,12 @@ class MeasureOptions:
         if self.max_error < 0 or self.step_timeout_s <= 0:
             wrong.append("max_error must not be negative and step_timeout_s must be above zero")
         schema.check("measure options", wrong)
+
+    def cuts_of(self, graph: Graph, also: Iterable[int] = ()) -> tuple[int, ...]:
+        """The positions to measure at, ascending, with 0 and L round them; `also` where `cuts` names none."""
+        length = graph.num_blocks
+        inner = {c for c in self.cuts if 0 < c < length}
+        return (0, *sorted(inner), length) if self.cuts else candidate_cuts(graph, self.max_cuts, also)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

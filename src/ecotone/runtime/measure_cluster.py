@@ -97,7 +97,7 @@ def _ask_node(
 ) -> DeviceMeasurement:
     """Send the model in pieces to a real node and let it measure them on itself."""
     graph, learned = captured.graph, profiling.learned_positions(options.codecs)
-    cuts = profiling.candidate_cuts(graph, options.max_cuts, learned)
+    cuts = options.cuts_of(graph, learned)
     length, source = graph.num_blocks, nodes.cluster.source
     pieces: set[Piece] = {(0, length), *itertools.pairwise(cuts)}
     pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}

@@ -315,7 +315,7 @@ class Session:
     def how_to_switch(self, plan: Plan | PlanSet) -> Switchover:
         """Whether replan(plan) would make the new set ready beside the old one or pause for it, and why."""
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
-        return switchover(self._residency.current, plans.plans, self._models.graphs, self.nodes.cluster)
+        return switchover(self._residency.current, plans.plans, self._models.graphs(plans.plans), self.nodes.cluster)
 
     def prefer(self, plan: Plan) -> None:
         """New requests follow `plan` from now on, where its nodes answer: no loading, no waiting. It must be resident."""
@@ -457,8 +457,7 @@ class Session:
         entry.future.exit = plan.exit_at(body.edge) if plan else ""
         attempt = attempt_of(body.request)
         self._ended.append(Ended(request, body.epoch, attempt, entry.submitted_s, total_s, entry.future.exit))
-        graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
-        self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
+        self._end(entry, Outcome(tuple(tensors), self._models.origin(plan), body.epoch))
 
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None:
         with self._lock:

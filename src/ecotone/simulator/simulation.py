@@ -20,6 +20,7 @@ from ecotone.cost import CostModel, PlanCost
 from ecotone.graph import Graph
 from ecotone.linktrace import load_trace
 from ecotone.plan import Plan
+from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound
@@ -149,9 +150,12 @@ class Times:
         self.costs: dict[int, PlanCost] = {}
         self.leaving = Leaving(seed)
 
-    def add(self, *plans: Plan) -> None:
-        """Raises EcotoneError where a plan is of a graph that was not given."""
+    def add(self, *plans: Plan, reordered: CostModel | None = None) -> None:
+        """Raises EcotoneError where a plan is of a graph that was not given, nor of another order of that of `reordered`."""
         for plan in plans:
+            if plan.graph_hash not in self.models and reordered is not None:
+                graph, measured = world_of(plan.order, reordered.graph, reordered.cluster, reordered.profile)
+                self.models.setdefault(graph.content_hash(), CostModel(graph, reordered.cluster, measured))
             model = self.models.get(plan.graph_hash)
             if model is None:
                 what = f"plan {plan.epoch} is of graph {plan.graph_hash:.12}, which is not given"
@@ -196,9 +200,9 @@ def simulate(
     """Run `requests` through a plan or a set of plans on the virtual clock (arrivals: one at a time by default).
 
     `script`: faults at stated times; links whose cluster entry names a trace follow it. `variants`: further graphs that
-    plans may be of. `coordinator` gives patience and bounds that are not named here. `until_s`: stop there; what has not
-    ended by then is counted. `attend` is told once the plans are in force. Raises EcotoneError where the plan cannot
-    be deployed or the script makes no sense.
+    plans may be of (other orders of the blocks of `graph` need none). `coordinator` gives patience and bounds that are
+    not named here. `until_s`: stop there; what has not ended by then is counted. `attend` is told once the plans are in
+    force. Raises EcotoneError where the plan cannot be deployed or the script makes no sense.
     """
     arrivals = arrivals or ClosedLoop()
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
@@ -206,7 +210,7 @@ def simulate(
     model = CostModel(graph, cluster, profile)
     times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in variants} | {graph.content_hash(): model}, seed)
     every = [one for group in (plans, *(as_set(f.plan) for f in script if isinstance(f, Replan))) for one in group.plans]
-    times.add(*every)
+    times.add(*every, reordered=model)
     settings = dataclasses.replace(
         coordinator or CoordinatorSettings(session=1),
         queue_limit=max(queue_limit, in_flight), max_in_flight=in_flight, ordered=ordered,
