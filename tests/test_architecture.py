@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"*"},
 }
 PURE = DATA | {"trace", "cost", "planner", "protocol", "simulator", "policies"}
-NO_TORCH = PURE | {"web"}
+NO_TORCH = (PURE - {"policies"}) | {"web"}  # learned policies decide with tensors
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {
     "socket", "subprocess", "threading", "multiprocessing", "asyncio", "time", "random", "urllib", "http", "select",

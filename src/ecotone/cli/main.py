@@ -15,6 +15,7 @@ from ecotone.cli.exits import exits
 from ecotone.cli.lab import app as lab
 from ecotone.cli.nodes import status, up
 from ecotone.cli.planning import plan, profile
+from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
 from ecotone.cli.simulating import simulate
 from ecotone.cli.together import or_together, plan_together, simulate_together
@@ -39,6 +40,7 @@ app.command(rich_help_panel=WORK)(exits)
 app.command(rich_help_panel=WORK)(profile)
 app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
 app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
+app.add_typer(policy, name="policy", rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(bottleneck)
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)

@@ -120,6 +120,13 @@ Survive = Annotated[
 Adapt = Annotated[
     bool, typer.Option("--adapt", help="Keep plans for other link rates resident and move among them as links change.")
 ]
+Learned = Annotated[
+    Path | None,
+    option(
+        "--learned",
+        text="With --adapt: let this policy choose (see `ecotone policy train`), for the deadline of --require latency=...",
+    ),
+]
 Mtbf = Annotated[
     str, option("--mtbf", text="Mean time between failures where the cluster file states none. Default: 8h, an assumption.")
 ]

@@ -19,17 +19,18 @@ from ecotone.cli.workflow import (
     read_plan_set,
 )
 from ecotone.cost import CostModel, predict, resident_bytes
-from ecotone.plan import Plan
+from ecotone.plan import Plan, plan_violations
 from ecotone.planner.candidates import candidates
 from ecotone.planner.objective import Asked as Limits
 from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet, Standby
+from ecotone.policies.learned import Trained, load_trained
 from ecotone.profile import Profile
-from ecotone.protocol.controller import Controller, Replan
+from ecotone.protocol.controller import Controller, Policy, Replan
 from ecotone.runtime import Nodes, Session
 from ecotone.runtime.adapt import Adaptive
 from ecotone.runtime.shadow import Shadow
-from ecotone.units import EcotoneError
+from ecotone.units import EcotoneError, format_quantity
 
 __all__ = ["Asked", "adapting", "chosen_plans", "expected_s", "resident_plans", "shadowing"]
 
@@ -48,6 +49,8 @@ class Asked:
     profile_file: Path | None = None
     shadow: float = 0.0
     arrivals: str = ""
+    learned: Trained | None = None
+    deadline_s: float = 0.0
 
     @staticmethod
     def of(
@@ -59,6 +62,7 @@ class Asked:
         profile_file: Path | None = None,
         shadow: float = 0.0,
         arrivals: str = "",
+        learned: Path | None = None,
     ) -> Asked:
         if adapt:
             check_movable(objective)
@@ -66,10 +70,24 @@ class Asked:
             raise EcotoneError(f"--shadow {shadow:g}: give a share of the requests from 0 to 1, for example 0.01")
         if survive and plan_file:
             raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
+        trained, deadline_s = (None, 0.0) if learned is None else _learned(learned, require or (), adapt)
+        if trained and (plan_file or survive):
+            raise EcotoneError("--learned brings its own plans; leave out --plan and --survive")
         return Asked(
             objective=objective, require=tuple(require or ()), plan_file=plan_file, survival=Survival.parse(survive),
-            adapt=adapt, profile_file=profile_file, shadow=shadow, arrivals=arrivals,
+            adapt=adapt, profile_file=profile_file, shadow=shadow, arrivals=arrivals, learned=trained,
+            deadline_s=deadline_s,
         )  # fmt: skip
+
+
+def _learned(path: Path, require: Sequence[str], adapt: bool) -> tuple[Trained, float]:
+    """The policy of a file, and the deadline that the requirements state."""
+    trained = load_trained(path)
+    limits = [found.limit for found in parse_require(require) if found.name == "latency"]
+    first, last = (format_quantity(seconds, "s") for seconds in trained.about.ranges.deadline_s)
+    if not adapt or not limits:
+        raise EcotoneError(f"--learned {path}: add --adapt and --require latency=..., trained from {first} to {last}")
+    return trained, float(min(limits))
 
 
 def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Profile | None]:
@@ -83,6 +101,8 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
         is_needed = asked.adapt or asked.profile_file
         return plans, make_profile(work, nodes, path=asked.profile_file) if is_needed else None
     measured = make_profile(work, nodes, path=asked.profile_file)
+    if asked.learned:  # trained for the blocks in the order of their file
+        return _checked(asked.learned, work), measured
     profile = in_best_order(work, nodes, measured, asked.objective, asked.require, arrivals=asked.arrivals)
     return chosen_plans(work, profile, asked), profile
 
@@ -118,12 +138,14 @@ def adapting(work: Work, session: Session, profile: Profile | None, asked: Asked
     graph = work.captured.graph
     first, *others = session.plans
     plans = PlanSet(primary=first, standbys=tuple(Standby(plan=plan) for plan in others))
-    controller = Controller(plans, graph, work.cluster, profile, objective)
+    controller: Policy = Controller(plans, graph, work.cluster, profile, objective)
+    if asked.learned:
+        controller = asked.learned.policy(plans, graph, work.cluster, profile, asked.deadline_s)
 
     def plan(replan: Replan) -> PlanSet:
         return candidates(graph, work.cluster, replan.profile, objective, parse_require(asked.require), now=replan.now)
 
-    with Adaptive(session, controller, plan=plan):
+    with Adaptive(session, controller, plan=None if asked.learned else plan):
         yield
 
 
@@ -157,6 +179,22 @@ def shadowing(work: Work, session: Session, profile: Profile | None, asked: Aske
 
     with Shadow(session, asked.shadow, expected, on_notice=say) as shadow:
         yield shadow
+
+
+def _checked(trained: Trained, work: Work) -> PlanSet:
+    """The policy's plans, which must run here and fit into memory together."""
+    plans, graph = trained.plan_set(), work.captured.graph
+    for plan in plans.plans:
+        if wrong := plan_violations(plan, graph, work.cluster):
+            raise EcotoneError(f"policy {trained.about.name}: {plan}: " + "; ".join(wrong))
+    room = {device.name: device.memory_bytes for device in work.cluster.devices}
+    for device, size in resident_bytes({graph.content_hash(): graph}, plans.plans).items():
+        if size > room[device]:
+            raise EcotoneError(
+                f"policy {trained.about.name}: its {len(plans.plans)} plans need {size} bytes on {device}, which has "
+                f"{room[device]}; train one with fewer --plans"
+            )
+    return plans
 
 
 def _candidates(work: Work, profile: Profile, asked: Asked) -> PlanSet:

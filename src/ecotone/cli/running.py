@@ -63,6 +63,7 @@ def run(
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    learned: options.Learned = None,
     shadow: options.Shadow = 0.0,
     weight: options.Weight = 1.0,
     out_file: Annotated[
@@ -84,7 +85,7 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
-    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, learned=learned)
     items = open_source(source, _policy(policy))
     work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
@@ -197,6 +198,7 @@ def serve(
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    learned: options.Learned = None,
     shadow: options.Shadow = 0.0,
     weight: options.Weight = 1.0,
     name: Annotated[
@@ -229,7 +231,7 @@ def serve(
 
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
-    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, learned=learned)
     host, port = _listen(listen)
     token = _token(token_file, host)
     stream = open_source(source, _policy(policy)) if source else None

@@ -414,6 +414,11 @@ class Controller:
         waits = sum(self._devices[d].queue * self._devices[d].compute_s for d in busy)
         return sum(busy.values()) + sum(n * links[pair][1] + size * links[pair][0] for pair, n, size in priced.links) + waits
 
+    @property
+    def usable(self) -> tuple[int, ...]:
+        """Epochs of the resident plans of which every device answers."""
+        return tuple(self._usable())
+
     def _usable(self) -> Iterable[int]:
         away = self._lost | self._doubted
         return [epoch for epoch, priced in self._priced.items() if not priced.devices & away]
