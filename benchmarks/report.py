@@ -79,9 +79,9 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
-def finish(path: str | None, figures: Mapping[str, float], cases: Any, about: Mapping[str, Any]) -> None:
-    """Print the figures, and write them with cases and context to `path` where one is given."""
+def finish(path: str | None, figures: Mapping[str, float | None], cases: Any, about: Mapping[str, Any]) -> None:
+    """Print the figures (None: not measured), and write them with cases and context to `path` where one is given."""
     for name, value in figures.items():
-        print(f"{name:40s} {value:.6g}")
+        print(f"{name:40s} {'not measured' if value is None else f'{value:.6g}'}")
     if path:
         write_aside(path, json.dumps({**figures, "cases": cases, "context": about}, indent=1, allow_nan=False) + "\n")

@@ -17,17 +17,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "ecotone"
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
-DATA = {"units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio"}
-PLANNER = DATA | {"cost"}
+DATA = {
+    "units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "linktrace", "radio",
+    "offload", "media", "workload",
+}  # fmt: skip
+PLANNER = DATA | {"cost", "sharing", "contention"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
-    "trace", "cost", "planner", "protocol", "codec", "model", "executors", "wire", "profiling", "trust",
+    "trace", "cost", "sharing", "contention", "planner", "protocol", "codec", "model", "executors", "wire", "profiling",
+    "trust",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "schema": {"units"},
     "graph": {"units", "schema"},
-    "cluster": {"units", "schema"},
+    "cluster": {"units", "schema", "media"},
     "trust": {"units", "schema"},
     "accuracy": {"units", "schema"},
     "profile": {"units", "schema", "graph", "cluster", "accuracy"},
@@ -36,8 +40,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planset": {"units", "schema", "graph", "cluster", "plan"},
     "linktrace": {"units", "schema"},
     "radio": {"units", "schema"},
+    "offload": {"units", "schema"},
+    "media": {"units", "schema", "radio"},
+    "workload": {"units", "schema", "cluster"},
     "trace": {"units", "schema", "plan"},
     "cost": DATA,
+    "sharing": {"units", "schema", "media"},
+    "contention": DATA | {"cost", "sharing"},
     "planner": PLANNER,
     "protocol": PROTOCOL,
     "simulator": PROTOCOL | {"protocol"},
@@ -57,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"*"},
 }
 PURE = DATA | {"trace", "cost", "planner", "protocol", "simulator", "policies"}
-NO_TORCH = PURE | {"web"}
+NO_TORCH = (PURE - {"policies"}) | {"web"}  # learned policies decide with tensors
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {
     "socket", "subprocess", "threading", "multiprocessing", "asyncio", "time", "random", "urllib", "http", "select",

@@ -401,6 +401,29 @@ def test_silence_with_bytes_outstanding_is_told_once() -> None:
     assert [i.state for i in items if isinstance(i, fx.LinkChanged)] == ["down"]
 
 
+def test_a_peer_that_was_called_lost_is_asked_until_it_answers() -> None:
+    """What was outstanding may be acknowledged late, by a frame that is no answer to the handshake."""
+    pair = Pair()
+    pair.reconnect()
+    pair.settle()
+    pair.offer(LONG)
+    pair.deliver_forth(0)  # one chunk arrives; all that the peer says is lost
+    states: list[str] = []
+    for _ in range(6):
+        pair.now_s += 0.6
+        states += [i.state for i in pair.sender.timer_fired(pair.now_s) if isinstance(i, fx.LinkChanged)]
+    assert states == ["down"]
+    pair.sender.give_up(LONG, pair.now_s)
+    through = msg.Ack(sender_incarnation=1, incarnation=1, next_seq=pair.sender._next_seq, next_letter=0, grants=())
+    pair.sender.acked(through, pair.now_s)
+    assert pair.sender.num_bodies == 0
+    asked = [i for i in pair.sender.timer_fired(pair.now_s + 0.6) if isinstance(i, fx.Send)]
+    assert [type(i.message) for i in asked] == [msg.LinkOpen]
+    answer = pair.receiver.opened_by(asked[0].message)[0]
+    back = pair.sender.opened(answer.message, pair.now_s + 0.7)
+    assert [i.state for i in back if isinstance(i, fx.LinkChanged)] == ["up"]
+
+
 def test_a_letter_does_not_wait_for_credit() -> None:
     pair = Pair()
     pair.do(pair.sender.connected(0.0), at_sender=True)

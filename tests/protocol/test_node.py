@@ -146,6 +146,26 @@ def test_a_node_that_cannot_prepare_leaves_the_former_plan_in_force() -> None:
     assert [(u.epoch) for u in two.take(A, fx.Unload)] == [1]
 
 
+def test_what_came_before_a_plan_that_cannot_be_prepared_is_freed() -> None:
+    two = connected()
+    two.deploy(0)
+    two.do(A, ev.Submit(request=0, deadline_s=9.0))
+    early = BodyId(3, 1, 0, 5)  # of a plan that b does not know yet
+    chunk = msg.Chunk(
+        sender_incarnation=1, incarnation=1, seq=0, body=early, size_bytes=4, offset=0, length=4, budget_s=5.0,
+        background=False, number=1,
+    )  # fmt: skip
+    two.do(B, ev.MessageReceived(peer=A, message=chunk))
+    assert [s.body for s in two.take(B, fx.StoreChunk)] == [early]
+    two.do(A, ev.DeployRequested(plan=plan(1)))
+    two.take(B, fx.CancelTimer)
+    two.do(B, ev.PrepareFailed(session=3, epoch=1, reason="no memory"))
+    two.do(B, ev.Decoded(body=early))  # was begun when the plan came
+    assert early in {r.body for r in two.take(B, fx.Release) if r.held is fx.Held.BYTES}
+    assert ("deadline", 3, 1, 5) in {c.timer for c in two.take(B, fx.CancelTimer)}
+    assert two.b.worker.num_queued == 0
+
+
 def test_a_new_plan_takes_over_and_the_old_one_is_unloaded_when_drained() -> None:
     two = connected()
     two.deploy(0)

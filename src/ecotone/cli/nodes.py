@@ -18,6 +18,7 @@ from ecotone.cli.console import err, out, print_json
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors.cache import cache_root
 from ecotone.protocol.message import NodeId
+from ecotone.protocol.settings import WorkerSettings
 from ecotone.runtime import NodeUnreachable, attach
 from ecotone.runtime.node import EXPLAIN, NodeSettings, run_node
 from ecotone.runtime.port import GUEST
@@ -57,6 +58,11 @@ def up(
     threads: Annotated[int, typer.Option(help="Threads for computing.")] = 1,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     store: Annotated[str, typer.Option(help="Disk for weights of others' models.")] = "8 GB",
+    max_sessions: Annotated[int, typer.Option(help="Askers served at one time; 0: any number.", min=0)] = 0,
+    max_load: Annotated[
+        float,
+        typer.Option(help="Share of the processor that askers may be promised together, such as 0.9; 0: any.", min=0.0),
+    ] = 0.0,
 ) -> None:
     """Make this machine a node, until Ctrl-C.
 
@@ -83,6 +89,7 @@ def up(
         cap_bytes=round(parse_quantity(store, "bytes", "--store")),
         identity=member.identity,
         multicast=member.identity is not None and not _is_loopback(host),
+        worker=WorkerSettings(max_sessions=max_sessions, max_load=max_load),
     )
     with contextlib.ExitStack() as services:
         run_node(settings, on_ready=lambda endpoints: _announce(settings, member, endpoints, invite, services))

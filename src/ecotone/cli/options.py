@@ -10,8 +10,9 @@ import typer
 MODEL_HELP = "package.module:callable, file.py:callable, an exported .pt2, or a Hugging Face directory or hub id."
 SHAPE_HELP = "Shape of an image input, such as 3x224x224, where the model does not say."
 REQUIRE_HELP = (
-    "A limit to keep, repeatable: latency=50ms, throughput=20/s, accuracy_loss=0.5, error=0.05, energy=2J, bytes=20kB, "
-    "memory=100MB, codec=int8,fp32, device=edge, stages=2."
+    "A limit to keep, repeatable: latency=50ms, p95=80ms, throughput=20/s, accuracy_loss=0.5, accuracy_loss_sure=1 (upper "
+    "end of its interval), error=0.05, energy=2J, bytes=20kB, server=5ms, money=0.0001, memory=100MB, stages=2, "
+    "codec=int8,fp32, executor=torch:fp32, device=edge, exit=none."
 )
 
 
@@ -32,25 +33,85 @@ ProfileFile = Annotated[Path | None, option("--profile", text="Profile file, mad
 PlanFile = Annotated[Path | None, option("--plan", text="Use the plan of this file instead of solving for one.")]
 PlanOut = Annotated[Path | None, option("--out", "-o", text="Where to write the plan (JSON).")]
 ProfileOut = Annotated[Path | None, option("--out", "-o", text="Where to write the profile (JSON).")]
-Samples = Annotated[str, option("--samples", text="A few real inputs to measure accuracy on: a file or directory.")]
+Samples = Annotated[
+    str,
+    option(
+        "--samples", text="Real inputs, a file or directory: a few are timed, all make the accuracy table, so many help."
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    option(
+        "--labels",
+        text="What is right for each sample: FILE.json or .csv (name and label), .npy or .safetensors (in order of the "
+        "samples, or a tensor per name). A label is a class number or name, or an array in the shape of the model's "
+        "decisions. Without labels agreement with the model itself is counted.",
+    ),
+]
+Calibration = Annotated[
+    int, option("--calibration", text="Make the accuracy table of at most so many samples; 0: no table. Default: all.")
+]
+Shadow = Annotated[
+    float,
+    option(
+        "--shadow",
+        text="Answer this share of requests (0.01: 1 %) again by the whole model, and raise drift. Default: none.",
+    ),
+]
+Exits = Annotated[
+    str, option("--exits", text="Early exits: a file made by ecotone exits, or own for those that the model brings.")
+]
+Bottlenecks = Annotated[
+    list[Path] | None, option("--bottleneck", text="A learned codec (ecotone bottleneck) to use at its cut, repeatable.")
+]
 InputShape = Annotated[str, option("--input-shape", text=SHAPE_HELP)]
 Executors = Annotated[list[str] | None, option("--executor", text="Use only this executor, repeatable. Default: all.")]
-Objective = Annotated[str, typer.Option(help="What to make best: latency or throughput.")]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="What to make best: latency, p95, throughput, energy, bytes, server (seconds that servers are busy), money, "
+        "accuracy_loss or error; several in order: server,latency, or server~5%,latency to give up 5 % of the first."
+    ),
+]
+Arrivals = Annotated[
+    str,
+    option("--arrivals", text="How requests come, for a p95: closed:4, periodic:20/s or poisson:20/s. Default: closed:1."),
+]
 Require = Annotated[list[str] | None, option("--require", text=REQUIRE_HELP)]
-Explain = Annotated[bool, typer.Option("--explain", help="Why this plan, what else was near, when it would change.")]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Why this plan: what each choice costs, which limit binds and what more of it gives, what else was near, "
+        "when it would change.",
+    ),
+]
 WhatIf = Annotated[
     list[str] | None,
     option(
         "--what-if",
         text="What would be best elsewhere, repeatable: link=10Mbit/s, camera-server=1Mbit/s, latency=20ms, server=2x "
-        "(takes twice as long), server=gone.",
+        "(takes twice as long), server=gone; or with another limit: accuracy_loss=2.",
     ),
 ]
 Pareto = Annotated[
     str,
-    option("--pareto", text="What less of this costs: bytes, energy, accuracy_loss, error, memory, throughput or latency."),
+    option(
+        "--pareto",
+        text="What less of this costs: latency, p95, throughput, bytes, energy, server, money, accuracy_loss, error, memory "
+        "or stages.",
+    ),
 ]
 Plot = Annotated[Path | None, option("--plot", text="With --pareto: draw the front into this PNG.")]
+WorkloadFile = Annotated[
+    Path, option("--workload", "-w", text="Users who share the cluster (TOML): one joint plan for all of them.")
+]
+Weight = Annotated[
+    float,
+    typer.Option(
+        help="Share of nodes that serve others too: one of weight 2 gets twice the time of one of 1.", min=1e-6, max=1e6
+    ),
+]
 Compare = Annotated[bool, typer.Option("--compare", help="Show the named baselines beside it.")]
 Survive = Annotated[
     str,
@@ -58,6 +119,13 @@ Survive = Annotated[
 ]
 Adapt = Annotated[
     bool, typer.Option("--adapt", help="Keep plans for other link rates resident and move among them as links change.")
+]
+Learned = Annotated[
+    Path | None,
+    option(
+        "--learned",
+        text="With --adapt: let this policy choose (see `ecotone policy train`), for the deadline of --require latency=...",
+    ),
 ]
 Mtbf = Annotated[
     str, option("--mtbf", text="Mean time between failures where the cluster file states none. Default: 8h, an assumption.")

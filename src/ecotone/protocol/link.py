@@ -322,7 +322,8 @@ class Sender:
         return self._carried_s(self._outstanding_bytes + _LETTER_BYTES * len(self._letters))
 
     def _waiting(self) -> bool:
-        return not self.is_open or bool(self._unacked) or bool(self._letters) or bool(self._bodies)
+        """Whether an answer is due; a peer that was called lost is asked on, or nobody would learn that it is back."""
+        return not self.is_open or self._silent or bool(self._unacked) or bool(self._letters) or bool(self._bodies)
 
     def _watch(self, now_s: float, *, is_again: bool = False) -> list[Item]:
         if self.is_up and not self._timer_on and self._waiting():

@@ -68,11 +68,10 @@ class Preparation:
 
     def prepare(self, item: Item) -> Prepared:
         """The call for `item`; raises PrepareError saying what the model takes."""
-        if item.kind == "image":
-            return Prepared((self._picture(item),))
-        if item.kind == "array":
-            return Prepared((self._array(item),))
-        return Prepared((), self._text(item))
+        if item.kind == "text":
+            return Prepared((), self._text(item))
+        tensor = self._picture(item) if item.kind == "image" else self._array(item)
+        return Prepared(*self.captured.unflatten_inputs((tensor,)))  # by position or by name, as captured
 
     def flat(self, item: Item) -> tuple[torch.Tensor, ...]:
         """The same as tensors in the order of graph.inputs."""
