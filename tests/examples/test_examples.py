@@ -196,6 +196,7 @@ def test_fan_in_loses_an_eye_and_no_frame(tmp_path: Path) -> None:
 
 
 def test_a_small_language_model_and_its_drafter_are_trained_and_load(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hub` is not installed")
     lines = [
         f"{name}:\nI have {n} {thing}, said {name}.\n\n" for n in range(300) for name in "AB" for thing in ("cats", "dogs")
     ]
