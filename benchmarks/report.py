@@ -19,7 +19,18 @@ from typing import Any
 
 from ecotone.schema import write_aside
 
-PACKAGES = ("ecotone", "torch", "numpy", "openvino", "onnxruntime", "eclipse-zenoh", "zstandard", "grpcio", "uvloop")
+PACKAGES = (
+    "ecotone",
+    "torch",
+    "numpy",
+    "openvino",
+    "onnxruntime",
+    "transformers",
+    "eclipse-zenoh",
+    "zstandard",
+    "grpcio",
+    "uvloop",
+)
 
 
 def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
