@@ -20,17 +20,8 @@ from typing import Any
 from ecotone.schema import write_aside
 
 PACKAGES = (
-    "ecotone",
-    "torch",
-    "numpy",
-    "openvino",
-    "onnxruntime",
-    "transformers",
-    "eclipse-zenoh",
-    "zstandard",
-    "grpcio",
-    "uvloop",
-)
+    "ecotone", "torch", "numpy", "openvino", "onnxruntime", "transformers", "eclipse-zenoh", "zstandard", "grpcio", "uvloop",
+)  # fmt: skip
 
 
 def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
