@@ -107,6 +107,11 @@ def test_every_part_has_a_row_in_the_table() -> None:
     assert {part for part, _ in parts()} <= set(MAY_IMPORT)
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert not {name for name in names if names.count(name) > 1}  # pytest would import one and refuse the other
+
+
 def test_imports_run_one_way() -> None:
     wrong = []
     for part, path in parts():
