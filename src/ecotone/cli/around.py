@@ -13,7 +13,7 @@ from rich.table import Table
 from ecotone import schema
 from ecotone.cli.asked import parse_arrivals, parse_objective
 from ecotone.cli.console import err, out
-from ecotone.cli.tables import seconds
+from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work
 from ecotone.cluster import Cluster
 from ecotone.planner import TIE, Front, Objective, Requirement, Solution, WhatIf, pareto, what_if
@@ -96,9 +96,7 @@ class Around:
     def _changes_table(self) -> Table:
         """One row per change: what today's plan would take there, and what would be best."""
         name = _first(self.objective.name)
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("what if", "today's plan", "the best", "better", "which is"):
-            table.add_column(column)
+        table = listing("what if", "today's plan", "the best", "better", "which is")
         for each in self.changes:
             stays_s = self.objective.value(each.today) if each.today else None
             stays = "cannot run" if stays_s is None else _shown(name, stays_s)
@@ -114,9 +112,7 @@ class Around:
 
 def _front_table(front: Front) -> Table:
     """One row per point, from the best under the objective to the least of the other quantity."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (front.objective, front.axis):
-        table.add_column(name, justify="right")
+    table = listing(right=(front.objective, front.axis))
     table.add_column("plan")
     for point in front.points:
         table.add_row(

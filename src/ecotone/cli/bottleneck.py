@@ -9,11 +9,11 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
 
 from ecotone import codec
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json, progress_bar
+from ecotone.cli.tables import listing
 from ecotone.cli.workflow import Work, load_work, make_profile, open_nodes, write_file
 from ecotone.planner import Latency, solve
 from ecotone.profile import CodecCost, Payload, Profile
@@ -131,9 +131,7 @@ def _beside(work: Work, made: TrainedBottleneck, inputs: Sequence[tuple[torch.Te
 
 
 def _show(made: TrainedBottleneck, beside: Sequence[Payload]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("codec", "bytes a sample", "decisions changed", "error of the answer"):
-        table.add_column(name, justify="left" if name == "codec" else "right")
+    table = listing("codec", right=("bytes a sample", "decisions changed", "error of the answer"))
     for payload in beside:
         size = format_quantity(payload.size_bytes, "bytes")
         table.add_row(payload.codec, size, f"{payload.disagreement:.2%}", f"{payload.relative_error:.3f}")

@@ -15,6 +15,7 @@ from ecotone.accuracy import ExitPolicy
 from ecotone.cli import options
 from ecotone.cli.calibrating import FileSamples, read_labels
 from ecotone.cli.console import err, out, print_json, progress_bar
+from ecotone.cli.tables import listing
 from ecotone.cli.workflow import Work, load_work
 from ecotone.model import Captured
 from ecotone.model.exit_file import write_exits
@@ -129,9 +130,7 @@ def _positions(text: str) -> tuple[int, ...]:
 
 def _heads(trained: Captured, outcomes: Outcomes) -> Table:
     """Each exit alone: where it stands, what it costs, how good it is."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("exit", "before it", "its head", "right alone", "sure by"):
-        table.add_column(name)
+    table = listing("exit", "before it", "its head", "right alone", "sure by")
     graph, whole = trained.graph, trained.graph.segment_flop(0, trained.graph.num_blocks)
     for number, (head, place) in enumerate(zip(trained.exits, graph.exits, strict=True)):
         right = float(outcomes.right[:, number].mean())
@@ -146,9 +145,7 @@ def _heads(trained: Captured, outcomes: Outcomes) -> Table:
 
 def _policies(trained: Captured, outcomes: Outcomes, policies: Sequence[ExitPolicy]) -> Table:
     """The policy that saves the most within each budget."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("policy", "leave", "FLOP saved", "points lost", "between"):
-        table.add_column(name)
+    table = listing("policy", "leave", "FLOP saved", "points lost", "between")
     best: dict[str, tuple[float, ExitPolicy]] = {}
     for policy in policies:
         saved = judge(outcomes, trained.graph, policy.exits, policy.thresholds).saved

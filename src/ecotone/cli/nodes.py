@@ -11,10 +11,10 @@ from typing import Annotated
 import psutil
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.tables import listing
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors.cache import cache_root
 from ecotone.protocol.message import NodeId
@@ -202,9 +202,7 @@ def status(
     if json_output:
         print_json({"nodes": rows, "explanation": told} if explain else rows)
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("device", "state", "round trip", "threads", "accelerator", "address"):
-            table.add_column(column)
+        table = listing("device", "state", "round trip", "threads", "accelerator", "address")
         for row in rows:
             mark = {"up": "[green]up[/]", "here": "[green]here[/]"}.get(str(row["state"]), "[red]down[/]")
             trip = f"{float(str(row['round_trip_s'])) * 1e3:.2f} ms" if row.get("round_trip_s") is not None else "-"

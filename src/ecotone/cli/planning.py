@@ -17,7 +17,7 @@ from ecotone.cli.around import Around, check_around
 from ecotone.cli.asked import check_asked, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.orders import in_best_order
-from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
+from ecotone.cli.tables import accuracy_tables, listing, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -187,9 +187,7 @@ def _proof(solution: Solution) -> str:
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:
     """Every named baseline that has a plan, on the profile of the captured order; `solution` may be of another one."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("contender", "latency", "throughput", "plan"):
-        table.add_column(name)
+    table = listing("contender", "latency", "throughput", "plan")
     graph = work.captured.graph
     rows = [("ecotone", solution.plan, solution.cost)]
     for name in baselines.NAMES:

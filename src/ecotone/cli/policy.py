@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ecotone import schema
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json, progress_bar
+from ecotone.cli.tables import listing
 from ecotone.cli.workflow import load_work, make_profile, open_nodes
 from ecotone.policies.discrete_sac import SacSettings
 from ecotone.policies.learned import Trained, load_trained, save_trained
@@ -103,9 +103,7 @@ def _print(trained: Trained, json_output: bool) -> None:
         out.print(f"[dim]{plan}", soft_wrap=True, highlight=False)
     if not all(f"{name}_reward" in about.measured for name in RIVALS):
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("on other conditions", "reward", "in time"):
-        table.add_column(column)
+    table = listing("on other conditions", "reward", "in time")
     for name in RIVALS:
         reward, in_time = about.measured[f"{name}_reward"], about.measured.get(f"{name}_in_time", 0.0)
         table.add_row(name.replace("_", " "), f"{reward:.4f}", f"{in_time:.1%}")

@@ -20,13 +20,12 @@ import torch
 import typer
 import uvicorn
 from rich.markup import escape
-from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.asked import check_asked
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans, shadowing
-from ecotone.cli.tables import seconds
+from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work, load_work, open_nodes, read_file
 from ecotone.planset import PlanSet
 from ecotone.runtime import Future, Nodes, Session, deploy
@@ -175,9 +174,7 @@ def _show(work: Work, answers: Iterator[Answer], items: Source, limit: int, json
 
 
 def _print_table(rows: list[tuple[str, str, str]], latencies: list[float], elapsed_s: float, dropped: int) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("input", "answer", "latency"):
-        table.add_column(column)
+    table = listing("input", "answer", "latency")
     for row in rows:
         table.add_row(*(escape(text) for text in row))
     out.print(table)
