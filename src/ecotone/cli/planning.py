@@ -178,11 +178,13 @@ def _show(
 
 
 def _proof(solution: Solution) -> str:
+    """How far the plan is proven; with its value, which the table lacks for a p95, an error or several objectives."""
+    first = solution.objective.partition(",")[0].partition("~")[0]
+    value = f"{first} {shown(first, solution.value)}: "
     if solution.is_proven:
         where = "this order of the blocks" if solution.plan.order else "this cost model"
-        return f"[green]proven best[/] for {solution.objective} in {where}"
-    first = solution.objective.partition(",")[0].partition("~")[0]
-    return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
+        return f"{value}[green]proven best[/] for {solution.objective} in {where}"
+    return f"{value}[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
 
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:

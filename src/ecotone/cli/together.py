@@ -169,8 +169,11 @@ def simulate_together(
     plan_file: options.PlanFile = None,
     profile_file: options.ProfileFile = None,
     require: options.Require = None,
-    duration: Annotated[str, typer.Option(help="With --workload: how long the users ask.")] = "30s",
+    duration: Annotated[
+        str, typer.Option(help="With --workload: how long the users ask.", rich_help_panel=options.USERS)
+    ] = "30s",
     seed: Annotated[int, typer.Option(help="Seed of random arrivals.")] = 0,
+    input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:
     """With --workload all its users ask at once, under their joint plan, for --duration; beside it what was predicted.
@@ -180,7 +183,7 @@ def simulate_together(
     duration_s = parse_quantity(duration, "s", "--duration")
     asked = _Asked(
         workload_file=workload, model=model, cluster_file=cluster, profile_file=profile_file, require=tuple(require or ()),
-        quiet=json_output,
+        input_shape=input_shape, quiet=json_output,
     )  # fmt: skip
     users, machines, models = asked.load()
     found = _read(plan_file, users, machines, models) if plan_file else assign(users, machines, models)

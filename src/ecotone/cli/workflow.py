@@ -129,7 +129,9 @@ def load_work(
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
-            raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
+            raise EcotoneError(
+                f"{model}: does not say what it takes; return (module, example args), or give --input-shape 3x224x224"
+            )
         captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches)
     policies = None
     if exits:
