@@ -124,9 +124,7 @@ def _budgets(texts: Sequence[str]) -> tuple[float, ...]:
 def _positions(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdigit() for part in parts):
-        raise EcotoneError(
-            f"--at {text!r}: write positions, for example --at 2,6,8; where no exit can be, the nearest are named"
-        )
+        raise EcotoneError(f"--at {text!r}: write positions, as --at 2,6,8; where no exit can be, the nearest are named")
     return tuple(sorted({int(part) for part in parts}))
 
 
