@@ -33,6 +33,9 @@ def train(
     cluster: options.ClusterFile = None,
     profile_file: options.ProfileFile = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     rates: Annotated[
         str, options.option("--rates", text="Slowest and fastest link: 1Mbit/s,40Mbit/s. Default: around the stated rate.")
@@ -46,7 +49,8 @@ def train(
     """Train a policy (SAC-d) in a simulated world with the times, bytes and accuracies measured of this model.
 
     It prints what the policy is worth on conditions that it was not trained on, beside the best static plan in hindsight,
-    solving again before each request, and an oracle. Where it is no better than these, use --adapt without it.
+    solving again before each request, and an oracle. Where it is no better than these, use --adapt without it. With --exits it
+    chooses among early exits as well; run and serve then need the same --exits beside --policy.
 
       ecotone policy train net.py:model --cluster home.toml --samples photos/ --deadline 30ms,60ms --out p.safetensors
     """
@@ -54,7 +58,10 @@ def train(
     if min(deadlines) <= 0:
         raise EcotoneError(f"--deadline {deadline}: must be above zero")
     wanted = _rates(rates) if rates else None
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, exits=exits, bottlenecks=bottleneck,
+        quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
     stated = [k.bandwidth_bytes_per_s for k in work.cluster.links if k.source == work.cluster.source]
