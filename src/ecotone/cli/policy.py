@@ -49,8 +49,8 @@ def train(
     """Train a policy (SAC-d) in a simulated world with the times, bytes and accuracies measured of this model.
 
     It prints what the policy is worth on conditions that it was not trained on, beside the best static plan in hindsight,
-    solving again before each request, and an oracle. Where it is no better than these, use --adapt without it. With --exits it
-    chooses among early exits as well; run and serve then need the same --exits beside --policy.
+    solving again before each request, and an oracle. Where it is no better than these, use --adapt without it.
+    With --exits it chooses among early exits as well; run and serve then need the same --exits beside --policy.
 
       ecotone policy train net.py:model --cluster home.toml --samples photos/ --deadline 30ms,60ms --out p.safetensors
     """
