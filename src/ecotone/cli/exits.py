@@ -36,7 +36,10 @@ FEWEST = 10
 def exits(
     model: options.Model,
     samples: Annotated[
-        str, options.option("--samples", text="Inputs to learn from: a directory, or anything that run takes.")
+        str,
+        options.option(
+            "--samples", group=options.KNOWN, text="Inputs to learn from: a directory, or anything that run takes."
+        ),
     ],
     out_file: Annotated[Path, options.option("--out", "-o", text="Where to write the exits: NAME.exits.safetensors.")],
     labels: options.Labels = None,
@@ -46,11 +49,14 @@ def exits(
         list[str] | None,
         options.option("--budget", text="Points of accuracy that may be lost, repeatable. Default: 0.25, 0.5, 1 and 2."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the samples.", min=1)] = 20,
+    epochs: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Passes over the samples.", min=1)] = 20,
     joint: Annotated[
-        bool, typer.Option("--joint", help="Let the model learn as well; its answers change a little.")
+        bool,
+        typer.Option(
+            "--joint", rich_help_panel=options.TRAINED, help="Let the model learn as well; its answers change a little."
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of training and of the split.")] = 0,
+    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Seed of training and of the split.")] = 0,
     input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:

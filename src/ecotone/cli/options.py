@@ -18,7 +18,7 @@ REQUIRE_HELP = (
 
 # Options stand in groups of the help, in the order of a command's parameters; those without a group come first.
 ASKED, KNOWN, TOLD = "What is asked of the plan", "The model and what is known of it", "What is told beside the plan"
-RUNNING, USERS = "While it runs", "Many users"
+RUNNING, TRAINED, USERS = "While it runs", "How it is trained", "Many users"
 
 
 def option(*names: str, text: str, group: str | None = None) -> object:
