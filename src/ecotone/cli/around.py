@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone import schema
-from ecotone.cli.asked import parse_arrivals, parse_objective
+from ecotone.cli.asked import first_of, parse_arrivals, parse_objective
 from ecotone.cli.console import err, out
 from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work
@@ -89,13 +89,13 @@ class Around:
         """The front as a PNG; raises MissingLibrary where matplotlib is not installed."""
         front = self.front
         assert front is not None
-        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[_first(front.objective)]
+        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[first_of(front.objective)]
         dots = [Dot(p.other * x_scale, p.value * y_scale, " + ".join(p.plan.devices)) for p in front.points]
         return front_png(dots, f"{self.name}: {front.objective} against {front.axis}", x_label, y_label)
 
     def _changes_table(self) -> Table:
         """One row per change: what today's plan would take there, and what would be best."""
-        name = _first(self.objective.name)
+        name = first_of(self.objective.name)
         table = listing("what if", "today's plan", "the best", "better", "which is")
         for each in self.changes:
             stays_s = self.objective.value(each.today) if each.today else None
@@ -116,14 +116,9 @@ def _front_table(front: Front) -> Table:
     table.add_column("plan")
     for point in front.points:
         table.add_row(
-            _shown(_first(front.objective), point.value), _shown(front.axis, point.other), escape(str(point.plan))
+            _shown(first_of(front.objective), point.value), _shown(front.axis, point.other), escape(str(point.plan))
         )  # fmt: skip
     return table
-
-
-def _first(objective: str) -> str:
-    """The first of several objectives."""
-    return objective.partition(",")[0].partition("~")[0]
 
 
 def _shown(name: str, value: float) -> str:

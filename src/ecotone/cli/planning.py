@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
-from ecotone.cli.asked import check_asked, parse_objective, parse_require
+from ecotone.cli.asked import check_asked, first_of, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.orders import in_best_order
 from ecotone.cli.tables import accuracy_tables, listing, plan_table, profile_table, seconds
@@ -179,7 +179,7 @@ def _show(
 
 def _proof(solution: Solution) -> str:
     """How far the plan is proven; with its value, which the table lacks for a p95, an error or several objectives."""
-    first = solution.objective.partition(",")[0].partition("~")[0]
+    first = first_of(solution.objective)
     value = f"{first} {shown(first, solution.value)}: "
     if solution.is_proven:
         where = "this order of the blocks" if solution.plan.order else "this cost model"
