@@ -87,6 +87,7 @@ ROWS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("up", "--listen", "192.0.2.7:7447"), ("loopback", "--join")),
     (("status",), ("--cluster",)),
     (("status", "--cluster", "pair.toml"), ("emulated",)),
+    (("status", "--cluster", "pair.toml", "--deadline", "soon"), ("--deadline",)),
     (("demo", "--cluster", "unreachable.toml"), ("emulate = true",)),
 ]
 

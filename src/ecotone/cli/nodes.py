@@ -182,7 +182,7 @@ def _free_port(host: str, wanted: int) -> int:
 
 def status(
     cluster: options.ClusterFile = None,
-    deadline_s: Annotated[float, typer.Option("--deadline", help="Seconds to wait for each node.")] = 3.0,
+    deadline: Annotated[str, typer.Option(help="How long to wait for each node.")] = "3s",
     explain: Annotated[
         bool, typer.Option("--explain", help="Also the plan in force, what it was chosen for, what happened lately.")
     ] = False,
@@ -194,6 +194,9 @@ def status(
     """
     if cluster is None:
         raise EcotoneError("which cluster? give its file: ecotone status --cluster home.toml")
+    deadline_s = parse_quantity(deadline, "s", "--deadline")
+    if deadline_s <= 0:
+        raise EcotoneError(f"--deadline {deadline}: must be above zero, for example 3s")
     machines = Cluster.load(cluster)
     if machines.emulate and not any(device.address for device in machines.devices):
         raise EcotoneError(f"{cluster}: an emulated cluster has nodes only while a command runs it")

@@ -47,7 +47,8 @@ def simulate(
     ] = "",
     deadline: Annotated[str, typer.Option(help="Time that each request has: 2s. Default: all it takes.")] = "",
     journal: Annotated[
-        bool, typer.Option("--journal", help="Requests are recorded: the asker itself may be killed.")
+        bool,
+        typer.Option("--recorded", help="Requests are recorded, as by serve --journal: the asker itself may be killed."),
     ] = False,
     trace_file: Annotated[Path | None, options.option("--trace", text="Write what happened, event by event (JSON).")] = None,
     bottleneck: options.Bottlenecks = None,
