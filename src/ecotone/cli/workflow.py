@@ -227,7 +227,7 @@ def make_profile(
             table=table, bottlenecks=work.bottlenecks, image=image, path=file, progress=report,
         )  # fmt: skip
         made = _with_compositions(work, made, file, report)
-    if former not in ("", made.key) and not work.quiet:
+    if former and former != made.key and not work.quiet:
         err.print(f"[dim]{escape(str(file))} was of another model, cluster, version or --executor: measured again")
     return made
 
