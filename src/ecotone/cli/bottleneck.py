@@ -39,40 +39,20 @@ def bottleneck(
     cluster: options.ClusterFile = None,
     profile_file: options.ProfileFile = None,
     price: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=options.TRAINED,
-            help="What a bit per element may cost the answer, in nats per decision: more makes it smaller.",
-        ),
+        float, options.trained("What a bit per element may cost the answer, in nats per decision: more makes it smaller.")
     ] = 0.5,
-    latents: Annotated[
-        int,
-        typer.Option(rich_help_panel=options.TRAINED, help="Channels that cross; 0: as many as the tensor has, at most 32."),
-    ] = 0,
-    stride: Annotated[
-        int, typer.Option(rich_help_panel=options.TRAINED, help="How many pixels each way share a latent: 1, 2, 4.")
-    ] = 2,
-    hidden: Annotated[
-        int, typer.Option(rich_help_panel=options.TRAINED, help="Channels inside the decoder; 0: a decoder of one layer.")
-    ] = 32,
+    latents: Annotated[int, options.trained("Channels that cross; 0: as many as the tensor has, at most 32.")] = 0,
+    stride: Annotated[int, options.trained("How many pixels each way share a latent: 1, 2, 4.")] = 2,
+    hidden: Annotated[int, options.trained("Channels inside the decoder; 0: a decoder of one layer.")] = 32,
     coding: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=options.TRAINED,
-            help="prior (learned tables), or an int codec such as int8+zstd: the rate follows from --latents.",
-        ),
+        str, options.trained("prior (learned tables), or an int codec such as int8+zstd: the rate follows from --latents.")
     ] = "prior",
-    epochs: Annotated[
-        int, typer.Option(rich_help_panel=options.TRAINED, help="Passes over the samples with an estimate of the loss.")
-    ] = 20,
+    epochs: Annotated[int, options.trained("Passes over the samples with an estimate of the loss.")] = 20,
     final_epochs: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=options.TRAINED, help="Passes through the rest of the model after these; each costs far more."
-        ),
+        int, options.trained("Passes through the rest of the model after these; each costs far more.")
     ] = 1,
-    limit: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Use at most so many samples.", min=4)] = 2000,
-    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Same seed, same machine: same codec.")] = 0,
+    limit: Annotated[int, options.trained("Use at most so many samples.", min=4)] = 2000,
+    seed: Annotated[int, options.trained("Same seed, same machine: same codec.")] = 0,
     input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:

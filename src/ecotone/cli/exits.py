@@ -49,14 +49,9 @@ def exits(
         list[str] | None,
         options.option("--budget", text="Points of accuracy that may be lost, repeatable. Default: 0.25, 0.5, 1 and 2."),
     ] = None,
-    epochs: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Passes over the samples.", min=1)] = 20,
-    joint: Annotated[
-        bool,
-        typer.Option(
-            "--joint", rich_help_panel=options.TRAINED, help="Let the model learn as well; its answers change a little."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Seed of training and of the split.")] = 0,
+    epochs: Annotated[int, options.trained("Passes over the samples.", min=1)] = 20,
+    joint: Annotated[bool, options.trained("Let the model learn as well; its answers change a little.", "--joint")] = False,
+    seed: Annotated[int, options.trained("Seed of training and of the split.")] = 0,
     input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:

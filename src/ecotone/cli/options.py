@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,11 @@ RUNNING, TRAINED, USERS = "While it runs", "How it is trained", "Many users"
 def option(*names: str, text: str, group: str | None = None) -> object:
     """A typer option without a default worth showing."""
     return typer.Option(*names, help=text, show_default=False, rich_help_panel=group)
+
+
+def trained(text: str, *names: str, **limits: Any) -> object:
+    """A typer option of how something is trained."""
+    return typer.Option(*names, help=text, rich_help_panel=TRAINED, **limits)
 
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]

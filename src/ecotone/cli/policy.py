@@ -41,16 +41,9 @@ def train(
         str, options.option("--rates", text="Slowest and fastest link: 1Mbit/s,40Mbit/s. Default: around the stated rate.")
     ] = "",
     period: Annotated[str, options.option("--period", text="Time between requests. Default: four deadlines.")] = "",
-    plans: Annotated[
-        int, typer.Option(rich_help_panel=options.TRAINED, help="Plans to choose among, all resident.", min=2, max=64)
-    ] = 8,
-    updates: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=options.TRAINED, help="Gradient steps; 6000 take a few minutes.", min=1, max=10_000_000
-        ),
-    ] = 6000,
-    seed: Annotated[int, typer.Option(rich_help_panel=options.TRAINED, help="Seed of the training.")] = 0,
+    plans: Annotated[int, options.trained("Plans to choose among, all resident.", min=2, max=64)] = 8,
+    updates: Annotated[int, options.trained("Gradient steps; 6000 take a few minutes.", min=1, max=10_000_000)] = 6000,
+    seed: Annotated[int, options.trained("Seed of the training.")] = 0,
     json_output: options.Json = False,
 ) -> None:
     """Train a policy (SAC-d) in a simulated world with the times, bytes and accuracies measured of this model.
