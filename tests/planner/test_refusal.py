@@ -79,6 +79,27 @@ def test_memory_says_how_much_more_would_do() -> None:
     assert "nearest: camera" in said
 
 
+@pytest.mark.parametrize("has", [100, 40_000, 900_000])
+def test_the_memory_that_would_do_is_found_without_any_time(monkeypatch: pytest.MonkeyPatch, has: int) -> None:
+    """However much is missing, and before the first step of a bisection: what is named fits, at worst with room to spare."""
+    world = camera_and_server()
+    heavy = tuple(replace(p, size_bytes=10**6) for p in world.graph.parameters)
+    graph = replace(world.graph, parameters=heavy)
+    world = replace(world, graph=graph, profile=replace(world.profile, graph_hash=graph.content_hash()))
+
+    def factor() -> float:
+        said = refusal(world, f"memory={has}B")
+        assert said.startswith("no plan: memory fails: the weights take 4 MB, the devices hold")
+        found = float(re.search(r"nearest: camera .* with ([0-9.]+) times the memory", said)[1])  # type: ignore[index]
+        assert solve(world.graph, world.cluster, world.profile, Latency(), (f"memory={found * has}B",)).is_proven
+        return found
+
+    assert factor() == pytest.approx(2_015_000 / has, rel=3e-2)  # two blocks of 1 MB on each, and tensors
+    monkeypatch.setattr(sys.modules["ecotone.planner.refusal"], "SECONDS", 0.0)
+    assert factor() >= 2e6 / has
+    assert "nearest" not in refusal(world, "memory=0B")
+
+
 def test_an_exit_policy_that_loses_too_much() -> None:
     world = next(w for w in map(joint_world, range(100)) if any(p.loss_points > 1 for p in w.policies))
     name = next(p.name for p in world.policies if p.loss_points > 1)
