@@ -31,7 +31,12 @@ def test_a_bar_only_where_something_is_done(is_terminal: bool, monkeypatch: pyte
 def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=written, force_terminal=True, width=120))
-    with pytest.raises(OSError, match="gone"), console.progress_bar("profiling") as report:
-        report(1, 3, "net")
-        raise OSError("gone")
+
+    def failing() -> None:
+        with console.progress_bar("profiling") as report:
+            report(1, 3, "net")
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        failing()
     assert written.getvalue().endswith("\x1b[?25h")  # the cursor is shown again

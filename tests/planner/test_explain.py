@@ -131,7 +131,8 @@ def test_the_cut_moves_where_solve_would_move_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "said"), [(1.0034, "1.0034 times faster"), (1 / 1.0521, "1.052 times slower"), (2.5, "2.5 times"), (90.5, "90.5")]
+    ("factor", "said"),
+    [(1.0034, "1.0034 times faster"), (1 / 1.0521, "1.052 times slower"), (2.5, "2.5 times"), (90.5, "90.5")],
 )
 def test_a_factor_is_told_apart_from_one(factor: float, said: str) -> None:
     world = camera_and_server()

@@ -10,7 +10,7 @@ from joint_enumeration import Joint, every_joint_plan, joint_world, least_value
 
 from ecotone.accuracy import ExitPolicy
 from ecotone.plan import Plan
-from ecotone.planner import Latency, PlannerError, Requirement, Solution, solve
+from ecotone.planner import PlannerError, Requirement, Solution, solve
 from ecotone.planner.objective import least
 
 pytestmark = pytest.mark.pure
@@ -69,9 +69,7 @@ def test_the_fewest_stages_of_plans_that_are_as_quick() -> None:
             len(table.row)
             for table in every_joint_plan(world)
             if not table.over_memory
-            and (
-                (table.values["latency"] <= found.value * (1 + 1e-9)) & (table.values["accuracy_loss"] <= 1 + 1e-9)
-            ).any()
+            and ((table.values["latency"] <= found.value * (1 + 1e-9)) & (table.values["accuracy_loss"] <= 1 + 1e-9)).any()
         ]
         assert len(found.plan.stages) == min(equal)
         seen += 1
