@@ -3,9 +3,9 @@
 The bundled network on frames of 49 CIFAR-10 photographs; real processes on emulated links of 0.5 to 100 Mbit/s; one executor
 and one thread for all. At each rate these take turns, a stream of frames each: device only; server only with raw pixels and
 with JPEG 90; a float32 split as Neurosurgeon's, here at the cut of best *throughput*; int8 at the fixed cut in the middle of
-the FLOP; and ours, the planner's plan for throughput that surely (by the upper end of the interval) loses at most a point.
-Its accuracy table is of photographs that nothing was trained on; what is counted here are the answers of test frames, as
-they came out of the running pipeline. Equal plans share a measurement.
+the FLOP; and ours, the planner's plan for throughput with half a point of accuracy to lose by its table, which is of
+photographs that nothing was trained on: the other half is for what a table of 1,960 decisions cannot know. Counted here are
+the answers of test frames, as they came out of the running pipeline. Equal plans share a measurement.
 
 `ours_over_best_min`: ours over the best of all five, at the worst rate. `ours_over_float32_offloaders_max`: over the better
 of raw and float32 split. `bytes_ratio_to_float32_split`: bytes of a frame, both ways, where that split sends tensors to the
@@ -43,7 +43,8 @@ DEVICES, FASTER, LATENCY_S = ("device", "server"), 20.0, 0.002
 RATES_MBIT = (0.5, 1, 2, 5, 10, 20, 50, 100)
 EXECUTOR, JPEG, OUTPUT_CODEC = "torch:fp32", "jpeg:90", "fp32"
 PIXELS = ImageSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-BUDGET_POINTS = 1.0
+CODECS = (*codec.CANDIDATES, *codec.IMAGE_CANDIDATES)
+BUDGET_POINTS = 0.5
 IN_FLIGHT, ROUNDS, SECONDS, FEWEST, MOST = 4, 3, 2.5, 3, 60  # of a stream: frames beside those that fill and drain it
 FAR = 4.0  # times slower than ours: measured in the first round only
 OURS, ALONE, RAW, PICTURE, FLOAT32, INT8 = (
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         draw(Path(options.json).with_suffix(".png"), cells)
     about = report.context(
         options.seed, executor=EXECUTOR, threads=1, faster=FASTER, latency_s=LATENCY_S, in_flight=IN_FLIGHT,
-        budget=f"upper end of the accuracy loss at most {BUDGET_POINTS:g} points on {HELD_OUT} held-out photographs",
+        budget=f"{BUDGET_POINTS:g} points by the accuracy table of {HELD_OUT} held-out photographs",
         frames=len(world.frames), seconds=round(time.perf_counter() - began),
     )  # fmt: skip
     report.finish(options.json, figures(cells), {"rates": cells}, about)
@@ -118,9 +119,8 @@ def prepared(files: list[Path], quick: bool) -> World:
     captured = capture(tilenet(), example_inputs(), name="TileNet")
     cluster = star(DEVICES, (FASTER, 1.0), 1e9, LATENCY_S)
     plain = replace(cluster, devices=tuple(replace(d, slowdown=1.0) for d in cluster.devices))
-    codecs = (*codec.CANDIDATES, "int4clip+zstd", *(c.name for c in codec.catalogue() if c.is_image))
     options = profiling.MeasureOptions(
-        executors=(EXECUTOR,), codecs=tuple(dict.fromkeys(codecs)), keep=1, rounds=5 if quick else 11, max_samples=2
+        executors=(EXECUTOR,), codecs=CODECS, keep=1, rounds=5 if quick else 11, max_samples=2
     )
     with tempfile.TemporaryDirectory(prefix="ecotone-dyno-") as folder:
         made = profiling.measure(
@@ -134,7 +134,7 @@ def prepared(files: list[Path], quick: bool) -> World:
 def contenders(world: World, cluster: Cluster) -> dict[str, Plan]:
     """Plans by name."""
     graph, profile = world.captured.graph, world.profile
-    asked = (f"accuracy_loss_sure={BUDGET_POINTS}",)
+    asked = (f"accuracy_loss={BUDGET_POINTS}",)
     plans = {OURS: solve(graph, cluster, profile, Throughput(), asked, num_runners_up=0).plan}
     anything = ("accuracy_loss=100", "error=1e9")
     for name in (ALONE, RAW, INT8):
