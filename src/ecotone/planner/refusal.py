@@ -136,7 +136,8 @@ def _with_more_memory(model: CostModel, task: Task, until: float, least_factor: 
     best = with_factor(_everything(model) / scarcest) if scarcest > 0 else None  # no factor makes anything of 0
     if best is None or needed(best) <= 1.0:
         return None
-    low, high, tried = least_factor, needed(best), least_factor * (1 + SLACK)
+    low, high = least_factor, needed(best)
+    tried = low * (1 + SLACK) if low > 1.0 else math.sqrt(high)  # that 1 will not do is known
     while low < tried < high * (1 - _NEAR_GAP) and time.perf_counter() < until:
         plan = with_factor(tried)
         if plan is None:
