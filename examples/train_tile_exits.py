@@ -23,7 +23,7 @@ from ecotone.model.exit_training import Sample, TrainOptions, train_exits
 from ecotone.profiling.calibration import best_rules, calibrate, judge
 
 FRAMES = 4  # in a batch
-HEADS = {2: 0.05, 6: 0.05, 8: 0.02}  # position: at most this share of the network's FLOP
+HEADS = {2: 0.05, 6: 0.02, 8: 0.01}  # position: at most this share of the network's FLOP
 
 
 def samples(

@@ -100,7 +100,8 @@ def test_exits_are_trained_by_the_script_that_made_the_shipped_ones(tmp_path: Pa
     captured = capture(tilenet(), example_inputs(), name="TileNet")
     made, shipped = (read_exits(path).attach(captured) for path in (tmp_path / "made.exits.safetensors", EXITS))
     assert [e.position for e in made.graph.exits] == [e.position for e in shipped.graph.exits] == [2, 6, 8]
-    assert [e.flop for e in made.graph.exits] == [e.flop for e in shipped.graph.exits]
+    work, wanted = ([e.flop for e in each.graph.exits] for each in (made, shipped))
+    assert work == pytest.approx(wanted, rel=0.01)  # but for the casts that heads have since models in half precision
 
 
 def test_the_shipped_exits_are_good_early_and_better_late() -> None:
