@@ -30,7 +30,7 @@ from ecotone.cli.workflow import (
 )
 from ecotone.cost import predict
 from ecotone.plan import Plan
-from ecotone.planner import FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
+from ecotone.planner import TIE, FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
 from ecotone.planner.objective import shown
 from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
@@ -146,7 +146,7 @@ def _write(around: Around, plans: Plan | PlanSet, plot: Path | None, out_file: P
 
 
 def _show_why(work: Work, made: Profile, solution: Solution, objective: Objective, require: tuple[Requirement, ...]) -> None:
-    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective)
+    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective, tie=TIE)
     out.print("\n".join(told.lines()), highlight=False, markup=False)
 
 
