@@ -34,6 +34,7 @@ bench: $(STAMP)
 	  dyno users sac_d mahppo llm_exact soak; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json results/$$name.json || exit 1; done
 	$(BIN)/python -m benchmarks.figures_table
+	$(BIN)/python -m benchmarks.gallery
 
 clean:
 	rm -rf $(VENV) build dist report results

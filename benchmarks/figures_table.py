@@ -151,8 +151,9 @@ def table(found: dict[str, dict[str, Any]], former: str = "") -> list[str]:
                 lines.append(f"| `{name}` | `{key}` | {value:.4g} | {ends}")
             elif (name, key) in kept:
                 lines.append(kept[name, key])
-    machines = {str(document["context"]["machine"]) for document in found.values()}
-    machines |= {line.removeprefix("Machine: ").removesuffix(".") for line in former.splitlines() if "Machine: " in line}
+    listed = [line.removeprefix("Machine: ").removesuffix(".") for line in former.splitlines() if "Machine: " in line]
+    machines = {name for line in listed for name in line.split("; ")}
+    machines |= {str(document["context"]["machine"]) for document in found.values()}
     return [*lines, "", f"Machine: {'; '.join(sorted(machines))}."]
 
 

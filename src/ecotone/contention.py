@@ -103,10 +103,6 @@ class Standing:
         over = [r for r, share in self.promised.items() if share >= _FULL]
         return tuple(sorted(over, key=lambda r: -self.promised[r]))
 
-    @property
-    def is_stable(self) -> bool:
-        return not self.overloaded
-
     def user(self, name: str) -> UserLoad:
         return next(u for u in self.users if u.name == name)
 

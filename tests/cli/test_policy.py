@@ -42,10 +42,10 @@ def test_a_policy_is_trained_shown_and_run(
 
     np.save(folder / "x.npy", np.zeros((1, 3, 32, 32), np.float32))
     base = ("run", "net.py:net", "x.npy", "--cluster", "pair.toml", "--profile", "p.json")
-    without = ecotone(*base, "--learned", "p.safetensors")
+    without = ecotone(*base, "--policy", "p.safetensors")
     assert without.code == 2
     assert "add --adapt and --require latency" in without.err
-    ran = ecotone(*base, "--learned", "p.safetensors", "--adapt", "--require", "latency=20ms", "--json")
+    ran = ecotone(*base, "--policy", "p.safetensors", "--adapt", "--require", "latency=20ms", "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out.splitlines()[0])
 

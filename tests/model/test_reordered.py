@@ -62,11 +62,13 @@ def test_any_order_cut_anywhere_gives_the_same_answer(name: str, branches: bool)
         seen.add(other.graph.content_hash())
         count = other.graph.num_blocks
         assert all(torch.equal(a, b) for a, b in zip(other.reference(inputs), whole, strict=True))
-        for position in range(seed % 2, count + 1, max(1, count // 6)):
+        for position in range(seed % 2, count + 1, max(1, count // 3)):
             middle = run(other.segment(0, position), inputs)
             assert sum(t.numel() * t.element_size() for t in middle) == other.graph.frontier_bytes(position)
             made = run(other.segment(position, count), middle)
             assert all(torch.equal(a, b) for a, b in zip(made, whole, strict=True))
+        if seed:
+            continue
         tensors: Any = inputs
         for start, stop in itertools.pairwise(range(count + 1)):
             tensors = run(other.segment(start, stop), tensors)

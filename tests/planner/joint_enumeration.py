@@ -7,6 +7,7 @@ a row at once by adding up vectors along the axes of an array, straight from the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ class Priced:
     once: bool
 
 
+@functools.lru_cache(maxsize=64)  # what was enumerated of a world is of use to other tests
 def joint_world(seed: int, *, num_devices: int | None = None, tight: bool | None = None) -> Joint:
     """2 or 3 devices, 2 to 4 blocks, up to 3 executors, 3 codecs, 2 exits and 3 policies; links shuffled, some missing."""
     rng = np.random.default_rng([seed, 7])

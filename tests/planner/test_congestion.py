@@ -57,7 +57,7 @@ def written_out(problem: Congestion, choice: tuple[int, ...]) -> float:
     return sum(p.weight * t for p, t in seconds) / weight
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("aim", AIMS)
 def test_the_choice_is_that_of_enumeration_and_the_bound_is_below(aim: str, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -93,13 +93,13 @@ def test_alternatives_are_what_each_change_would_come_to(aim: str) -> None:
 
 
 @pytest.mark.parametrize(("aim", "limit"), [("mean", 0.06), ("worst", 0.35), ("fair", 0.2)])
-def test_sixty_users_come_close_to_their_bound(aim: str, limit: float) -> None:
-    problem = crowd(np.random.default_rng(1), 60, 8, 4, aim=aim)
+def test_forty_users_come_close_to_their_bound(aim: str, limit: float) -> None:
+    problem = crowd(np.random.default_rng(1), 40, 8, 4, aim=aim)
     found = choose_all(problem, num_starts=1, time_limit_s=20.0)
     assert not problem.violations(found.choice)
     assert (found.choice >= 0).all()
     assert found.gap <= limit
-    assert found.value < problem.value(np.zeros(60, dtype=np.intp))  # all at home
+    assert found.value < problem.value(np.zeros(40, dtype=np.intp))  # all at home
 
 
 def test_two_hundred_users_are_placed_in_seconds() -> None:

@@ -68,7 +68,7 @@ def test_a_sample_drawn_by_chance_goes_on_often_enough(requests: int) -> None:
 
 
 def test_the_best_of_every_plan_scored() -> None:
-    for world, p95, plans in small_worlds(25):
+    for world, p95, plans in small_worlds(12):
         score = p95.score_in(world.graph, world.cluster, world.profile) if p95.score_in else None
         assert score is not None
         expected = min((score(plan) for plan in plans), default=math.inf)
@@ -84,7 +84,7 @@ def test_the_best_of_every_plan_scored() -> None:
 
 
 def test_a_required_percentile_is_kept_by_the_quickest_plan_that_keeps_it() -> None:
-    for world, p95, plans in small_worlds(12):
+    for world, p95, plans in small_worlds(6):
         assert p95.score_in is not None
         score, model = (
             p95.score_in(world.graph, world.cluster, world.profile),

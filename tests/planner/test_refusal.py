@@ -51,7 +51,7 @@ def test_the_limit_that_binds_and_the_nearest_plan(require: tuple[str, ...], bin
 def test_the_nearest_is_the_least_among_plans_that_keep_the_rest(name: str) -> None:
     """Against enumeration: a limit a little below the least of that quantity; memory, which may be nearer, is beside it."""
     seen = 0
-    for seed in range(16):
+    for seed in range(10):
         world, rest = joint_world(seed, tight=False), {"accuracy_loss": 1.0}
         least = least_value(world, name, rest)
         if not (1e-6 < least < math.inf):
@@ -77,6 +77,27 @@ def test_memory_says_how_much_more_would_do() -> None:
     factor = float(re.search(r"with ([0-9.]+) times the memory", said)[1])  # type: ignore[index]
     assert factor == pytest.approx(61 / 40, rel=1e-2)
     assert "nearest: camera" in said
+
+
+@pytest.mark.parametrize("has", [100, 40_000, 900_000])
+def test_the_memory_that_would_do_is_found_without_any_time(monkeypatch: pytest.MonkeyPatch, has: int) -> None:
+    """However much is missing, and before the first step of a bisection: what is named fits, at worst with room to spare."""
+    world = camera_and_server()
+    heavy = tuple(replace(p, size_bytes=10**6) for p in world.graph.parameters)
+    graph = replace(world.graph, parameters=heavy)
+    world = replace(world, graph=graph, profile=replace(world.profile, graph_hash=graph.content_hash()))
+
+    def factor() -> float:
+        said = refusal(world, f"memory={has}B")
+        assert said.startswith("no plan: memory fails: the weights take 4 MB, the devices hold")
+        found = float(re.search(r"nearest: camera .* with ([0-9.]+) times the memory", said)[1])  # type: ignore[index]
+        assert solve(world.graph, world.cluster, world.profile, Latency(), (f"memory={found * has}B",)).is_proven
+        return found
+
+    assert factor() == pytest.approx(2_015_000 / has, rel=3e-2)  # two blocks of 1 MB on each, and tensors
+    monkeypatch.setattr(sys.modules["ecotone.planner.refusal"], "SECONDS", 0.0)
+    assert factor() >= 2e6 / has
+    assert "nearest" not in refusal(world, "memory=0B")
 
 
 def test_an_exit_policy_that_loses_too_much() -> None:

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone import schema
-from ecotone.cli.asked import parse_arrivals, parse_objective
+from ecotone.cli.asked import first_of, parse_arrivals, parse_objective
 from ecotone.cli.console import err, out
-from ecotone.cli.tables import seconds
+from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work
 from ecotone.cluster import Cluster
 from ecotone.planner import TIE, Front, Objective, Requirement, Solution, WhatIf, pareto, what_if
@@ -89,16 +89,14 @@ class Around:
         """The front as a PNG; raises MissingLibrary where matplotlib is not installed."""
         front = self.front
         assert front is not None
-        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[_first(front.objective)]
+        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[first_of(front.objective)]
         dots = [Dot(p.other * x_scale, p.value * y_scale, " + ".join(p.plan.devices)) for p in front.points]
         return front_png(dots, f"{self.name}: {front.objective} against {front.axis}", x_label, y_label)
 
     def _changes_table(self) -> Table:
         """One row per change: what today's plan would take there, and what would be best."""
-        name = _first(self.objective.name)
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("what if", "today's plan", "the best", "better", "which is"):
-            table.add_column(column)
+        name = first_of(self.objective.name)
+        table = listing("what if", "today's plan", "the best", "better", "which is")
         for each in self.changes:
             stays_s = self.objective.value(each.today) if each.today else None
             stays = "cannot run" if stays_s is None else _shown(name, stays_s)
@@ -114,20 +112,13 @@ class Around:
 
 def _front_table(front: Front) -> Table:
     """One row per point, from the best under the objective to the least of the other quantity."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (front.objective, front.axis):
-        table.add_column(name, justify="right")
+    table = listing(right=(front.objective, front.axis))
     table.add_column("plan")
     for point in front.points:
         table.add_row(
-            _shown(_first(front.objective), point.value), _shown(front.axis, point.other), escape(str(point.plan))
+            _shown(first_of(front.objective), point.value), _shown(front.axis, point.other), escape(str(point.plan))
         )  # fmt: skip
     return table
-
-
-def _first(objective: str) -> str:
-    """The first of several objectives."""
-    return objective.partition(",")[0].partition("~")[0]
 
 
 def _shown(name: str, value: float) -> str:

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
 
 from ecotone import codec
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json, progress_bar
+from ecotone.cli.tables import listing
 from ecotone.cli.workflow import Work, load_work, make_profile, open_nodes, write_file
 from ecotone.planner import Latency, solve
 from ecotone.profile import CodecCost, Payload, Profile
@@ -31,28 +31,28 @@ GUESS_SLOWER = 10  # than int8+zstd, about: what learned codecs turn out to take
 
 def bottleneck(
     model: options.Model,
-    out_file: Annotated[Path, typer.Option("--out", "-o", help="Where to write the codec.", show_default=False)],
+    out_file: Annotated[Path, options.option("--out", "-o", text="Where to write the codec.")],
     samples: Annotated[
-        str, typer.Option("--samples", help="Real inputs to train on: a directory or file.", show_default=False)
+        str, options.option("--samples", group=options.KNOWN, text="Real inputs to train on: a directory or file.")
     ],
     cut: Annotated[str, typer.Option(help="The cut to train for, or auto: where a plan would gain most.")] = "auto",
     cluster: options.ClusterFile = None,
     profile_file: options.ProfileFile = None,
     price: Annotated[
-        float, typer.Option(help="What a bit per element may cost the answer, in nats per decision: more makes it smaller.")
+        float, options.trained("What a bit per element may cost the answer, in nats per decision: more makes it smaller.")
     ] = 0.5,
-    latents: Annotated[int, typer.Option(help="Channels that cross; 0: as many as the tensor has, at most 32.")] = 0,
-    stride: Annotated[int, typer.Option(help="How many pixels each way share a latent: 1, 2, 4.")] = 2,
-    hidden: Annotated[int, typer.Option(help="Channels inside the decoder; 0: a decoder of one layer.")] = 32,
+    latents: Annotated[int, options.trained("Channels that cross; 0: as many as the tensor has, at most 32.")] = 0,
+    stride: Annotated[int, options.trained("How many pixels each way share a latent: 1, 2, 4.")] = 2,
+    hidden: Annotated[int, options.trained("Channels inside the decoder; 0: a decoder of one layer.")] = 32,
     coding: Annotated[
-        str, typer.Option(help="prior (learned tables), or an int codec such as int8+zstd: the rate follows from --latents.")
+        str, options.trained("prior (learned tables), or an int codec such as int8+zstd: the rate follows from --latents.")
     ] = "prior",
-    epochs: Annotated[int, typer.Option(help="Passes over the samples with an estimate of the loss.")] = 20,
+    epochs: Annotated[int, options.trained("Passes over the samples with an estimate of the loss.")] = 20,
     final_epochs: Annotated[
-        int, typer.Option(help="Passes through the rest of the model after these; each costs far more.")
+        int, options.trained("Passes through the rest of the model after these; each costs far more.")
     ] = 1,
-    limit: Annotated[int, typer.Option(help="Use at most so many samples.", min=4)] = 2000,
-    seed: Annotated[int, typer.Option(help="Same seed, same machine: same codec.")] = 0,
+    limit: Annotated[int, options.trained("Use at most so many samples.", min=4)] = 2000,
+    seed: Annotated[int, options.trained("Same seed, same machine: same codec.")] = 0,
     input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:
@@ -131,9 +131,7 @@ def _beside(work: Work, made: TrainedBottleneck, inputs: Sequence[tuple[torch.Te
 
 
 def _show(made: TrainedBottleneck, beside: Sequence[Payload]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("codec", "bytes a sample", "decisions changed", "error of the answer"):
-        table.add_column(name, justify="left" if name == "codec" else "right")
+    table = listing("codec", right=("bytes a sample", "decisions changed", "error of the answer"))
     for payload in beside:
         size = format_quantity(payload.size_bytes, "bytes")
         table.add_row(payload.codec, size, f"{payload.disagreement:.2%}", f"{payload.relative_error:.3f}")

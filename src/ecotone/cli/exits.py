@@ -15,6 +15,7 @@ from ecotone.accuracy import ExitPolicy
 from ecotone.cli import options
 from ecotone.cli.calibrating import FileSamples, read_labels
 from ecotone.cli.console import err, out, print_json, progress_bar
+from ecotone.cli.tables import listing
 from ecotone.cli.workflow import Work, load_work
 from ecotone.model import Captured
 from ecotone.model.exit_file import write_exits
@@ -35,7 +36,10 @@ FEWEST = 10
 def exits(
     model: options.Model,
     samples: Annotated[
-        str, options.option("--samples", text="Inputs to learn from: a directory, or anything that run takes.")
+        str,
+        options.option(
+            "--samples", group=options.KNOWN, text="Inputs to learn from: a directory, or anything that run takes."
+        ),
     ],
     out_file: Annotated[Path, options.option("--out", "-o", text="Where to write the exits: NAME.exits.safetensors.")],
     labels: options.Labels = None,
@@ -45,11 +49,9 @@ def exits(
         list[str] | None,
         options.option("--budget", text="Points of accuracy that may be lost, repeatable. Default: 0.25, 0.5, 1 and 2."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the samples.", min=1)] = 20,
-    joint: Annotated[
-        bool, typer.Option("--joint", help="Let the model learn as well; its answers change a little.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of training and of the split.")] = 0,
+    epochs: Annotated[int, options.trained("Passes over the samples.", min=1)] = 20,
+    joint: Annotated[bool, options.trained("Let the model learn as well; its answers change a little.", "--joint")] = False,
+    seed: Annotated[int, options.trained("Seed of training and of the split.")] = 0,
     input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:
@@ -123,15 +125,13 @@ def _budgets(texts: Sequence[str]) -> tuple[float, ...]:
 def _positions(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isdigit() for part in parts):
-        raise EcotoneError(f"--at {text!r}: write positions, for example --at 2,6,8; ecotone plan shows them")
+        raise EcotoneError(f"--at {text!r}: write positions, as --at 2,6,8; where no exit can be, the nearest are named")
     return tuple(sorted({int(part) for part in parts}))
 
 
 def _heads(trained: Captured, outcomes: Outcomes) -> Table:
     """Each exit alone: where it stands, what it costs, how good it is."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("exit", "before it", "its head", "right alone", "sure by"):
-        table.add_column(name)
+    table = listing("exit", "before it", "its head", "right alone", "sure by")
     graph, whole = trained.graph, trained.graph.segment_flop(0, trained.graph.num_blocks)
     for number, (head, place) in enumerate(zip(trained.exits, graph.exits, strict=True)):
         right = float(outcomes.right[:, number].mean())
@@ -146,9 +146,7 @@ def _heads(trained: Captured, outcomes: Outcomes) -> Table:
 
 def _policies(trained: Captured, outcomes: Outcomes, policies: Sequence[ExitPolicy]) -> Table:
     """The policy that saves the most within each budget."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("policy", "leave", "FLOP saved", "points lost", "between"):
-        table.add_column(name)
+    table = listing("policy", "leave", "FLOP saved", "points lost", "between")
     best: dict[str, tuple[float, ExitPolicy]] = {}
     for policy in policies:
         saved = judge(outcomes, trained.graph, policy.exits, policy.thresholds).saved

@@ -30,20 +30,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run one PyTorch model over many unequal machines: measure them, plan exactly where each part runs, run that plan.",
 )
-START, WORK, HELP = "Start here", "Work", "Machines"
+START, MACHINES, WORK, MADE = "Start here", "Machines", "Work", "Parts that a plan may use"
 app.command(rich_help_panel=START)(demo)
 app.command(rich_help_panel=START)(doctor)
-app.command(rich_help_panel=HELP)(up)
-app.command(rich_help_panel=HELP)(status)
-app.add_typer(lab, name="lab", rich_help_panel=HELP)
-app.command(rich_help_panel=WORK)(exits)
+app.command(rich_help_panel=MACHINES)(up)
+app.command(rich_help_panel=MACHINES)(status)
+app.add_typer(lab, name="lab", rich_help_panel=MACHINES)
 app.command(rich_help_panel=WORK)(profile)
 app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
 app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
-app.add_typer(policy, name="policy", rich_help_panel=WORK)
-app.command(rich_help_panel=WORK)(bottleneck)
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)
+app.command(rich_help_panel=MADE)(exits)
+app.command(rich_help_panel=MADE)(bottleneck)
+app.add_typer(policy, name="policy", rich_help_panel=MADE)
 
 
 def _version(wanted: bool) -> None:

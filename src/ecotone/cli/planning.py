@@ -14,10 +14,10 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
-from ecotone.cli.asked import check_asked, parse_objective, parse_require
+from ecotone.cli.asked import check_asked, first_of, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.orders import in_best_order
-from ecotone.cli.tables import accuracy_tables, plan_table, profile_table, seconds
+from ecotone.cli.tables import accuracy_tables, listing, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
@@ -30,7 +30,7 @@ from ecotone.cli.workflow import (
 )
 from ecotone.cost import predict
 from ecotone.plan import Plan
-from ecotone.planner import FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
+from ecotone.planner import TIE, FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
 from ecotone.planner.objective import shown
 from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
@@ -146,7 +146,7 @@ def _write(around: Around, plans: Plan | PlanSet, plot: Path | None, out_file: P
 
 
 def _show_why(work: Work, made: Profile, solution: Solution, objective: Objective, require: tuple[Requirement, ...]) -> None:
-    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective)
+    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective, tie=TIE)
     out.print("\n".join(told.lines()), highlight=False, markup=False)
 
 
@@ -178,18 +178,18 @@ def _show(
 
 
 def _proof(solution: Solution) -> str:
+    """How far the plan is proven; with its value, which the table lacks for a p95, an error or several objectives."""
+    first = first_of(solution.objective)
+    value = f"{first} {shown(first, solution.value)}: "
     if solution.is_proven:
         where = "this order of the blocks" if solution.plan.order else "this cost model"
-        return f"[green]proven best[/] for {solution.objective} in {where}"
-    first = solution.objective.partition(",")[0].partition("~")[0]
-    return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
+        return f"{value}[green]proven best[/] for {solution.objective} in {where}"
+    return f"{value}[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
 
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:
     """Every named baseline that has a plan, on the profile of the captured order; `solution` may be of another one."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("contender", "latency", "throughput", "plan"):
-        table.add_column(name)
+    table = listing("contender", "latency", "throughput", "plan")
     graph = work.captured.graph
     rows = [("ecotone", solution.plan, solution.cost)]
     for name in baselines.NAMES:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ecotone import schema
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json, progress_bar
+from ecotone.cli.tables import listing
 from ecotone.cli.workflow import load_work, make_profile, open_nodes
 from ecotone.policies.discrete_sac import SacSettings
 from ecotone.policies.learned import Trained, load_trained, save_trained
@@ -33,20 +33,24 @@ def train(
     cluster: options.ClusterFile = None,
     profile_file: options.ProfileFile = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     rates: Annotated[
         str, options.option("--rates", text="Slowest and fastest link: 1Mbit/s,40Mbit/s. Default: around the stated rate.")
     ] = "",
     period: Annotated[str, options.option("--period", text="Time between requests. Default: four deadlines.")] = "",
-    plans: Annotated[int, typer.Option(help="Plans to choose among, all resident.", min=2, max=64)] = 8,
-    updates: Annotated[int, typer.Option(help="Gradient steps; 6000 take a few minutes.", min=1, max=10_000_000)] = 6000,
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    plans: Annotated[int, options.trained("Plans to choose among, all resident.", min=2, max=64)] = 8,
+    updates: Annotated[int, options.trained("Gradient steps; 6000 take a few minutes.", min=1, max=10_000_000)] = 6000,
+    seed: Annotated[int, options.trained("Seed of the training.")] = 0,
     json_output: options.Json = False,
 ) -> None:
     """Train a policy (SAC-d) in a simulated world with the times, bytes and accuracies measured of this model.
 
     It prints what the policy is worth on conditions that it was not trained on, beside the best static plan in hindsight,
     solving again before each request, and an oracle. Where it is no better than these, use --adapt without it.
+    With --exits it chooses among early exits as well; run and serve then need the same --exits beside --policy.
 
       ecotone policy train net.py:model --cluster home.toml --samples photos/ --deadline 30ms,60ms --out p.safetensors
     """
@@ -54,7 +58,10 @@ def train(
     if min(deadlines) <= 0:
         raise EcotoneError(f"--deadline {deadline}: must be above zero")
     wanted = _rates(rates) if rates else None
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, exits=exits, bottlenecks=bottleneck,
+        quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         profile = make_profile(work, nodes, path=profile_file)
     stated = [k.bandwidth_bytes_per_s for k in work.cluster.links if k.source == work.cluster.source]
@@ -103,9 +110,7 @@ def _print(trained: Trained, json_output: bool) -> None:
         out.print(f"[dim]{plan}", soft_wrap=True, highlight=False)
     if not all(f"{name}_reward" in about.measured for name in RIVALS):
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("on other conditions", "reward", "in time"):
-        table.add_column(column)
+    table = listing("on other conditions", "reward", "in time")
     for name in RIVALS:
         reward, in_time = about.measured[f"{name}_reward"], about.measured.get(f"{name}_in_time", 0.0)
         table.add_row(name.replace("_", " "), f"{reward:.4f}", f"{in_time:.1%}")

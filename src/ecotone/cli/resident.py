@@ -49,7 +49,7 @@ class Asked:
     profile_file: Path | None = None
     shadow: float = 0.0
     arrivals: str = ""
-    learned: Trained | None = None
+    policy: Trained | None = None
     deadline_s: float = 0.0
 
     @staticmethod
@@ -62,7 +62,7 @@ class Asked:
         profile_file: Path | None = None,
         shadow: float = 0.0,
         arrivals: str = "",
-        learned: Path | None = None,
+        policy: Path | None = None,
     ) -> Asked:
         if adapt:
             check_movable(objective)
@@ -70,23 +70,23 @@ class Asked:
             raise EcotoneError(f"--shadow {shadow:g}: give a share of the requests from 0 to 1, for example 0.01")
         if survive and plan_file:
             raise EcotoneError("--survive chooses standbys, --plan says which there are; give one of them")
-        trained, deadline_s = (None, 0.0) if learned is None else _learned(learned, require or (), adapt)
+        trained, deadline_s = (None, 0.0) if policy is None else _trained(policy, require or (), adapt)
         if trained and (plan_file or survive):
-            raise EcotoneError("--learned brings its own plans; leave out --plan and --survive")
+            raise EcotoneError("--policy brings its own plans; leave out --plan and --survive")
         return Asked(
             objective=objective, require=tuple(require or ()), plan_file=plan_file, survival=Survival.parse(survive),
-            adapt=adapt, profile_file=profile_file, shadow=shadow, arrivals=arrivals, learned=trained,
+            adapt=adapt, profile_file=profile_file, shadow=shadow, arrivals=arrivals, policy=trained,
             deadline_s=deadline_s,
         )  # fmt: skip
 
 
-def _learned(path: Path, require: Sequence[str], adapt: bool) -> tuple[Trained, float]:
+def _trained(path: Path, require: Sequence[str], adapt: bool) -> tuple[Trained, float]:
     """The policy of a file, and the deadline that the requirements state."""
     trained = load_trained(path)
     limits = [found.limit for found in parse_require(require) if found.name == "latency"]
     first, last = (format_quantity(seconds, "s") for seconds in trained.about.ranges.deadline_s)
     if not adapt or not limits:
-        raise EcotoneError(f"--learned {path}: add --adapt and --require latency=..., trained from {first} to {last}")
+        raise EcotoneError(f"--policy {path}: add --adapt and --require latency=..., trained from {first} to {last}")
     return trained, float(min(limits))
 
 
@@ -101,8 +101,8 @@ def resident_plans(work: Work, nodes: Nodes, asked: Asked) -> tuple[PlanSet, Pro
         is_needed = asked.adapt or asked.profile_file
         return plans, make_profile(work, nodes, path=asked.profile_file) if is_needed else None
     measured = make_profile(work, nodes, path=asked.profile_file)
-    if asked.learned:  # trained for the blocks in the order of their file
-        return _checked(asked.learned, work), measured
+    if asked.policy:  # trained for the blocks in the order of their file
+        return _checked(asked.policy, work), measured
     profile = in_best_order(work, nodes, measured, asked.objective, asked.require, arrivals=asked.arrivals)
     return chosen_plans(work, profile, asked), profile
 
@@ -139,13 +139,13 @@ def adapting(work: Work, session: Session, profile: Profile | None, asked: Asked
     first, *others = session.plans
     plans = PlanSet(primary=first, standbys=tuple(Standby(plan=plan) for plan in others))
     controller: Policy = Controller(plans, graph, work.cluster, profile, objective)
-    if asked.learned:
-        controller = asked.learned.policy(plans, graph, work.cluster, profile, asked.deadline_s)
+    if asked.policy:
+        controller = asked.policy.policy(plans, graph, work.cluster, profile, asked.deadline_s)
 
     def plan(replan: Replan) -> PlanSet:
         return candidates(graph, work.cluster, replan.profile, objective, parse_require(asked.require), now=replan.now)
 
-    with Adaptive(session, controller, plan=None if asked.learned else plan):
+    with Adaptive(session, controller, plan=None if asked.policy else plan):
         yield
 
 

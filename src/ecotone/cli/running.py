@@ -20,20 +20,19 @@ import torch
 import typer
 import uvicorn
 from rich.markup import escape
-from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.asked import check_asked
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans, shadowing
-from ecotone.cli.tables import seconds
+from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work, load_work, open_nodes, read_file
 from ecotone.planset import PlanSet
 from ecotone.runtime import Future, Nodes, Session, deploy
 from ecotone.serving.http import Service, application
 from ecotone.serving.live import Live
 from ecotone.serving.results import Answer, json_line, save, summary
-from ecotone.serving.sources import Item, Policy, Source, open_source
+from ecotone.serving.sources import Item, Source, Take, open_source
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = ["run", "serve"]
@@ -63,16 +62,16 @@ def run(
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
-    learned: options.Learned = None,
+    policy: options.PolicyFile = None,
     shadow: options.Shadow = 0.0,
     weight: options.Weight = 1.0,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="newest (drop old frames), all (queue), auto: newest for live sources.")
-    ] = "auto",
-    in_flight: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=256)] = 4,
+    take: options.Take = "auto",
+    in_flight: Annotated[
+        int, typer.Option(rich_help_panel=options.RUNNING, help="Requests under way at once.", min=1, max=256)
+    ] = 4,
     limit: Annotated[int, typer.Option(help="Stop after so many inputs; 0: all.", min=0)] = 0,
     exits: options.Exits = "",
     bottleneck: options.Bottlenecks = None,
@@ -85,8 +84,8 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
-    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, learned=learned)
-    items = open_source(source, _policy(policy))
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, policy=policy)
+    items = open_source(source, _take(take))
     work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work, () if plan_file else None) as nodes:
@@ -113,10 +112,10 @@ def _deploy(work: Work, plans: PlanSet, nodes: Nodes, **more: Any) -> Session:
     return deploy(plans, work.captured, nodes, image=work.preparation.image, bottlenecks=work.bottlenecks, **more)
 
 
-def _policy(text: str) -> Policy:
+def _take(text: str) -> Take:
     if text in ("auto", "newest", "all"):
-        return cast(Policy, text)
-    raise EcotoneError(f"--policy {text!r} is not known; auto, newest and all are")
+        return cast(Take, text)
+    raise EcotoneError(f"--take {text!r} is not known; auto, newest and all are")
 
 
 def _answers(work: Work, session: Session, items: Source, in_flight: int, limit: int) -> Iterator[Answer]:
@@ -175,9 +174,7 @@ def _show(work: Work, answers: Iterator[Answer], items: Source, limit: int, json
 
 
 def _print_table(rows: list[tuple[str, str, str]], latencies: list[float], elapsed_s: float, dropped: int) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("input", "answer", "latency"):
-        table.add_column(column)
+    table = listing("input", "answer", "latency")
     for row in rows:
         table.add_row(*(escape(text) for text in row))
     out.print(table)
@@ -198,7 +195,7 @@ def serve(
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
-    learned: options.Learned = None,
+    policy: options.PolicyFile = None,
     shadow: options.Shadow = 0.0,
     weight: options.Weight = 1.0,
     name: Annotated[
@@ -212,7 +209,7 @@ def serve(
     source: Annotated[
         str, options.option("--source", text="Also answer a camera:0, rtsp://..., video or - at /results.")
     ] = "",
-    policy: Annotated[str, typer.Option(help="For --source: newest, all or auto.")] = "auto",
+    take: options.Take = "auto",
     journal: Annotated[
         Path | None, options.option("--journal", text="File that accepted requests with an id survive in; see below.")
     ] = None,
@@ -231,10 +228,10 @@ def serve(
 
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
-    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, learned=learned)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, policy=policy)
     host, port = _listen(listen)
     token = _token(token_file, host)
-    stream = open_source(source, _policy(policy)) if source else None
+    stream = open_source(source, _take(take)) if source else None
     work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck)
     check_asked(objective, require or (), work.cluster)
     keep_s = parse_quantity(keep, "s", "--keep")

@@ -47,10 +47,12 @@ def simulate(
     ] = "",
     deadline: Annotated[str, typer.Option(help="Time that each request has: 2s. Default: all it takes.")] = "",
     journal: Annotated[
-        bool, typer.Option("--journal", help="Requests are recorded: the asker itself may be killed.")
+        bool,
+        typer.Option("--recorded", help="Requests are recorded, as by serve --journal: the asker itself may be killed."),
     ] = False,
     trace_file: Annotated[Path | None, options.option("--trace", text="Write what happened, event by event (JSON).")] = None,
     bottleneck: options.Bottlenecks = None,
+    input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:
     """Try a plan on a virtual clock: latency, throughput and load under arrivals and link rates of your choice.
@@ -62,7 +64,7 @@ def simulate(
         raise EcotoneError(f"--links is {links}, must be above zero")
     pattern, asked = parse_arrivals(arrivals), Asked.of(objective, require, plan_file, survive, False, arrivals=arrivals)
     deadline_s = parse_quantity(deadline, "s", "--deadline") if deadline else None
-    work = load_work(model, cluster, exits=exits, bottlenecks=bottleneck, quiet=json_output)
+    work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster, arrivals)
     known = tuple(device.name for device in work.cluster.devices)
     script = read_faults_file(faults, known, partial(_beside, Path(faults).parent, work))
@@ -96,7 +98,7 @@ def _chosen(work: Work, asked: Asked, profile_file: Path | None) -> tuple[PlanSe
             plans = read_plan_set(asked.plan_file, work)
             return plans, profile_of(work, nodes, plans.primary, profile_file)
         measured = make_profile(work, nodes, path=profile_file)
-        profile = in_best_order(work, nodes, measured, asked.objective, asked.require)
+        profile = in_best_order(work, nodes, measured, asked.objective, asked.require, arrivals=asked.arrivals)
     return chosen_plans(work, profile, asked), profile
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +15,17 @@ from ecotone.profile import Profile
 from ecotone.profiling.ladders import is_exact, value_codec
 from ecotone.units import format_quantity
 
-__all__ = ["accuracy_tables", "plan_table", "profile_table"]
+__all__ = ["accuracy_tables", "listing", "plan_table", "profile_table", "seconds"]
+
+
+def listing(*left: str, right: Iterable[str] = ()) -> Table:
+    """An empty table in the style of all tables of the command line; the columns `right` are of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
 
 
 def seconds(value: float) -> str:
@@ -25,10 +35,7 @@ def seconds(value: float) -> str:
 
 def plan_table(plan: Plan, cost: PlanCost, graph: Graph) -> Table:
     """One row per transfer and stage, in the order in which a request meets them."""
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for name in ("what", "where", "how", "size"):
-        table.add_column(name)
-    table.add_column("time", justify="right")
+    table = listing("what", "where", "how", "size", right=("time",))
     for index, transfer in enumerate(cost.transfers):
         if transfer.source != transfer.target:
             where = f"{transfer.source} -> {transfer.target}"
@@ -72,11 +79,7 @@ def _add_exit(table: Table, plan: Plan, cost: PlanCost, index: int) -> None:
 
 def profile_table(profile: Profile) -> Table:
     """The whole model by executor and device: time, spread, memory, error; and what failed."""
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    for name in ("device", "executor"):
-        table.add_column(name)
-    for name in ("whole model", "spread", "memory", "error"):
-        table.add_column(name, justify="right")
+    table = listing("device", "executor", right=("whole model", "spread", "memory", "error"))
     for s in sorted(profile.segments, key=lambda s: (s.device, s.median_s)):
         if (s.start, s.stop) == (0, profile.num_blocks):
             memory = format_quantity(s.memory_bytes, "bytes")
@@ -94,8 +97,7 @@ def accuracy_tables(table: AccuracyTable) -> Iterator[Table | str]:
     on = f"{table.num_samples} samples, {decisions} decisions"
     yield f"points lost of {of}, fitted<upper end at {table.confidence:.0%}; {on}"
     everywhere = {value_codec(c.codec) for c in cells if c.position > 0}
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("cut", justify="right")
+    shown = listing(right=("cut",))
     for codec in (names := [c for c in dict.fromkeys(value_codec(c.codec) for c in cells) if c in everywhere]):
         shown.add_column(codec, justify="right", no_wrap=True)
     losses = {(c.position, value_codec(c.codec)): _loss(c) for c in cells}
@@ -118,10 +120,7 @@ def accuracy_tables(table: AccuracyTable) -> Iterator[Table | str]:
 
 
 def _compositions(table: AccuracyTable) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("crossings of a whole plan")
-    for name in ("sum", "measured", "interval", "the sum is"):
-        shown.add_column(name, justify="right")
+    shown = listing("crossings of a whole plan", right=("sum", "measured", "interval", "the sum is"))
     for c in table.compositions:
         mark = "[red]too low[/]" if c.is_refuted else "safe" if c.is_safe else "within the interval"
         interval = f"{c.low_points:.2f} to {c.high_points:.2f}"

@@ -23,7 +23,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.asked import parse_require
 from ecotone.cli.console import err, out, print_json
-from ecotone.cli.tables import seconds
+from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work, load_cluster, load_work, make_profile, open_nodes, read_file, write_file
 from ecotone.cluster import Cluster
 from ecotone.graph import Graph
@@ -169,8 +169,11 @@ def simulate_together(
     plan_file: options.PlanFile = None,
     profile_file: options.ProfileFile = None,
     require: options.Require = None,
-    duration: Annotated[str, typer.Option(help="With --workload: how long the users ask.")] = "30s",
+    duration: Annotated[
+        str, typer.Option(help="With --workload: how long the users ask.", rich_help_panel=options.USERS)
+    ] = "30s",
     seed: Annotated[int, typer.Option(help="Seed of random arrivals.")] = 0,
+    input_shape: options.InputShape = "",
     json_output: options.Json = False,
 ) -> None:
     """With --workload all its users ask at once, under their joint plan, for --duration; beside it what was predicted.
@@ -180,7 +183,7 @@ def simulate_together(
     duration_s = parse_quantity(duration, "s", "--duration")
     asked = _Asked(
         workload_file=workload, model=model, cluster_file=cluster, profile_file=profile_file, require=tuple(require or ()),
-        quiet=json_output,
+        input_shape=input_shape, quiet=json_output,
     )  # fmt: skip
     users, machines, models = asked.load()
     found = _read(plan_file, users, machines, models) if plan_file else assign(users, machines, models)
@@ -228,16 +231,9 @@ def _read(path: Path, workload: Workload, machines: Cluster, models: Models) -> 
 # ---- what is printed ---------------------------------------------------------------------------------------------------
 
 
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name)
-    return table
-
-
 def _users_table(workload: Workload, found: Assignment) -> Table:
     """One row per user that is let in: what it has alone, and beside the others."""
-    table = _table("user", "rate", "weight", "alone", "together", "95 % within")
+    table = listing("user", "rate", "weight", "alone", "together", "95 % within")
     for own in found.users:
         user = workload.user(own.name)
         table.add_row(
@@ -278,7 +274,7 @@ def _proof(found: Assignment) -> str:
 
 
 def _simulated_table(found: Assignment, report: UsersReport) -> Table:
-    table = _table("user", "requests", "failed", "mean, predicted", "simulated", "95 %, predicted", "simulated")
+    table = listing("user", "requests", "failed", "mean, predicted", "simulated", "95 %, predicted", "simulated")
     for own in found.users:
         if own.name in report.users:
             came = report.users[own.name]

@@ -129,7 +129,9 @@ def load_work(
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
-            raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
+            raise EcotoneError(
+                f"{model}: does not say what it takes; return (module, example args), or give --input-shape 3x224x224"
+            )
         captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches)
     policies = None
     if exits:
@@ -212,6 +214,7 @@ def make_profile(
     file = path or default_path(profile_key(work.captured.graph, work.cluster, options, few, image=image))
     if fresh:
         file.unlink(missing_ok=True)
+    former = _key_of(file)
     names = work.samples.names if isinstance(work.samples, FileSamples) else ()
     table = AccuracyOptions(
         limit=work.max_calibration, names=names, given=work.policies,
@@ -223,7 +226,18 @@ def make_profile(
             work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
             table=table, bottlenecks=work.bottlenecks, image=image, path=file, progress=report,
         )  # fmt: skip
-        return _with_compositions(work, made, file, report)
+        made = _with_compositions(work, made, file, report)
+    if former and former != made.key and not work.quiet:
+        err.print(f"[dim]{escape(str(file))} was of another model, cluster, version or --executor: measured again")
+    return made
+
+
+def _key_of(file: Path) -> str:
+    """The key of the profile in `file`; "" where none is there that can be read."""
+    try:
+        return Profile.from_json(file.read_bytes(), str(file)).key
+    except (OSError, EcotoneError):
+        return ""
 
 
 def _with_compositions(work: Work, made: Profile, file: Path, report: Progress) -> Profile:

@@ -12,6 +12,7 @@ side are those that `solve` gives. A change and its undoing between two neighbou
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from ecotone.planner.objective import (
     shown,
 )
 from ecotone.planner.search import Task
-from ecotone.planner.solve import RunnerUp, Solution, solve
+from ecotone.planner.solve import NUM_RUNNERS_UP, RunnerUp, Solution, solve
 from ecotone.profile import Profile
 from ecotone.units import format_quantity
 
@@ -119,7 +120,13 @@ def _lines(told: Explanation) -> Iterator[str]:
         yield f"instead, {_by(value, told.value)}: {other.plan}"
     for point in told.breakpoints:
         way, plan = ("slower", point.slower) if point.factor < 1 else ("faster", point.faster)
-        yield f"with links {max(point.factor, 1 / point.factor):.3g} times {way} the cut moves: {plan}"
+        yield f"with links {_times(point.factor)} times {way} the cut moves: {plan}"
+
+
+def _times(factor: float) -> str:
+    """A factor above 1 (or its inverse) in so many digits that what it has above 1 is seen, as far as TOLERANCE goes."""
+    times = max(factor, 1 / factor)
+    return f"{times:.{min(5, max(3, 2 - math.floor(math.log10(times - 1))))}g}"
 
 
 def _by(value: float, best: float) -> str:
@@ -185,11 +192,13 @@ def explain(
     require: Iterable[Requirement | str] | None = None,
     *,
     objective: Objective | None = None,
+    tie: float = 0.0,
     time_limit_s: float = 10.0,
 ) -> Explanation:
     """Explain a solution of `solve` on the same graph, cluster and profile; `require` defaults to the solution's own.
 
-    `objective`: that of the solution where its name does not say all (a 95th percentile's score).
+    `objective`: that of the solution where its name does not say all (a 95th percentile's score). `tie`: what `solve` was
+    given, so that the cut is said to move where that `solve` would move it.
     """
     wanted = parse_objective(solution.objective) if objective is None else objective
     given = tuple(solution.require if require is None else require)
@@ -197,7 +206,7 @@ def explain(
     until = time.perf_counter() + time_limit_s
     around = _Around(graph, cluster, profile, wanted, requirements, solution, until)
     choices, budgets = tuple(around.choices()), tuple(around.budgets())
-    search = _Rates(graph, cluster, profile, wanted, requirements, until)
+    search = _Rates(graph, cluster, profile, wanted, requirements, tie, until)
     found = [point for point in (search.nearest(solution.plan, -1), search.nearest(solution.plan, 1)) if point]
     return Explanation(
         plan=solution.plan, cost=solution.cost, objective=solution.objective, value=solution.value, bound=solution.bound,
@@ -299,10 +308,11 @@ class _Rates:
         profile: Profile,
         objective: Objective,
         require: tuple[Requirement, ...],
+        tie: float,
         deadline: float,
     ) -> None:
         self.graph, (self.cluster, self.profile) = graph, with_measured_links(graph, cluster, profile)
-        self.objective, self.require, self.deadline = objective, require, deadline
+        self.objective, self.require, self.tie, self.deadline = objective, require, tie, deadline
 
     def plan(self, factor: float) -> Plan | None:
         """The best plan with all rates times `factor`; None where nothing keeps the requirements."""
@@ -310,15 +320,15 @@ class _Rates:
             cluster = self.cluster.scaled_links(factor)
             left = max(0.1, self.deadline - time.perf_counter())
             found = solve(
-                self.graph, cluster, self.profile, self.objective, self.require, time_limit_s=left, num_runners_up=0,
-                nearest=False,
+                self.graph, cluster, self.profile, self.objective, self.require, time_limit_s=left, tie=self.tie,
+                num_runners_up=NUM_RUNNERS_UP if self.tie else 0, nearest=False,
             )  # fmt: skip
         except PlannerError:
             return None
         return found.plan
 
     def nearest(self, today: Plan, side: int) -> Breakpoint | None:
-        """The first change going down (side -1) or up (side 1) from today's rates."""
+        """The first change going down (side -1) or up (side 1) from today's rates; none where it is not the rates' doing."""
         near, near_plan = 1.0, today
         for step in GRID:
             far = step**side
@@ -339,6 +349,8 @@ class _Rates:
                 near, near_plan = middle, plan
             else:
                 far, far_plan = middle, plan
+        if near == 1.0:  # today's rates already have another plan
+            return None
         slower, faster = (far_plan, near_plan) if side < 0 else (near_plan, far_plan)
         return Breakpoint(factor=(near * far) ** 0.5, slower=slower, faster=faster)
 

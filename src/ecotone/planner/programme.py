@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ecotone.cost import FloatArray
 from ecotone.planner.chain import Path
 from ecotone.planner.network import Held, Network
+from ecotone.planner.unreached import reached
 
 __all__ = ["Programme", "Remaining"]
 
@@ -140,13 +141,13 @@ class Programme:
         for p in range(size - 2, -1, -1):
             row = self.stage_row(price, p)
             through = (row.min(axis=0) if len(row) > 1 else row[0]) + end[p + 1 :].T
-            best = through.argmin(axis=1)
+            best = through.shape[1] - 1 - through[:, ::-1].argmin(axis=1)  # of equal ones the longest
             start[p], stop[p] = through[own, best], best + p + 1
             if len(row) > 1:
                 executor[p] = row[:, own, best].argmin(axis=0)
             if p:
                 onward = crossing[p] + start[p][None, :]
-                target[p] = onward.argmin(axis=1)
+                target[p] = np.where(onward[own, own] <= onward.min(axis=1), own, onward.argmin(axis=1))
                 end[p] = onward[own, target[p]] + leaving[p]
                 option[p] = codec[p, own, target[p]]
         first = crossing[0, self.chain.source] + start[0] + self.network.fixed
@@ -170,7 +171,9 @@ class Programme:
 
     def path(self, remaining: Remaining, first: int | None = None) -> Path | None:
         """The best path in options, or the best that starts on place `first`; None where there is none."""
-        device = int(remaining.first.argmin()) if first is None else first
+        source = self.chain.source
+        stays = remaining.first[source] <= remaining.least
+        device = first if first is not None else source if stays else int(remaining.first.argmin())
         if not math.isfinite(remaining.first[device]):
             return None
         stages, executors, leaves, codecs = [], [], [], [int(remaining.codec[0, device])]
@@ -193,10 +196,14 @@ class Programme:
         return Path(path.stages, codecs, executors, path.leaves)
 
     def next_paths(self, known: Sequence[Path], count: int) -> list[Path]:
-        """Up to `count` further paths, each the best that has a stage which none before has. Without prices; in options."""
+        """Up to `count` further paths, each the best that has a stage which none before has. Without prices; in options.
+
+        Stages that nobody reaches make no path another one.
+        """
         table, best = self.backward(self.no_prices), self.network.stage.min(axis=0)
         held, _ = self.forward(self.no_prices)
         through = held.T[:, :, None] + best + table.end.T[:, None, :]
+        through[:, reached(self.chain) :] = math.inf
         found: list[Path] = []
         for path in known:
             for stage in path.stages:

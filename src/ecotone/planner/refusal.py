@@ -19,16 +19,14 @@ from ecotone.cost import CostModel
 from ecotone.plan import Plan
 from ecotone.planner.chain import Chain, build
 from ecotone.planner.network import bare
-from ecotone.planner.objective import Asked, Latency, PlannerError, Throughput, exceeds, least, missed, shown
+from ecotone.planner.objective import SLACK, Asked, Latency, PlannerError, Throughput, exceeds, least, missed, shown
 from ecotone.planner.programme import Programme
 from ecotone.planner.search import Task, chains_of, search_all
 from ecotone.units import format_quantity
 
 __all__ = ["reason"]
 
-SECONDS = 2.0  # for looking at what would be near
-MOST_MEMORY = 64.0  # times what there is
-_STEPS = 12
+SECONDS = 2.0  # for looking at what would be near, and as long for more memory
 _NEAR_GAP = 1e-3
 
 
@@ -44,19 +42,19 @@ class _Near:
 def reason(model: CostModel, task: Task, *, proven: bool, time_limit_s: float) -> str:
     """One line for a PlannerError: the requirement that fails, by how much, the nearest plan; or what stands in the way."""
     asked, chains = task.asked, chains_of(model, task.asked)
-    until = time.perf_counter() + min(SECONDS, time_limit_s)
-    short = _memory(chains[0], asked)
+    short, factor = _memory(chains[0], asked)
     if short:
-        near = _with_more_memory(model, task, until)
-        return f"no plan: {short}" + (f"; nearest: {near.plan} with {1 + near.share:.3g} times the memory" if near else "")
+        near = _with_more_memory(model, task, _soon(time_limit_s), factor)
+        nearest = f"; nearest: {near.plan} with {_rounded_up(1 + near.share)} times the memory" if near else ""
+        return f"no plan: {short}{nearest}"
     hindrance = _stages(chains[0], asked)
     if hindrance:
         return f"no plan: {hindrance}"
     if not any(math.isfinite(_least(chain)) for chain in chains_of(model, _unbound(asked))):
         ends = f"{model.cluster.source} to {model.cluster.sink}"
         return f"no plan: no links that lead from {ends} over devices that can compute; add a link or allow another codec"
-    near = min(_near(model, task, until), key=lambda n: n.share, default=None)
-    more = _with_more_memory(model, task, until)
+    near = min(_near(model, task, _soon(time_limit_s)), key=lambda n: n.share, default=None)
+    more = _with_more_memory(model, task, _soon(time_limit_s))
     if near is None:
         near = more
     elif more is not None and more.share < near.share:
@@ -67,12 +65,16 @@ def reason(model: CostModel, task: Task, *, proven: bool, time_limit_s: float) -
     if near is not None:
         return f"no plan: {near.line}"
     free = _unbound(asked)
-    found = search_all(chains_of(model, free), replace(task, asked=free, deadline=until, limit=math.inf))
+    found = search_all(chains_of(model, free), replace(task, asked=free, deadline=_soon(time_limit_s), limit=math.inf))
     if found.plan is None:
         return "no plan keeps all requirements at once, and none keeps all but one of them; ask for less"
     cost = model.predict(found.plan)
     breaks = "; ".join(asked.violations(cost)) or "it breaks the memory of a device that it uses more than once"
     return f"no plan keeps all requirements at once; the plan of best {task.objective.name} ({found.plan}): {breaks}"
+
+
+def _soon(time_limit_s: float) -> float:
+    return time.perf_counter() + min(SECONDS, time_limit_s)
 
 
 def _near(model: CostModel, task: Task, until: float) -> Iterator[_Near]:
@@ -112,8 +114,16 @@ def _fewest_stages(model: CostModel, asked: Asked, task: Task, until: float) -> 
     return None
 
 
-def _with_more_memory(model: CostModel, task: Task, until: float) -> _Near | None:
-    """The plan of the least factor on all memory, all other limits kept; None where none up to MOST_MEMORY is found."""
+def _with_more_memory(model: CostModel, task: Task, until: float, least_factor: float = 1.0) -> _Near | None:
+    """The plan of the least factor on all memory, all other limits kept; None where memory is not what prevents one.
+
+    No factor below `least_factor` will do. First a plan that may use any amount, which says how much it needs; then
+    bisection, for as long as there is time.
+    """
+    limits = {d.name: min(float(d.memory_bytes), task.asked.memory_bytes) for d in model.cluster.devices}
+
+    def needed(plan: Plan) -> float:
+        return max(d.memory_bytes / limits[d.device] if d.memory_bytes else 0.0 for d in model.predict(plan).devices)
 
     def with_factor(factor: float) -> Plan | None:
         devices = tuple(replace(d, memory_bytes=math.ceil(d.memory_bytes * factor)) for d in model.cluster.devices)
@@ -122,25 +132,35 @@ def _with_more_memory(model: CostModel, task: Task, until: float) -> _Near | Non
         objective = task.objective if isinstance(task.objective, Throughput) else Latency()
         return search_all(chains_of(roomy, asked), Task.of(roomy, asked, objective, until, gap=1.0)).plan
 
-    low, high, best = 1.0, 2.0, None
-    while best is None and high <= MOST_MEMORY and time.perf_counter() < until:
-        best = with_factor(high)
-        low, high = (low, high) if best is not None else (high, 2 * high)
-    if best is None:
+    scarcest = min(limits.values())
+    best = with_factor(_everything(model) / scarcest) if scarcest > 0 else None  # no factor makes anything of 0
+    if best is None or needed(best) <= 1.0:
         return None
-    for _ in range(_STEPS):
-        if time.perf_counter() > until:
-            break
-        middle = (low + high) / 2
-        plan = with_factor(middle)
-        low, high, best = (middle, high, best) if plan is None else (low, middle, plan)
+    low, high = least_factor, needed(best)
+    tried = low * (1 + SLACK) if low > 1.0 else math.sqrt(high)  # that 1 will not do is known
+    while low < tried < high * (1 - _NEAR_GAP) and time.perf_counter() < until:
+        plan = with_factor(tried)
+        if plan is None:
+            low = tried
+        else:
+            best, high = plan, needed(plan)
+        tried = math.sqrt(low * high)
     own = {d.device: d.memory_bytes for d in model.predict(best).devices}
-    limits = {d.name: min(float(d.memory_bytes), task.asked.memory_bytes) for d in model.cluster.devices}
     device = max(own, key=lambda d: own[d] / limits[d])
-    if own[device] <= limits[device]:
-        return None  # it is not for memory
     need, has = format_quantity(own[device], "bytes"), format_quantity(limits[device], "bytes")
     return _Near(high - 1, f"memory fails: {device} would need {need} and may use {has}; nearest: {best}", best)
+
+
+def _rounded_up(factor: float) -> str:
+    """In three digits, never less."""
+    unit = 10.0 ** (math.floor(math.log10(factor)) - 2)
+    return f"{math.ceil(factor / unit * (1 - SLACK)) * unit:.6g}"
+
+
+def _everything(model: CostModel) -> float:
+    """Bytes with which a device can hold any part of the model, heads of exits and working sets among them."""
+    heads = sum(e.working_bytes for e in model.graph.exits)
+    return float(sum(p.size_bytes for p in model.graph.parameters) + model.working.sum() + heads)
 
 
 def _unbound(asked: Asked) -> Asked:
@@ -150,7 +170,8 @@ def _unbound(asked: Asked) -> Asked:
     return asked
 
 
-def _memory(chain: Chain, asked: Asked) -> str:
+def _memory(chain: Chain, asked: Asked) -> tuple[str, float]:
+    """Why there is too little memory for any plan whatever, and the least factor on it that could do; "" and 1."""
     may = np.isfinite(chain.stage).any(axis=(1, 2)) | (chain.weights[0, -1] > 0)
     allowed = np.array([not asked.devices or d.name in asked.devices for d in chain.devices]) & may
     counts = np.array([len(group) for group in chain.members])
@@ -158,7 +179,7 @@ def _memory(chain: Chain, asked: Asked) -> str:
     if need > has:
         short = format_quantity(need - has, "bytes")
         amounts = f"the weights take {format_quantity(need, 'bytes')}, the devices hold {format_quantity(has, 'bytes')}"
-        return f"memory fails: {amounts} ({short} short); add a device or use a smaller model"
+        return f"memory fails: {amounts} ({short} short); add a device or use a smaller model", need / has if has else 1.0
     largest = float(chain.capacity[allowed].max(initial=0.0))
     for i in range(chain.num_positions - 1):
         piece = float(chain.weights[i, i + 1] + chain.working[i, i + 1])
@@ -167,8 +188,9 @@ def _memory(chain: Chain, asked: Asked) -> str:
             amounts = (
                 f"{blocks} take {format_quantity(piece, 'bytes')}, the largest device {format_quantity(largest, 'bytes')}"
             )
-            return f"memory fails: {amounts} ({format_quantity(piece - largest, 'bytes')} short)"
-    return ""
+            told = f"memory fails: {amounts} ({format_quantity(piece - largest, 'bytes')} short)"
+            return told, piece / largest if largest else 1.0
+    return "", 1.0
 
 
 def _stages(chain: Chain, asked: Asked) -> str:

@@ -36,9 +36,10 @@ from ecotone.planner.objective import (
 )
 from ecotone.planner.programme import Programme
 from ecotone.planner.throughput import least_bottleneck, relaxed_bottleneck
+from ecotone.planner.unreached import gathered
 from ecotone.units import format_quantity
 
-__all__ = ["Found", "Task", "broken", "chains_of", "reasons_against", "search", "search_all"]
+__all__ = ["Found", "Task", "broken", "chains_of", "kept_together", "reasons_against", "search", "search_all"]
 
 MANY_POSITIONS, COARSE_POSITIONS = 300, 120
 COARSE_SHARE, COARSE_GAP = 0.3, 2e-3
@@ -214,7 +215,21 @@ def _rounded(network: Network, bound: float) -> float:
 
 
 def search(chain: Chain, task: Task) -> Found:
-    """The best path of a chain."""
+    """The best path of a chain; what nobody reaches of it is kept together (unreached.py)."""
+    found = _search(chain, task)
+    if found.path is None:
+        return found
+    path, value = gathered(chain, found.path, found.value, _judge(chain, task))
+    return replace(found, path=path, value=value, bound=min(found.bound, value))
+
+
+def kept_together(chain: Chain, task: Task, path: Path) -> Path:
+    """The same, with what nobody reaches of it on one device where the requirements allow that."""
+    judge = _judge(chain, task)
+    return gathered(chain, path, judge(path), judge)[0]
+
+
+def _search(chain: Chain, task: Task) -> Found:
     if isinstance(task.objective, Throughput):
         return _widest(chain, task)
     name, asked = task.objective.name, task.asked

@@ -33,7 +33,7 @@ from ecotone.planner.objective import (
 )
 from ecotone.planner.programme import Programme
 from ecotone.planner.refusal import reason
-from ecotone.planner.search import Found, Task, broken, chains_of, reasons_against, search, search_all
+from ecotone.planner.search import Found, Task, broken, chains_of, kept_together, reasons_against, search, search_all
 from ecotone.planner.throughput import classes_of
 from ecotone.profile import Profile
 
@@ -227,7 +227,8 @@ def _runners_up(found: Found, task: Task, count: int) -> tuple[RunnerUp, ...]:
     plans = list(found.others)
     if not (found.coupled or isinstance(task.objective, Throughput | P95)):
         programme = Programme(bare(chain, task.objective.name))
-        plans += [chain.plan(programme.real(p)) for p in programme.next_paths([best], 3 * count)]
+        for path in map(programme.real, programme.next_paths([best], 3 * count)):
+            plans.append(chain.plan(kept_together(chain, task, path)))
     else:
         used = {d for d, _, _ in best.stages}
         alike = [next((d for d in group if d in used), None) for group in classes_of(chain)]

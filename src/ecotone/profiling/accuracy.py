@@ -30,7 +30,7 @@ from ecotone.profiling.measurement import Progress
 from ecotone.profiling.samples import Samples, checked, contents_hash, require_sized
 from ecotone.units import EcotoneError
 
-__all__ = ["calibrate", "calibration_key", "measure_accuracy", "set_hash", "setup_of"]
+__all__ = ["calibration_key", "measure_accuracy", "set_hash", "setup_of", "tabulate"]
 
 MEANING = 1  # of a table's numbers: raised when they would be other ones
 
@@ -62,7 +62,7 @@ def measure_accuracy(
     setup = setup_of(
         captured, cuts, codecs, policies=policies, exits=exits, variants=variants, image=image, confidence=confidence
     )
-    return calibrate(setup, samples, labels, names=names, progress=progress, path=path).table
+    return tabulate(setup, samples, labels, names=names, progress=progress, path=path).table
 
 
 def setup_of(
@@ -88,7 +88,7 @@ def setup_of(
     )  # fmt: skip
 
 
-def calibrate(
+def tabulate(
     setup: Setup,
     samples: Samples,
     labels: Any = None,

@@ -30,7 +30,7 @@ from ecotone.executors.preparation import cpu_flags
 from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.profile import LinkFit, Profile
-from ecotone.profiling.accuracy import calibrate, setup_of
+from ecotone.profiling.accuracy import setup_of, tabulate
 from ecotone.profiling.cells import Calibration
 from ecotone.profiling.codecs import learned_positions, payloads
 from ecotone.profiling.decisions import decides
@@ -187,7 +187,7 @@ def _calibration(
     if labels is not None and count < len(samples):
         Labels(labels, samples, asked.names)  # their number is checked before some are left out
         labels = labels[:count]
-    return calibrate(setup, FirstOf(samples, count), labels, names=asked.names, progress=progress)
+    return tabulate(setup, FirstOf(samples, count), labels, names=asked.names, progress=progress)
 
 
 def _covers(table: AccuracyTable | None, given: AccuracyTable) -> bool:

@@ -285,7 +285,7 @@ def _check(
     if not settings.record and any(isinstance(f, KillNode) and f.device == plans.primary.source for f in script):
         raise EcotoneError(
             f"script of faults: kills the asker {plans.primary.source}, whose requests die with it; "
-            "record them (CoordinatorSettings(record=True), --journal) or kill another"
+            "record them (CoordinatorSettings(record=True), --recorded) or kill another"
         )
 
 

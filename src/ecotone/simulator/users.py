@@ -69,11 +69,6 @@ class UsersReport:
     num_events: int
     violations: tuple[str, ...] = ()
 
-    @property
-    def weighted_mean_s(self) -> float:
-        """Mean latency over users, each counting once."""
-        return sum(r.mean_s for r in self.users.values()) / len(self.users) if self.users else math.nan
-
 
 def simulate_users(
     workload: Workload,
