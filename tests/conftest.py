@@ -1,12 +1,14 @@
 """Shared settings of the test run: one torch thread per test process, and a hypothesis profile that repeats itself.
 
-In parallel (`pytest -n 2 --dist loadgroup`) a file stays in one process, for what it makes once; tests of the laboratory run
+In parallel (`pytest -n 2`) a file stays in one process, for what it makes once; tests of the laboratory run
 one after another, since they share the machine's namespaces and its processors.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,8 +21,13 @@ settings.register_profile(
 settings.load_profile("ecotone")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            in_lab = item.get_closest_marker("lab") is not None
-            item.add_marker(pytest.mark.xdist_group("lab" if in_lab else str(item.path)))
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "lab" if "lab" in Path(path).stem.split("_") or "/lab/" in path else path
+
+    return ByFile(config, log)
