@@ -91,7 +91,7 @@ def draw_sequential(document: dict[str, Any], axes: Any) -> None:
     lost = sorted(100 * (case["ratio"] - 1) for case in document["cases"]["sequential"])
     axes.plot([100 * i / max(1, len(lost) - 1) for i in range(len(lost))], lost, color=ORANGE, linewidth=2)
     axes.axhline(0, color=GREEN, linewidth=2, label="chosen together")
-    axes.set(xlabel="share of worlds in %", ylabel="slower by % (symlog)", yscale="symlog")
+    axes.set(xlabel="share of worlds in %", ylabel="slower by %")
     axes.set_title("cut, then precision, then exits", loc="left")
     axes.legend(frameon=False)
 
