@@ -141,8 +141,8 @@ PICTURES = (
         "A device and a server 20 times faster, 0.5 to 100 Mbit/s. Never under {ours_over_best_min:.2f} of the best "
         "contender, up to {ours_over_device_only_max:.0f} times device only and up to "
         "{ours_over_float32_offloaders_max:.1f} times what ships float32 or raw pixels, with "
-        "{bytes_ratio_to_float32_split:.0f} times fewer bytes than float32 at the same cut, at {accuracy_loss_points:.2f} points "
-        "of accuracy.",
+        "{bytes_ratio_to_float32_split:.0f} times fewer bytes than float32 at the same cut, at {accuracy_loss_points:.2f} "
+        "points of accuracy.",
     ),
     Picture(
         "edge_prune", "The best cut moves with the rate",
