@@ -119,8 +119,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path) -> None:
             family = psutil.Process(demo.pid)
             _wait_for(lambda: len(family.children(recursive=True)) >= 2, "the nodes never started")
             children = family.children(recursive=True)
-            demo.send_signal(signal.SIGINT)
-            errors = demo.communicate(timeout=60)[1]
+            errors = _interrupted(demo)
         finally:
             demo.kill()
     assert demo.returncode == 130, errors
@@ -138,3 +137,14 @@ def test_a_cluster_that_is_not_emulated_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "set emulate = true" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def _interrupted(demo: subprocess.Popen[str]) -> str:
+    """Its standard error once it ended by Ctrl-C; again, since Python drops one that falls in a callback."""
+    for patience_s in (20, 20, 60):
+        demo.send_signal(signal.SIGINT)
+        try:
+            return demo.communicate(timeout=patience_s)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError("the demo goes on after three interrupts")
