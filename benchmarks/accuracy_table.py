@@ -10,18 +10,15 @@ Run: python -m benchmarks.accuracy_table [--json FILE] [--quick]
 
 from __future__ import annotations
 
-import io
 import random
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import report
+from benchmarks.photographs import SHARED, TEST, mosaics, photographs
 from ecotone import codec
 from ecotone.accuracy import AccuracyTable, Cell, Composition
 from ecotone.cli.demo_model import example_inputs, frames, tilenet
@@ -32,13 +29,12 @@ from ecotone.profiling.composition import predicted_points
 from ecotone.profiling.decisions import count_differing, decided
 from ecotone.protocol.drift import Drift, DriftWatch
 
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-test.parquet"
 PIXELS = ImageSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CODECS = (
     "fp16", "int8", "int6", "int4", "int3", "int2", "int4c", "int3c", "int2c", "int4clip", "int3clip", "int2clip",
     "jpeg:95", "jpeg:90", "jpeg:75", "jpeg:50", "webp:80",
 )  # fmt: skip
-NUM_CHAINS, SIDE = 24, 7
+NUM_CHAINS = 24
 LEAST_POINTS = 0.3  # of the sum: with less there is nothing to compare
 SERVED = (5, "int4")  # the narrow map at stride 8, as plans cut there
 BLURS = (1, 3, 5, 9, 15)  # width of the box that each pixel is the mean of
@@ -78,18 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def calibration_set(count: int | None) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Frames [n, 3, 224, 224] in [0, 1], labels [n, 7, 7], and where they are from."""
-    if not PHOTOGRAPHS.is_file() or count:
+    if not (SHARED / TEST).is_file() or count:
         pixels, labels = frames(count)
         return pixels, labels, f"{len(pixels)} shipped frames"
-    import pyarrow.parquet  # needed by nothing else here
-
-    data = pyarrow.parquet.read_table(PHOTOGRAPHS)
-    tiles = np.stack([np.asarray(Image.open(io.BytesIO(i)).convert("RGB")) for i in data["image"].to_pylist()])
-    whole = len(tiles) // SIDE**2
-    grid = torch.from_numpy(tiles[: whole * SIDE**2]).reshape(whole, SIDE, SIDE, 32, 32, 3)
-    pixels = grid.permute(0, 5, 1, 3, 2, 4).reshape(whole, 3, SIDE * 32, SIDE * 32).float() / 255
-    labels = torch.tensor(data["label"].to_pylist()[: whole * SIDE**2]).reshape(whole, SIDE, SIDE)
-    return pixels.contiguous(), labels, f"{whole} mosaics of CIFAR-10 test photographs"
+    pixels, labels = mosaics(*photographs(SHARED / TEST))
+    return pixels, labels, f"{len(pixels)} mosaics of CIFAR-10 test photographs"
 
 
 def inner(table: AccuracyTable) -> list[int]:

@@ -13,27 +13,23 @@ Run: python -m benchmarks.bottleneck [--json FILE] [--quick] [--data FOLDER] [--
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.photographs import HELD_OUT, SIDE, files_in, mosaics, offer_folder, photographs
 from ecotone import codec
 from ecotone.cli.demo_model import ASSETS, example_inputs, frames, tilenet
 from ecotone.codec import LearnedCodec
 from ecotone.model import Captured, capture
 from ecotone.profiling import check_bottleneck
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LIMIT_POINTS = 1.0
-SIDE = 7
-HELD_OUT = 40  # frames at the end of the training file
 STAGES = ("", "+zstd", "+deflate", "+rans")
 FAMILIES: dict[str, tuple[str, ...]] = {
     "int8": ("int8", "int8c"),
@@ -90,7 +86,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE, a PNG beside it")
     parser.add_argument("--quick", action="store_true", help="8 frames; not the judged figures")
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of cifar10-train.parquet and cifar10-test.parquet")
+    offer_folder(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--also", metavar="FILE", nargs="*", default=[], help="further bottlenecks of TileNet")
     return parser.parse_args(argv)
@@ -106,37 +102,22 @@ def shipped(also: Iterable[str] = ()) -> list[Path]:
 
 def source(folder: Path) -> str:
     """What frames are chosen and reported on."""
-    if not (folder / "cifar10-train.parquet").is_file():
-        return "the 40 shipped frames, for choosing and reporting: cifar10-train.parquet is not there (--data)"
+    if files_in(folder) is None:
+        return "the 40 shipped frames, for choosing and reporting: the CIFAR-10 files are not there (--data)"
     return "chosen on the last 1,960 photographs of cifar10-train.parquet, reported on cifar10-test.parquet"
 
 
 def data(folder: Path, count: int | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Frames and labels to choose on, and to report."""
-    if not (folder / "cifar10-train.parquet").is_file():
+    files = files_in(folder)
+    if files is None:
         print(source(folder))
         pixels, labels = frames(count)
         return (pixels, labels), (pixels, labels)
-    return mosaics(folder / "cifar10-train.parquet", -HELD_OUT, count), mosaics(folder / "cifar10-test.parquet", 0, count)
-
-
-def mosaics(path: Path, first: int, count: int | None) -> tuple[Tensor, Tensor]:
-    """Frames [n, 3, 224, 224] from frame `first` on (negative: from the end), in the order of the file; labels [n, 7, 7]."""
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    start = first * SIDE**2 if first >= 0 else len(table) + first * SIDE**2
-    table = table.slice(start, (count or len(table)) * SIDE**2)
-    tiles = torch.stack([_photograph(item) for item in table["image"].to_pylist()])
-    number = len(tiles) // SIDE**2
-    grid = tiles[: number * SIDE**2].reshape(number, SIDE, SIDE, 3, 32, 32).permute(0, 3, 1, 4, 2, 5)
-    labels = torch.tensor(table["label"].to_pylist()[: number * SIDE**2])
-    return grid.reshape(number, 3, 32 * SIDE, 32 * SIDE).float() / 255, labels.reshape(number, SIDE, SIDE)
-
-
-def _photograph(item: bytes) -> Tensor:
-    picture = Image.open(io.BytesIO(item)).convert("RGB")
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(32, 32, 3).permute(2, 0, 1)
+    tiles = (count or 0) * SIDE**2
+    held, labels = photographs(files[0], -HELD_OUT)
+    chosen = tiles or len(held)
+    return mosaics(held[:chosen], labels[:chosen]), mosaics(*photographs(files[1], tiles))
 
 
 def hits(logits: Tensor, truth: Tensor) -> int:

@@ -10,19 +10,16 @@ all exits come from one pass over the same photographs, so losses are paired; th
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.branchy_alexnet import CODECS, EXITS, TABLE, graph
+from benchmarks.photographs import photographs
 from ecotone.accuracy import NOWHERE, AccuracyTable, Cell, ExitPolicy
 from ecotone.codec import decode, encode
 from ecotone.schema import write_aside
@@ -83,13 +80,6 @@ class BranchyAlexNet(nn.Module):
         for i in range(position):
             x = self.blocks[i]((x - self.mean) / self.spread if i == 0 else x)
         return x
-
-
-def photographs(path: Path) -> tuple[Tensor, Tensor]:
-    """[n, 3, 32, 32] uint8 and labels [n]."""
-    table = pyarrow.parquet.read_table(path)
-    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in table["image"].to_pylist()]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_pylist())
 
 
 def _varied(pictures: Tensor, generator: torch.Generator) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.exits import HELD_OUT, SHARED, SIDE, as_frames, photographs
+from benchmarks.photographs import HELD_OUT, SIDE, TEST, TRAIN, files_in, frames_of, offer_folder, photographs
 from benchmarks.split_world import Bench, Sample, star, stretched, with_rate
 from ecotone import codec, profiling
 from ecotone.cli.demo_model import example_inputs, tilenet
@@ -86,11 +86,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE, curves to a PNG beside it")
     parser.add_argument("--quick", action="store_true", help="three rates, one round; not the judged figures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of cifar10-train.parquet and cifar10-test.parquet")
+    offer_folder(parser)
     options = parser.parse_args(argv)
-    files = [options.data / f"cifar10-{name}.parquet" for name in ("train", "test")]
-    if not all(file.is_file() for file in files):
-        print(f"dyno: {files[0]} or {files[1]} is missing; nothing measured", file=sys.stderr)
+    files = files_in(options.data)
+    if files is None:
+        print(f"dyno: {TRAIN} or {TEST} is missing in {options.data}; nothing measured", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
@@ -115,10 +115,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def prepared(files: list[Path], quick: bool) -> World:
+def prepared(files: tuple[Path, Path], quick: bool) -> World:
     """The network, its profile with the accuracy table of held-out photographs, and test frames with labels."""
-    held = as_frames(*photographs(files[0], -(HELD_OUT // 4 if quick else HELD_OUT)))
-    test = as_frames(*photographs(files[1], (10 if quick else 102) * SIDE**2))
+    held = frames_of(*photographs(files[0], -(HELD_OUT // 4 if quick else HELD_OUT)))
+    test = frames_of(*photographs(files[1], (10 if quick else 102) * SIDE**2))
     captured = capture(tilenet(), example_inputs(), name="TileNet")
     cluster = star(DEVICES, (FASTER, 1.0), 1e9, LATENCY_S)
     plain = replace(cluster, devices=tuple(replace(d, slowdown=1.0) for d in cluster.devices))

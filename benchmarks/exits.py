@@ -17,7 +17,6 @@ FILE) and a running pipeline: device and server, latency and throughput with exi
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -26,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import report
 from benchmarks.exits_run import pipeline
+from benchmarks.photographs import HELD_OUT, SIDE, TEST, TRAIN, files_in, frames_of, offer_folder, photographs
 from ecotone.cli.demo_model import EXITS, tilenet
 from ecotone.model import Captured, capture
 from ecotone.model.confidence import MEASURES
@@ -38,8 +37,6 @@ from ecotone.model.exit_training import Sample
 from ecotone.profiling.calibration import Result, calibrate, judge, spent_flop
 from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes, observe, observed
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-SIDE, HELD_OUT = 7, 1960
 JUDGED = "tile"
 BUDGETS = {"half": 0.5, "one": 1.0}
 CURVE = np.linspace(0.2, 1.0, 81)
@@ -61,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write figures, cases and context to FILE")
     parser.add_argument("--quick", action="store_true", help="a tenth of the photographs; not the judged figures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of cifar10-train.parquet and cifar10-test.parquet")
+    offer_folder(parser)
     options = parser.parse_args(argv)
-    files = [options.data / f"cifar10-{name}.parquet" for name in ("train", "test")]
-    if not all(file.is_file() for file in files):
-        print(f"exits: {files[0]} or {files[1]} is missing; nothing measured", file=sys.stderr)
+    files = files_in(options.data)
+    if files is None:
+        print(f"exits: {TRAIN} or {TEST} is missing in {options.data}; nothing measured", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
@@ -90,30 +87,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def photographs(path: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` photographs (last, if negative): [n, 3, 32, 32] in [0, 1], and labels [n]."""
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    table = table.slice(0, count) if count > 0 else table.slice(table.num_rows + count)
-    pixels = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in table["image"].to_pylist()]
-    labels = torch.tensor(table["label"].to_pylist(), dtype=torch.int64)
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255, labels
-
-
 def readings(held: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> list[Reading]:
     """Both, frames first, with the shipped exits."""
     file = read_exits(EXITS)
     whole = file.attach(capture(tilenet(), (torch.rand(1, 3, SIDE * 32, SIDE * 32),), name="TileNet"))
     alone = file.attach(capture(tilenet(), (torch.rand(1, 3, 32, 32),), name="TileNet, one tile", dynamic_batch=True))
-    tiles = [list(zip(((x,) for x in p.split(245)), t[:, None, None].split(245), strict=True)) for p, t in (held, test)]
-    return [Reading("frame", whole, as_frames(*held), as_frames(*test)), Reading("tile", alone, tiles[0], tiles[1])]
-
-
-def as_frames(pixels: torch.Tensor, labels: torch.Tensor) -> list[Sample]:
-    """Each 49 photographs as one frame [1, 3, 224, 224] with labels [1, 7, 7]."""
-    rows = pixels.reshape(-1, SIDE, SIDE, 3, 32, 32).permute(0, 3, 1, 4, 2, 5).reshape(-1, 1, 3, SIDE * 32, SIDE * 32)
-    return [((x.contiguous(),), t) for x, t in zip(rows, labels.reshape(-1, 1, SIDE, SIDE), strict=True)]
+    tiles = [
+        list(zip(((x / 255,) for x in p.float().split(245)), t[:, None, None].split(245), strict=True))
+        for p, t in (held, test)
+    ]
+    return [Reading("frame", whole, frames_of(*held), frames_of(*test)), Reading("tile", alone, tiles[0], tiles[1])]
 
 
 # ---- one reading -------------------------------------------------------------------------------------------------------

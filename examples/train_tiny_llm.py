@@ -48,7 +48,7 @@ def train(o: argparse.Namespace) -> None:
         max_position_embeddings=1024, eos_token_id=pairs.eos_token_id, pad_token_id=pairs.eos_token_id,
     )  # fmt: skip
     model, best = LlamaForCausalLM.from_pretrained(o.start).float() if o.start else LlamaForCausalLM(config), float("inf")
-    guide = LlamaForCausalLM.from_pretrained(o.teacher).float().eval() if o.teacher else None
+    guide = LlamaForCausalLM.from_pretrained(o.teacher, use_safetensors=True).float().eval() if o.teacher else None
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, o.peak, total_steps=o.steps, pct_start=0.05)
     for step in range(1, o.steps + 1):

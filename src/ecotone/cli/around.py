@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone import schema
-from ecotone.cli.asked import first_of, parse_arrivals, parse_objective
+from ecotone.cli.asked import parse_arrivals, parse_objective
 from ecotone.cli.console import err, out
 from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work
 from ecotone.cluster import Cluster
 from ecotone.planner import TIE, Front, Objective, Requirement, Solution, WhatIf, pareto, what_if
-from ecotone.planner.objective import shown
+from ecotone.planner.objective import first_of, shown
 from ecotone.planner.pareto import check_axis
 from ecotone.planner.what_if import check_change
 from ecotone.profile import Profile

@@ -11,7 +11,7 @@ from ecotone.simulator import Arrivals, ClosedLoop, Periodic, Poisson
 from ecotone.simulator.score import percentile
 from ecotone.units import EcotoneError
 
-__all__ = ["check_asked", "check_movable", "first_of", "parse_arrivals", "parse_objective", "parse_require"]
+__all__ = ["check_asked", "check_movable", "parse_arrivals", "parse_objective", "parse_require"]
 
 MOVABLE = ("latency", "throughput")
 
@@ -19,11 +19,6 @@ MOVABLE = ("latency", "throughput")
 def parse_objective(text: str, arrivals: str = "") -> Objective:
     """ "latency", "server,latency", ...; a p95 is simulated under `arrivals` (one at a time where nothing is said)."""
     return read_objective(text, percentile(parse_arrivals(arrivals or "closed:1")))
-
-
-def first_of(objective: str) -> str:
-    """The first of several objectives: "server~5%,latency" -> server."""
-    return objective.partition(",")[0].partition("~")[0]
 
 
 def parse_require(require: Sequence[str], arrivals: str = "") -> tuple[Requirement, ...]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
-from ecotone.cli.asked import check_asked, first_of, parse_objective, parse_require
+from ecotone.cli.asked import check_asked, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
 from ecotone.cli.orders import in_best_order
 from ecotone.cli.tables import accuracy_tables, listing, plan_table, profile_table, seconds
@@ -31,7 +31,7 @@ from ecotone.cli.workflow import (
 from ecotone.cost import predict
 from ecotone.plan import Plan
 from ecotone.planner import TIE, FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
-from ecotone.planner.objective import shown
+from ecotone.planner.objective import first_of, shown
 from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile

@@ -17,7 +17,7 @@ from ecotone.cost import FloatArray
 from ecotone.planner.chain import Chain
 from ecotone.planner.floors import reached_by_the_tail
 
-__all__ = ["ADDITIVE", "Amount", "amount", "exact_energy", "idle_watts"]
+__all__ = ["ADDITIVE", "Amount", "amount", "exact_energy", "finite", "idle_watts"]
 
 ADDITIVE = (
     "latency", "p95", "energy", "bytes", "server", "money", "accuracy_loss", "accuracy_loss_sure", "error", "stages",
@@ -39,38 +39,39 @@ def amount(chain: Chain, name: str) -> Amount:
     return _TABLES[name](chain)
 
 
-def _finite(table: FloatArray) -> FloatArray:
+def finite(table: FloatArray) -> FloatArray:
+    """The table with 0 where something is impossible: what adds up must not be spoilt by what is never chosen."""
     found: FloatArray = np.where(np.isfinite(table), table, 0.0)
     return found
 
 
 def _latency(chain: Chain) -> Amount:
-    leaving = _finite(chain.leaving.seconds) if chain.leaving else np.zeros((1, 1, 1))
-    return Amount(stage=_finite(chain.seconds), crossing=_finite(chain.transfer), leaving=leaving)
+    leaving = finite(chain.leaving.seconds) if chain.leaving else np.zeros((1, 1, 1))
+    return Amount(stage=finite(chain.seconds), crossing=finite(chain.transfer), leaving=leaving)
 
 
 def _p95(chain: Chain) -> Amount:
     """floors.py, equation 1: a piece counts whole where more than the tail gets so far, else not at all."""
     whole = reached_by_the_tail(chain.share, chain.tail)
     return Amount(
-        stage=_finite(chain.seconds) * whole[:, None], crossing=_finite(chain.transfer) * whole[:, None, None, None],
+        stage=finite(chain.seconds) * whole[:, None], crossing=finite(chain.transfer) * whole[:, None, None, None],
         leaving=np.zeros((1, 1, 1)),
     )  # fmt: skip
 
 
 def _bytes(chain: Chain) -> Amount:
     leaving = chain.leaving.size if chain.leaving else np.zeros((1, 1, 1))
-    return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=_finite(chain.size)[:, :, None, None], leaving=leaving)
+    return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=finite(chain.size)[:, :, None, None], leaving=leaving)
 
 
 def _per_busy_second(chain: Chain, weight: FloatArray) -> Amount:
     """`weight` (D,) times the seconds that each device is busy."""
-    encode, decode = _finite(chain.encode) * weight, _finite(chain.decode) * weight
+    encode, decode = finite(chain.encode) * weight, finite(chain.decode) * weight
     leaving = np.zeros((1, 1, 1))
     if chain.leaving is not None:
         leaving = chain.leaving.encode * weight + chain.leaving.decode * weight[chain.sink]
     return Amount(
-        stage=_finite(chain.seconds) * weight[:, None, None], crossing=encode[:, :, :, None] + decode[:, :, None, :],
+        stage=finite(chain.seconds) * weight[:, None, None], crossing=encode[:, :, :, None] + decode[:, :, None, :],
         leaving=leaving,
     )  # fmt: skip
 
@@ -89,27 +90,27 @@ def _money(chain: Chain) -> Amount:
             price[d, e] = link.price_money_per_byte if link else 0.0
     if not price.any():
         return busy
-    crossing = busy.crossing + _finite(chain.size)[:, :, None, None] * price
+    crossing = busy.crossing + finite(chain.size)[:, :, None, None] * price
     leaving = busy.leaving + (chain.leaving.size * price[:, chain.sink] if chain.leaving else 0.0)
     return Amount(stage=busy.stage, crossing=crossing, leaving=leaving)
 
 
 def _loss(chain: Chain) -> Amount:
     leaving = chain.leaving.loss if chain.leaving else np.zeros((1, 1, 1))
-    crossing = _finite(chain.loss)[:, :, None, None]
+    crossing = finite(chain.loss)[:, :, None, None]
     return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=crossing, leaving=leaving, fixed=chain.fixed_loss)
 
 
 def _sure_loss(chain: Chain) -> Amount:
     """The sum alone: that nothing loses more than 100 points tells no two plans apart that are below."""
     leaving = chain.leaving.sure_loss if chain.leaving else np.zeros((1, 1, 1))
-    crossing = _finite(chain.sure_loss)[:, :, None, None]
+    crossing = finite(chain.sure_loss)[:, :, None, None]
     return Amount(stage=np.zeros((1, 1, 1, 1)), crossing=crossing, leaving=leaving, fixed=chain.fixed_sure_loss)
 
 
 def _error(chain: Chain) -> Amount:
     leaving = chain.leaving.error if chain.leaving else np.zeros((1, 1, 1))
-    return Amount(stage=chain.error, crossing=_finite(chain.codec_error)[:, :, None, None], leaving=leaving)
+    return Amount(stage=chain.error, crossing=finite(chain.codec_error)[:, :, None, None], leaving=leaving)
 
 
 def _stages(chain: Chain) -> Amount:
@@ -140,9 +141,9 @@ def _joules(chain: Chain, *, exact: bool) -> Amount:
     own = np.array([p.idle_watt if i in ends or exact else 0.0 for i, p in enumerate(power)])
     extra = busy - own
     latency = _latency(chain)
-    encode, decode = _finite(chain.encode) * extra, _finite(chain.decode) * extra
+    encode, decode = finite(chain.encode) * extra, finite(chain.decode) * extra
     crossing = waiting * latency.crossing + encode[:, :, :, None] + decode[:, :, None, :]
-    crossing = crossing + _finite(chain.size)[:, :, None, None] * send[:, None]
+    crossing = crossing + finite(chain.size)[:, :, None, None] * send[:, None]
     leaving = latency.leaving
     if chain.leaving is not None:
         out = chain.leaving

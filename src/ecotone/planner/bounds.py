@@ -31,7 +31,7 @@ from scipy.sparse import csr_array, hstack, vstack
 
 from ecotone.planner.congestion import Congestion
 
-__all__ = ["lower_bound", "sum_bound"]
+__all__ = ["lower_bound"]
 
 FloatArray = NDArray[np.float64]
 _ROUNDS, _CLOSE, _KEPT = 25, 1e-3, 4
@@ -128,12 +128,6 @@ class _Relaxation:
         seconds = self.alone + np.where(self.a > 0, self.a * delay[self.queue], 0.0).sum(axis=1)
         found: FloatArray = np.bincount(self.owner, x * seconds, len(self.users)).astype(np.float64)
         return found
-
-
-def sum_bound(problem: Congestion, here: NDArray[np.bool_]) -> float:
-    """Equation 1 for the weighted mean of the users of `here`, (N,); inf where not even fractions fit."""
-    weight = problem.weight[here] / problem.weight[here].sum()
-    return _Relaxation(problem, here).solve(weight)[0]
 
 
 def lower_bound(problem: Congestion, here: NDArray[np.bool_], known: float, *, time_limit_s: float = 5.0) -> float:

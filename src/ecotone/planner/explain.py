@@ -31,6 +31,7 @@ from ecotone.planner.objective import (
     Requirement,
     Single,
     exceeds,
+    first_of,
     least,
     parse_objective,
     quantity,
@@ -102,7 +103,7 @@ class Explanation:
 
 
 def _lines(told: Explanation) -> Iterator[str]:
-    name = told.objective.partition(",")[0].partition("~")[0]
+    name = first_of(told.objective)
     proven = told.bound >= told.value - abs(told.value) * 1e-6
     proof = "proven best" if proven else f"at most {1 - told.bound / told.value:.1%} from best"
     yield f"{told.plan}"

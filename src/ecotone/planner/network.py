@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecotone.cost import BoolArray, FloatArray
-from ecotone.planner.additive import ADDITIVE, Amount, amount, exact_energy, idle_watts
+from ecotone.planner.additive import ADDITIVE, Amount, amount, exact_energy, finite, idle_watts
 from ecotone.planner.chain import Chain, Path
 from ecotone.planner.choices import fastest
 from ecotone.planner.objective import SLACK, Asked
@@ -173,11 +173,6 @@ def _totals(chain: Chain, asked: Asked, objective: str) -> list[Total]:
     return found
 
 
-def _finite(table: FloatArray) -> FloatArray:
-    found: FloatArray = np.where(np.isfinite(table), table, 0.0)
-    return found
-
-
 def _held(chain: Chain, asked: Asked, *, once: bool, pinch_s: float) -> tuple[list[Held], FloatArray | None]:
     found, peak = [], None
     many, alone = chain.is_class, ~chain.is_class
@@ -199,14 +194,14 @@ def _held(chain: Chain, asked: Asked, *, once: bool, pinch_s: float) -> tuple[li
 def _loads(chain: Chain, limit_s: float, alone: BoolArray) -> list[Held]:
     """Equation 7 per device: compute, encode and decode; and what leaves it for the sink over one link."""
     out = chain.leaving
-    encode, decode = _finite(chain.encode) / limit_s * alone, _finite(chain.decode) / limit_s * alone
+    encode, decode = finite(chain.encode) / limit_s * alone, finite(chain.decode) / limit_s * alone
     load = Held(
-        name="load", stage=_finite(chain.seconds) / limit_s * alone[:, None, None], sender=encode[:, :, :, None],
+        name="load", stage=finite(chain.seconds) / limit_s * alone[:, None, None], sender=encode[:, :, :, None],
         receiver=decode[:, :, None, :], leaver=out.encode / limit_s * alone if out else None,
         taker=out.decode / limit_s if out else None,
     )  # fmt: skip
     send = np.zeros_like(chain.send)
-    send[..., chain.sink] = _finite(chain.send)[..., chain.sink] / limit_s * alone
+    send[..., chain.sink] = finite(chain.send)[..., chain.sink] / limit_s * alone
     towards = Held(name="link to the sink", sender=send, leaver=out.send / limit_s * alone if out else None)
     return [load, towards] if out or chain.source != chain.sink else [load]
 
@@ -216,18 +211,18 @@ def _run(chain: Chain, limit_s: float) -> Held | None:
     many, out = chain.is_class, chain.leaving
     if not many.any():
         return None
-    encode, decode = _finite(chain.encode) / limit_s * many, _finite(chain.decode) / limit_s * many
+    encode, decode = finite(chain.encode) / limit_s * many, finite(chain.decode) / limit_s * many
     return Held(
-        name="load of one of a class", stage=_finite(chain.seconds) / limit_s * many[:, None, None],
+        name="load of one of a class", stage=finite(chain.seconds) / limit_s * many[:, None, None],
         sender=encode[:, :, :, None], receiver=decode[:, :, None, :], leaver=out.encode / limit_s * many if out else None,
     )  # fmt: skip
 
 
 def _pinches(chain: Chain, limit_s: float, alone: BoolArray) -> list[Held]:
     """The processor of a device, and its coder, each by itself (floors.py, equation 2)."""
-    encode, decode = _finite(chain.encode) / limit_s * alone, _finite(chain.decode) / limit_s * alone
+    encode, decode = finite(chain.encode) / limit_s * alone, finite(chain.decode) / limit_s * alone
     return [
-        Held(name="processor", stage=_finite(chain.seconds) / limit_s * alone[:, None, None]),
+        Held(name="processor", stage=finite(chain.seconds) / limit_s * alone[:, None, None]),
         Held(name="coder", sender=encode[:, :, :, None], receiver=decode[:, :, None, :]),
     ]
 

@@ -26,7 +26,7 @@ from ecotone.units import EcotoneError, UnitError, format_quantity, parse_quanti
 __all__ = [
     "OBJECTIVES", "P95", "REQUIREMENTS", "TAIL", "AccuracyLoss", "Asked", "Bytes", "Energy", "Error", "Latency",
     "Lexicographic", "Money", "Objective", "PlannerError", "Requirement", "Score", "ScoreIn", "Server", "Single",
-    "SureLoss", "Throughput", "exceeds", "least", "missed", "parse_objective", "quantity", "shown",
+    "SureLoss", "Throughput", "exceeds", "first_of", "least", "missed", "parse_objective", "quantity", "shown",
 ]  # fmt: skip
 
 DEFAULT_LOSS_POINTS = 1.0
@@ -203,6 +203,11 @@ def least(name: str, p95: P95 | None = None) -> Single:
         others = ", ".join(o.name for o in OBJECTIVES if o.name not in ("latency", "throughput"))
         raise PlannerError(f"objective {name!r} is not known; latency and throughput are, and {others}")
     return p95 if p95 is not None and name == "p95" else found
+
+
+def first_of(objective: str) -> str:
+    """The first of several objectives: "server~5%,latency" -> server."""
+    return objective.partition(",")[0].partition("~")[0]
 
 
 def parse_objective(text: str, p95: P95 | None = None) -> Objective:

@@ -29,8 +29,8 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SacSettings:
-    """Knobs of SAC-d. `updates` gradient steps, `steps_per_update` decisions collected for each."""
+class _Settings:
+    """What both learners take. `updates` gradient steps, `steps_per_update` decisions collected for each."""
 
     updates: int = 10_000
     steps_per_update: int = 16
@@ -40,27 +40,23 @@ class SacSettings:
     batch: int = 256
     buffer: int = 100_000
     warm_up: int = 5_000
-    entropy: float = 0.3
-    first_alpha: float = 0.1
     hidden: tuple[int, ...] = (64, 64)
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DqnSettings:
+class SacSettings(_Settings):
+    """Knobs of SAC-d."""
+
+    entropy: float = 0.3
+    first_alpha: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DqnSettings(_Settings):
     """Double DQN; the share of random decisions falls linearly from 1 to `last_random` over the first half."""
 
-    updates: int = 10_000
-    steps_per_update: int = 16
-    gamma: float = 0.9
-    tau: float = 0.005
-    rate: float = 1e-3
-    batch: int = 256
-    buffer: int = 100_000
-    warm_up: int = 5_000
     last_random: float = 0.05
-    hidden: tuple[int, ...] = (64, 64)
-    seed: int = 0
 
 
 def learning_parts(*names: str) -> Any:

@@ -9,6 +9,7 @@ decides nothing about frames: the world starts them one at a time on each link. 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ class _Flow:
     rate: float = 0.0
 
 
-class Medium:
+class Medium(ABC):
     """`pairs`: the links that share it. Subclasses say `rates` (bytes/s) of links that send at the same time."""
 
     def __init__(self, name: str, pairs: Iterable[Pair]) -> None:
@@ -58,9 +59,9 @@ class Medium:
         for channel in self._channels.values():
             channel.medium = self
 
+    @abstractmethod
     def rates(self, sending: Sequence[Pair]) -> Sequence[float]:
         """Bytes per second of each of these, while they all send."""
-        raise NotImplementedError
 
     def send(self, pair: Pair, size_bytes: float, done: Callable[[], None]) -> None:
         """A frame starts on this link, which is idle; `done` once its last byte has left."""
