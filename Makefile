@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ecotone needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@start=$$(date +%s); \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,hub,video,report,test,lint,bench]' && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,hub,video,report,learn,test,lint,bench]' && \
 	  echo "installation took $$(( $$(date +%s) - start )) s"
 	@touch $(STAMP)
 
@@ -25,14 +25,16 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 bench: $(STAMP)
 	@mkdir -p results
-	@for name in planner executors codec wire sim_vs_run split_latency \
-	  fault_simulation failover switching dynamic_split edge_prune soak; do \
+	@for name in planner joint_planner executors codec wire sim_vs_run split_latency \
+	  fault_simulation failover switching dynamic_split edge_prune dag_oracle accuracy_table exits bottleneck \
+	  dyno users sac_d mahppo llm_exact soak; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json results/$$name.json || exit 1; done
 	$(BIN)/python -m benchmarks.figures_table
+	$(BIN)/python -m benchmarks.gallery
 
 clean:
 	rm -rf $(VENV) build dist report results

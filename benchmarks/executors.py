@@ -9,12 +9,10 @@ not calibrate.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from benchmarks import models, report
+from benchmarks.photographs import SHARED, SIDE, TEST, mosaics, photographs
 from ecotone import executors
 from ecotone.executors import Executor, ExecutorError
 from ecotone.model import Segment, capture
@@ -32,29 +31,16 @@ MAX_ERROR = 0.2
 CALIBRATION = 16
 TESTED = 4
 ROUNDS = 25
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-test.parquet"
 SLOW_TO_PREPARE = ("torch-compile:fp32",)  # minutes for little: --quick leaves both compilers out
 Pictures = list[torch.Tensor]
 
 
 def pictures(count: int, seed: int) -> tuple[Pictures, str]:
     """`count` pictures 1x3x224x224 about zero mean and unit variance, and where they come from."""
-    if not PHOTOGRAPHS.exists():
+    if not (SHARED / TEST).is_file():
         return list(models.pictures(count, seed=seed).split(1)), "seeded smooth noise"
-    import pyarrow.parquet
-    from PIL import Image
-
-    column = pyarrow.parquet.read_table(PHOTOGRAPHS).slice(0, 49 * count).to_pydict()
-    key = next(name for name, values in column.items() if isinstance(values[0], dict | bytes))
-    raw = [value["bytes"] if isinstance(value, dict) else value for value in column[key]]
-    tiles = torch.stack([_photograph(Image.open(io.BytesIO(data)).convert("RGB")) for data in raw])
-    rows = tiles.reshape(count, 7, 7, 3, 32, 32).permute(0, 3, 1, 4, 2, 5).reshape(count, 3, 224, 224)
+    rows, _ = mosaics(*photographs(SHARED / TEST, SIDE**2 * count))
     return list(((rows - rows.mean()) / rows.std()).split(1)), "CIFAR-10 test photographs, 7x7 of them per picture"
-
-
-def _photograph(image: Any) -> torch.Tensor:
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.reshape(image.height, image.width, 3).permute(2, 0, 1).float() / 255
 
 
 def compiled_all(

@@ -162,7 +162,8 @@ def labels(scene: Scene) -> list[str]:
         kinds.add("KillNode of the asker")
     if len(scene.deployments) > 1:
         kinds.add("Replan")
-    return [f"topology {'+'.join(parts) or 'none'}", *(f"fault {kind}" for kind in kinds)]
+    exits = ["exits"] if any("?" in plan for d in scene.deployments for plan in d.plans) else []
+    return [f"topology {'+'.join(parts) or 'none'}", *exits, *(f"fault {kind}" for kind in kinds)]
 
 
 def replay(text: str) -> int:

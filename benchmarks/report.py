@@ -19,7 +19,9 @@ from typing import Any
 
 from ecotone.schema import write_aside
 
-PACKAGES = ("ecotone", "torch", "numpy", "openvino", "onnxruntime", "eclipse-zenoh", "zstandard", "grpcio", "uvloop")
+PACKAGES = (
+    "ecotone", "torch", "numpy", "openvino", "onnxruntime", "transformers", "eclipse-zenoh", "zstandard", "grpcio", "uvloop",
+)  # fmt: skip
 
 
 def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,9 +81,9 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
-def finish(path: str | None, figures: Mapping[str, float], cases: Any, about: Mapping[str, Any]) -> None:
-    """Print the figures, and write them with cases and context to `path` where one is given."""
+def finish(path: str | None, figures: Mapping[str, float | None], cases: Any, about: Mapping[str, Any]) -> None:
+    """Print the figures (None: not measured), and write them with cases and context to `path` where one is given."""
     for name, value in figures.items():
-        print(f"{name:40s} {value:.6g}")
+        print(f"{name:40s} {'not measured' if value is None else f'{value:.6g}'}")
     if path:
         write_aside(path, json.dumps({**figures, "cases": cases, "context": about}, indent=1, allow_nan=False) + "\n")

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -156,8 +157,8 @@ def bound_s(trace: RequestTrace, plan: Plan, cluster: Cluster) -> float:
 class Bench:
     """Runs plans of one model on nodes that stay up; `enter` opens the session of a model and a set of slowdowns."""
 
-    def __init__(self, nodes: Nodes, latency_s: float):
-        self.nodes, self.latency_s = nodes, latency_s
+    def __init__(self, nodes: Nodes, latency_s: float, image: ImageSpec = IMAGE):
+        self.nodes, self.latency_s, self.image = nodes, latency_s, image
         self._plan = ""
         self._first = 0  # request whose trace was not asked for yet
         self.session: Session | None = None
@@ -167,7 +168,9 @@ class Bench:
         self.close()
         self.nodes.cluster = replace(self.nodes.cluster, devices=cluster.devices)
         self._unlimited()
-        self.session = deploy(plan, captured, self.nodes, samples=samples, timeout_s=180.0, max_in_flight=8, image=IMAGE)
+        self.session = deploy(
+            plan, captured, self.nodes, samples=samples, timeout_s=180.0, max_in_flight=8, image=self.image
+        )
         self._plan, self._first = plan.identity(), 0
 
     def close(self) -> None:
@@ -187,9 +190,16 @@ class Bench:
 
     def stream_rate(self, plan: Plan, cluster: Cluster, items: Iterable[Sample], in_flight: int) -> float:
         """Results per second of a stream with `in_flight` requests under way, its filling and draining left out."""
+        return self.streamed(plan, cluster, items, in_flight)[0]
+
+    def streamed(
+        self, plan: Plan, cluster: Cluster, items: Iterable[Sample], in_flight: int
+    ) -> tuple[float, list[Any], list[RequestTrace]]:
+        """The same with what came out, in order, and the traces."""
         session = self._ready(plan, cluster)
-        count = sum(1 for _ in session.stream(items, in_flight=in_flight))
-        return steady_rate([t.submitted_s + t.total_s for t in self._traces(session)[-count:]], in_flight)
+        found = list(session.stream(items, in_flight=in_flight))
+        traces = list(self._traces(session)[-len(found) :])
+        return steady_rate([t.submitted_s + t.total_s for t in traces], in_flight), found, traces
 
     def _traces(self, session: Session) -> tuple[RequestTrace, ...]:
         """Of the requests since the last call."""

@@ -1,7 +1,6 @@
 """Train the small language model that ships with Ecotone, then its drafter, each saved as a Hugging Face directory.
 
-    python examples/train_tiny_llm.py --out short                              # windows of 128 tokens
-    python examples/train_tiny_llm.py --start short --window 512 --steps 400 --peak 1e-3
+    python examples/train_tiny_llm.py --out short && python examples/train_tiny_llm.py --start short --window 512 --steps 400
     python examples/train_tiny_llm.py --out drafter --teacher tiny-llm --width 96 --layers 1 --window 512
 The last 10 % of the text are held out; the 5 % before choose the step that is kept. Half of the windows end every speech
 with <|end|>, so that a chat's answer ends. With a teacher its tokenizer is shared and its probabilities are learned.
@@ -41,15 +40,15 @@ def train(o: argparse.Namespace) -> None:
     text = Path(o.data).read_text()
     own, early, late = (text[int(a * len(text)) : int(b * len(text))] for a, b in ((0, 0.85), (0.85, 0.9), (0.9, 1)))
     pairs = AutoTokenizer.from_pretrained(known) if (known := o.start or o.teacher) else make_tokenizer(own, o.vocabulary)
-    texts = (own, own.replace("\n\n", END + "\n\n"), early, late)
-    plain, ended, choosing, held_out = (torch.tensor(pairs.encode(t, verbose=False)) for t in texts)
+    parts = (own, own.replace("\n\n", END + "\n\n"), early, late)
+    plain, ended, choosing, held_out = (torch.tensor(pairs.encode(part, verbose=False)) for part in parts)
     config = LlamaConfig(
         vocab_size=len(pairs), hidden_size=o.width, num_hidden_layers=o.layers, num_attention_heads=o.width // 32,
         num_key_value_heads=o.width // 64, intermediate_size=o.width * 8 // 3, tie_word_embeddings=True, bos_token_id=None,
         max_position_embeddings=1024, eos_token_id=pairs.eos_token_id, pad_token_id=pairs.eos_token_id,
     )  # fmt: skip
     model, best = LlamaForCausalLM.from_pretrained(o.start).float() if o.start else LlamaForCausalLM(config), float("inf")
-    guide = LlamaForCausalLM.from_pretrained(o.teacher).float().eval() if o.teacher else None
+    guide = LlamaForCausalLM.from_pretrained(o.teacher, use_safetensors=True).float().eval() if o.teacher else None
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, o.peak, total_steps=o.steps, pct_start=0.05)
     for step in range(1, o.steps + 1):
@@ -60,8 +59,7 @@ def train(o: argparse.Namespace) -> None:
             loss = cross_entropy(model.train()(batch).logits[:, :-1].flatten(0, 1).float(), right.flatten(0, 1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for act in (optimiser.step, optimiser.zero_grad, schedule.step):
-            act()
+        _ = optimiser.step(), optimiser.zero_grad(), schedule.step()
         if (step % 100 == 0 or step == o.steps) and (loss := loss_of(model.eval(), choosing, o.window)) < best:
             best = loss
             deepcopy(model).bfloat16().save_pretrained(o.out)
@@ -77,4 +75,6 @@ if __name__ == "__main__":
     sizes = {"width": 192, "layers": 4, "vocabulary": 1024, "window": 128, "steps": 1600, "peak": 4e-3}
     for name, default in (texts | sizes).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    train(parser.parse_args())
+    if not Path((options := parser.parse_args()).data).is_file():
+        parser.error(f"{options.data} is missing; give --data a file of plain text")
+    train(options)

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.pure
         ("2.5e-1 W", "watt", 0.25),
         ("100 nJ/B", "joule_per_byte", 1e-7),
         ("3 GFLOP/s", "flop_per_s", 3e9),
+        ("1 MHz", "hz", 1e6),
+        ("0.2 km", "m", 200.0),
+        ("90 /min", "per_s", 1.5),
     ],
 )
 def test_quantities_by_hand(text: str, unit: str, value: float) -> None:
@@ -40,7 +43,10 @@ def test_a_rate_that_could_be_misread_is_refused_with_a_remedy(text: str) -> Non
         parse_quantity(text, "bytes_per_s", "link wifi")
 
 
-@pytest.mark.parametrize("unit", ["s", "bytes", "bytes_per_s", "flop", "flop_per_s", "joule", "watt", "joule_per_byte"])
+UNITS = ["s", "bytes", "bytes_per_s", "flop", "flop_per_s", "joule", "watt", "joule_per_byte", "hz", "m", "per_s"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
 @given(st.floats(min_value=1e-8, max_value=1e14))
 def test_what_is_printed_reads_back(unit: str, value: float) -> None:
     assert parse_quantity(format_quantity(value, unit), unit) == pytest.approx(value, rel=1e-3)
@@ -50,4 +56,5 @@ def test_field_names_state_their_unit() -> None:
     assert unit_of_field("bandwidth_bytes_per_s") == "bytes_per_s"
     assert unit_of_field("memory_bytes") == "bytes"
     assert unit_of_field("latency_s") == "s"
+    assert unit_of_field("rate_per_s") == "per_s"
     assert unit_of_field("stages") is None

@@ -1,6 +1,7 @@
 """The machines and the links between them, as the user states them in a TOML file or as discovery found them.
 
 Links are directed and carry latency *and* bandwidth. A device's speed is never here: it is measured (see profile.py).
+Where many devices are alike, one KindLink stands for the links between any two devices of two kinds.
 `slowdown` and `emulate` are for emulated clusters: a node stretches the time measured in that very execution.
 """
 
@@ -11,15 +12,17 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NewType
 
 from ecotone import schema
+from ecotone.media import RadioCell, SharedWire
 from ecotone.units import EcotoneError
 
-__all__ = ["Cluster", "Device", "DeviceId", "Link", "Power"]
+__all__ = ["Cluster", "Device", "DeviceId", "KindLink", "Link", "Power"]
 
 DeviceId = NewType("DeviceId", str)
 
@@ -129,13 +132,49 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    """A link as a file states it: one direction, or both with `duplex`."""
+class KindLink:
+    """The directed link from any device of one kind to any other device of a kind (the same one too).
 
-    source: DeviceId
-    target: DeviceId
+    Fields as a Link has them. A Link that names the two devices comes before it.
+    """
+
+    source_kind: str
+    target_kind: str
     latency_s: float
     bandwidth_bytes_per_s: float
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    trace: str = ""
+    mtbf_s: float = 0.0
+    mttr_s: float = 10.0
+    price_money_per_byte: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"link from kind {self.source_kind} to kind {self.target_kind}"
+        try:
+            self.between(DeviceId("source"), DeviceId("target"))
+        except schema.SchemaError as error:
+            raise schema.SchemaError(where, error.violations) from None
+
+    def between(self, source: DeviceId, target: DeviceId) -> Link:
+        """The same as the link of two devices."""
+        return Link(
+            source=source, target=target, latency_s=self.latency_s, bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
+            jitter_s=self.jitter_s, loss=self.loss, trace=self.trace, mtbf_s=self.mtbf_s, mttr_s=self.mttr_s,
+            price_money_per_byte=self.price_money_per_byte,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """A link as a file states it, of two devices or of two kinds: one direction, or both with `duplex`."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+    source: DeviceId = DeviceId("")
+    target: DeviceId = DeviceId("")
+    source_kind: str = ""
+    target_kind: str = ""
     duplex: bool = True
     jitter_s: float = 0.0
     loss: float = 0.0
@@ -153,13 +192,16 @@ class _File:
     source: str = ""
     sink: str = ""
     emulate: bool = False
+    radio: tuple[RadioCell, ...] = ()
+    shared: tuple[SharedWire, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """All devices, all directed links. Inputs arise at `source`; results are wanted at `sink`.
+    """All devices, all directed links: those named in `links`, and those that `kind_links` state for whole kinds.
 
-    `emulate`: devices are processes of one computer, and rates, latencies and slowdowns are imposed in user space.
+    Inputs arise at `source`; results are wanted at `sink`. `emulate`: devices are processes of one computer, and rates,
+    latencies and slowdowns are imposed in user space. `radios` and `shared`: what several links pass together (media.py).
     """
 
     name: str
@@ -168,41 +210,91 @@ class Cluster:
     source: DeviceId
     sink: DeviceId
     emulate: bool = False
+    radios: tuple[RadioCell, ...] = ()
+    shared: tuple[SharedWire, ...] = ()
+    kind_links: tuple[KindLink, ...] = ()
+    _linked: dict[tuple[str, str], Link] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _kinds: dict[str, str] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _by_kind: dict[tuple[str, str], KindLink] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         schema.check(f"cluster {self.name}", self._violations())
+        self._linked.update({(k.source, k.target): k for k in self.links})
+        self._kinds.update({d.name: d.kind for d in self.devices})
+        self._by_kind.update({(k.source_kind, k.target_kind): k for k in self.kind_links})
 
     def _violations(self) -> Iterator[str]:
-        names = [d.name for d in self.devices]
-        if not names:
+        counted = Counter(d.name for d in self.devices)
+        if not counted:
             yield "has no device"
-        for name in sorted({n for n in names if names.count(n) > 1}):
+        for name in sorted(n for n, times in counted.items() if times > 1):
             yield f"device {name} is given twice"
         for role, name in (("source", self.source), ("sink", self.sink)):
-            if name not in names:
-                yield f"{role} {name!r} is not a device; devices are {', '.join(names)}"
-        pairs = [(link.source, link.target) for link in self.links]
-        for pair in sorted({p for p in pairs if pairs.count(p) > 1}):
+            if name not in counted:
+                yield f"{role} {name!r} is not a device; devices are {_some(counted)}"
+        pairs = Counter((link.source, link.target) for link in self.links)
+        for pair in sorted(p for p, times in pairs.items() if times > 1):
             yield f"link {pair[0]}>{pair[1]} is given twice"
-        for end in sorted({e for pair in pairs for e in pair if e not in names}):
-            yield f"a link names device {end!r}; devices are {', '.join(names)}"
+        for end in sorted({e for pair in pairs for e in pair if e not in counted}):
+            yield f"a link names device {end!r}; devices are {_some(counted)}"
+        kinds = {d.kind for d in self.devices if d.kind}
+        by_kind = Counter((k.source_kind, k.target_kind) for k in self.kind_links)
+        for both in sorted(p for p, times in by_kind.items() if times > 1):
+            yield f"the link from kind {both[0]} to kind {both[1]} is given twice"
+        for kind in sorted({k for pair in by_kind for k in pair if k not in kinds}):
+            yield f"a link names kind {kind!r}; kinds are {_some(kinds) or 'not stated'}"
         if not self.emulate and any(d.slowdown != 1 for d in self.devices):
             yield "slowdown is for emulated clusters only; set emulate = true or remove it"
+        yield from self._media_violations(set(pairs))
+
+    def _media_violations(self, pairs: set[tuple[DeviceId, DeviceId]]) -> Iterator[str]:
+        names = [r.name for r in self.radios] + [w.name for w in self.shared]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield f"{name} names two radios or shared wires"
+        uplinks = [pair for radio in self.radios for pair in radio.links]
+        for source, target in uplinks:
+            if (source, target) not in pairs:
+                yield f"a radio has the uplink {source}>{target}, but there is no such link; are both devices there?"
+            elif uplinks.count((source, target)) > 1:
+                yield f"link {source}>{target} belongs to two radios"
+        for wire in self.shared:
+            carried = [pair for pair in sorted(pairs) if wire.carries(*pair)]
+            if not carried:
+                yield f"shared wire {wire.name} carries no link of this cluster"
+            for source, target in (pair for pair in carried if pair in uplinks):
+                yield f"shared wire {wire.name} carries {source}>{target}, which belongs to a radio"
 
     def device(self, name: str) -> Device:
         """The device called `name`; raises EcotoneError if there is none."""
         for device in self.devices:
             if device.name == name:
                 return device
-        known = ", ".join(d.name for d in self.devices)
+        known = _some(d.name for d in self.devices)
         raise EcotoneError(f"cluster {self.name}: no device {name!r}; devices are {known}")
 
     def link(self, source: str, target: str) -> Link | None:
-        """The directed link, or None where the two cannot talk directly."""
-        for link in self.links:
-            if link.source == source and link.target == target:
-                return link
-        return None
+        """The directed link, named or by kind; None where the two cannot talk directly."""
+        named = self._linked.get((source, target))
+        if named is not None or source == target:
+            return named
+        kinds = (self._kinds.get(source, ""), self._kinds.get(target, ""))
+        found = self._by_kind.get(kinds) if all(kinds) else None
+        return found.between(DeviceId(source), DeviceId(target)) if found else None
+
+    def links_among(self, names: Iterable[str]) -> tuple[Link, ...]:
+        """Every directed link between two of `names`: those named, in their order, then those by kind."""
+        wanted = list(dict.fromkeys(names))
+        inside = set(wanted)
+        named = [k for k in self.links if k.source in inside and k.target in inside]
+        pairs = ((a, b) for a in wanted for b in wanted if (a, b) not in self._linked) if self.kind_links else ()
+        by_kind = (self.link(a, b) for a, b in pairs)
+        return (*named, *(k for k in by_kind if k is not None))
+
+    def spelled_out(self) -> Cluster:
+        """The same cluster with every link by kind written as the links of its devices: one for each pair."""
+        if not self.kind_links:
+            return self
+        return replace(self, links=self.links_among(d.name for d in self.devices), kind_links=())
 
     def with_link(self, link: Link) -> Cluster:
         """The same cluster with this directed link put in place of the old one."""
@@ -212,7 +304,8 @@ class Cluster:
     def scaled_links(self, factor: float) -> Cluster:
         """The same cluster with every bandwidth multiplied by `factor`."""
         links = tuple(replace(k, bandwidth_bytes_per_s=k.bandwidth_bytes_per_s * factor) for k in self.links)
-        return replace(self, links=links)
+        kinds = tuple(replace(k, bandwidth_bytes_per_s=k.bandwidth_bytes_per_s * factor) for k in self.kind_links)
+        return replace(self, links=links, kind_links=kinds)
 
     def content_hash(self) -> str:
         """Hex sha256 of everything here."""
@@ -229,7 +322,8 @@ class Cluster:
     def load(path: str | os.PathLike[str]) -> Cluster:
         """Read a TOML cluster file; raises EcotoneError (unreadable) or SchemaError naming every violation.
 
-        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`.
+        Format: `schema = "ecotone.cluster"`, `version = 1`, `name`, `source`, `sink`, `emulate`, `[[device]]`, `[[link]]`,
+        `[[radio]]` with `[[radio.sender]]` (their uplinks are not stated as links), `[[shared]]`.
         """
         try:
             document = tomllib.loads(Path(path).read_text())
@@ -243,29 +337,55 @@ class Cluster:
         file = schema.read(_File, document, where)
         first = file.device[0].name if file.device else DeviceId("")
         source = DeviceId(file.source) if file.source else first
-        links = _links(file.link, where)
+        links, kind_links = _links(file.link, where)
         sink = DeviceId(file.sink) if file.sink else source
         try:
-            return Cluster(name=file.name, devices=file.device, links=links, source=source, sink=sink, emulate=file.emulate)
+            return Cluster(
+                name=file.name, devices=file.device, links=(*links, *_uplinks(file.radio)), source=source, sink=sink,
+                emulate=file.emulate, radios=file.radio, shared=file.shared, kind_links=kind_links,
+            )  # fmt: skip
         except schema.SchemaError as error:
             raise schema.SchemaError(where, error.violations) from None
 
 
-def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[Link, ...]:
+def _links(pairs: tuple[_Pair, ...], where: str) -> tuple[tuple[Link, ...], tuple[KindLink, ...]]:
     links: list[Link] = []
+    kind_links: list[KindLink] = []
     violations: list[str] = []
     for pair in pairs:
-        ends = [(pair.source, pair.target)] + ([(pair.target, pair.source)] if pair.duplex else [])
-        for source, target in ends:
-            try:
-                links.append(
-                    Link(
-                        source=source, target=target, latency_s=pair.latency_s, jitter_s=pair.jitter_s, loss=pair.loss,
-                        bandwidth_bytes_per_s=pair.bandwidth_bytes_per_s, trace=pair.trace,
-                        mtbf_s=pair.mtbf_s, mttr_s=pair.mttr_s, price_money_per_byte=pair.price_money_per_byte,
-                    )
-                )  # fmt: skip
-            except schema.SchemaError as error:
-                violations.append(str(error))
+        named, by_kind = (str(pair.source), str(pair.target)), (pair.source_kind, pair.target_kind)
+        if (any(named) and any(by_kind)) or not (all(named) or all(by_kind)):
+            shown = ">".join(by_kind if any(by_kind) else named)
+            violations.append(f"link {shown}: give source and target, or source_kind and target_kind")
+            continue
+        stated = {
+            "latency_s": pair.latency_s, "bandwidth_bytes_per_s": pair.bandwidth_bytes_per_s, "jitter_s": pair.jitter_s,
+            "loss": pair.loss, "mtbf_s": pair.mtbf_s, "mttr_s": pair.mttr_s,
+            "price_money_per_byte": pair.price_money_per_byte,
+        }  # fmt: skip
+        ends = named if all(named) else by_kind
+        try:
+            for one, other in dict.fromkeys([ends, ends[::-1]] if pair.duplex else [ends]):
+                if all(named):
+                    links.append(Link(source=DeviceId(one), target=DeviceId(other), trace=pair.trace, **stated))
+                else:
+                    kind_links.append(KindLink(source_kind=one, target_kind=other, trace=pair.trace, **stated))
+        except schema.SchemaError as error:
+            violations.append(str(error))
     schema.check(where, violations)
-    return tuple(links)
+    return tuple(links), tuple(kind_links)
+
+
+def _uplinks(radios: tuple[RadioCell, ...]) -> Iterator[Link]:
+    for radio in radios:
+        for source, target in radio.links:
+            yield Link(
+                source=DeviceId(source), target=DeviceId(target), latency_s=radio.latency_s,
+                bandwidth_bytes_per_s=radio.alone_bytes_per_s(source),
+            )  # fmt: skip
+
+
+def _some(names: Iterable[str], most: int = 20) -> str:
+    """The names in a row, not more than `most`."""
+    every = list(names)
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

@@ -15,16 +15,19 @@ Legend: d, e devices; [a, b) blocks; p a cut; q a codec; P(b), S(a) measured tim
  (9) memory_d      = weights of all stages of d, shared ones once, + largest working set of activations among its blocks
 (10) energy_d      = P_busy * busy_d + P_idle * (latency - busy_d) + e_tx * bytes sent: modelled, for each device that takes
                      part (source and sink included)
-(11) loss          = loss of the exit policy + sum over crossings of loss(p, q);   loss(p, q) is that of the accuracy table
-                     (fitted; under the policy where that was measured, less the policy's own), else 100 * disagreement.
+(11) loss          = loss of the exit policy + sum over crossings of loss(p, q), an exit's transfer as often as it is taken;
+                     loss(p, q) is that of the accuracy table (fitted; under the policy where that was measured, less the
+                     policy's own), else 100 * disagreement.
                      disagreement = min(1, sum over crossings);   relative error = sum over crossings + sum over stages
+                     sure loss: the same by upper ends of intervals, at most 100; 100 per crossing that was not calibrated
 (12) server seconds = sum of busy_d over servers: tier "edge" or "cloud"; with no tier stated, all but source and sink
 (13) money         = sum of price_d * busy_d + sum over links of price * bytes
 With exits, r_i is the share of requests that reach stage i: r_0 = 1, r_(i+1) = r_i less the share that leaves at its end.
 Then (6), (7), (10), (12), (13) are means: stage i and transfer i count r_i times, an exit's transfer as often as taken.
 
-A link is the measured fit where the profile has one and the cluster is not emulated, else what the cluster states. Times
-of a sibling of the same kind are scaled by the ratio of the two slowdowns, since a profile holds stretched times.
+A link is the measured fit where the profile has one and the cluster is not emulated, else what the cluster states; a fit
+between two devices that are linked by kind stands for their kinds. Times of a sibling of the same kind are scaled by the
+ratio of the two slowdowns, since a profile holds stretched times.
 """
 
 from __future__ import annotations
@@ -37,17 +40,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ecotone.accuracy import ExitPolicy
+from ecotone.accuracy import Crossing, ExitPolicy
 from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
 from ecotone.plancost import DeviceCost, LinkCost, PlanCost, StageCost, TransferCost
-from ecotone.profile import CodecCost, Payload, Profile, SegmentTime
+from ecotone.profile import CodecCost, LinkFit, Payload, Profile, SegmentTime
 from ecotone.units import EcotoneError
 
 __all__ = [
     "CostError", "CostModel", "DeviceCost", "LinkCost", "PlanCost", "StageCost", "StageTimes", "TransferCost",
-    "packed_bytes", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
+    "packed_bytes", "packed_tensors", "predict", "resident_bytes", "stage_s", "transfer_s", "working_set_bytes",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.float64]
@@ -111,12 +114,11 @@ class StageTimes:
         Entry [i, j] is the segment [cuts[i], cuts[j]); inf where j <= i or nothing is known.
         """
         at = np.array(list(cuts), dtype=np.intp)
-        estimates = []
-        if self._prefix is not None:
-            estimates.append(self._prefix[at][None, :] - self._prefix[at][:, None] + self._overhead)
-        if self._suffix is not None:
-            estimates.append(self._suffix[at][:, None] - self._suffix[at][None, :] + self._overhead)
-        seconds = np.mean(estimates, axis=0) if estimates else np.full((len(at), len(at)), math.inf)
+        curves = [self._prefix[at]] if self._prefix is not None else []
+        curves += [-self._suffix[at]] if self._suffix is not None else []
+        along = np.mean(curves, axis=0) if curves else np.full(len(at), math.inf)
+        seconds = along[None, :] - along[:, None] + self._overhead if curves else np.full((len(at), len(at)), math.inf)
+        np.maximum(seconds, 0.0, out=seconds)
         unknown = np.array([int(c) not in self._cuts for c in at], dtype=np.bool_)
         flagged = unknown[:, None] | unknown[None, :]
         place = {int(c): i for i, c in enumerate(at)}
@@ -124,13 +126,23 @@ class StageTimes:
             if start in place and stop in place:
                 seconds[place[start], place[stop]] = segment.median_s
                 flagged[place[start], place[stop]] = False
-        seconds[np.arange(len(at))[:, None] >= np.arange(len(at))[None, :]] = math.inf
-        return np.maximum(seconds, 0.0) * self._scale, flagged
+        seconds *= self._scale
+        seconds[np.tri(len(at), dtype=np.bool_)] = math.inf
+        return seconds, flagged
 
     def seconds(self, start: int, stop: int) -> tuple[float, bool]:
         """Equation 1 for one segment, and whether it is extrapolated; inf where nothing is known."""
         values, flagged = self.table((start, stop))
         return float(values[0, 1]), bool(flagged[0, 1])
+
+    def per_block(self) -> tuple[FloatArray, float]:
+        """Equation 1 taken apart: what each block adds to a segment (L,), inf where unknown, and o, which a segment adds."""
+        curves = [self._prefix] if self._prefix is not None else []
+        curves += [-self._suffix] if self._suffix is not None else []
+        if not curves:
+            return np.full(self._last, math.inf), 0.0
+        steps: FloatArray = np.maximum(np.diff(np.mean(curves, axis=0)), 0.0)
+        return steps * self._scale, self._overhead * self._scale
 
     def relative_error(self, start: int, stop: int) -> float:
         """Measured error of the segment, else the largest measured of this executor."""
@@ -168,6 +180,11 @@ def packed_bytes(graph: Graph, position: int, codec: str) -> float | None:
 
     Floating tensors take the codec, others travel as they are. Integers carry an 8-byte range per tensor or channel.
     """
+    return packed_tensors(graph, graph.frontier(position), codec)
+
+
+def packed_tensors(graph: Graph, tensors: Iterable[int], codec: str) -> float | None:
+    """The same for any tensors, by index."""
     bits = _FLOAT_BITS.get(codec)
     per_channel, is_integer = codec.endswith("c"), codec.startswith("int")
     if is_integer:
@@ -176,7 +193,7 @@ def packed_bytes(graph: Graph, position: int, codec: str) -> float | None:
     if bits is None:
         return None
     total = 0
-    for index in graph.frontier(position):
+    for index in tensors:
         tensor = graph.tensors[index]
         if not tensor.dtype.startswith(("float", "bfloat")):
             total += tensor.size_bytes
@@ -219,27 +236,39 @@ class CostModel:
         stated = any(d.tier for d in cluster.devices)
         ends = (cluster.source, cluster.sink)
         self._servers = {d.name for d in cluster.devices if (d.tier in ("edge", "cloud") if stated else d.name not in ends)}
-        self._raw: dict[int, int] = {}
-        self._times: dict[tuple[str, str], StageTimes | None] = {}
+        self._raw: tuple[int, ...] = ()
+        self._times: dict[tuple[str | None, str, float], StageTimes | None] = {}
         self._failed: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
         for failure in profile.failures:
             self._failed[(failure.device, failure.executor)].append((failure.start, failure.stop))
-        self._links = {(k.source, k.target): k for k in cluster.links}
-        if not cluster.emulate:
-            for fit in profile.links:
-                if (fit.source, fit.target) in self._links:
-                    self._links[(fit.source, fit.target)] = Link(
-                        source=fit.source, target=fit.target,
-                        latency_s=fit.latency_s, bandwidth_bytes_per_s=fit.bandwidth_bytes_per_s,
-                    )  # fmt: skip
+        self._links: dict[tuple[str, str], Link | None] = {(k.source, k.target): k for k in cluster.links}
+        self._fits_by_kind: dict[tuple[str, str], LinkFit] = {}
+        for fit in profile.links if not cluster.emulate else ():
+            if (fit.source, fit.target) in self._links:
+                self._links[(fit.source, fit.target)] = _fitted(fit, fit.source, fit.target)
+            elif cluster.link(fit.source, fit.target) is not None:
+                self._fits_by_kind.setdefault((self._kind(fit.source), self._kind(fit.target)), fit)
+        self._alike: dict[str, list[str]] = defaultdict(list)
+        for device in cluster.devices:
+            self._alike[device.kind].append(device.name)
+
+    def _kind(self, device: str) -> str:
+        return self.devices[DeviceId(device)].kind if device in self.devices else ""
 
     def measured_as(self, device: str, table: Mapping[str, object]) -> str | None:
         """The name under which `device` has entries in `table`: its own, else that of the first device of its kind."""
         if device in table:
             return device
-        kind = self.devices[DeviceId(device)].kind if device in self.devices else ""
-        alike = [d.name for d in self.cluster.devices if kind and d.kind == kind and d.name in table]
-        return alike[0] if alike else None
+        kind = self._kind(device)
+        return next((name for name in self._alike[kind] if name in table), None) if kind else None
+
+    def measured_names(self, device: str) -> tuple[str | None, str | None]:
+        """Under which names the segments and the codecs of `device` were measured."""
+        return self.measured_as(device, self._segments), self.measured_as(device, self._codecs)
+
+    def is_server(self, device: str) -> bool:
+        """Whether its work counts in equation 12."""
+        return device in self._servers
 
     def _scale(self, device: str, measured: str) -> float:
         if device == measured:
@@ -255,11 +284,11 @@ class CostModel:
 
     def stage_times(self, device: str, executor: str) -> StageTimes | None:
         """Equations 1 to 3 for a device and an executor; None where nothing was measured for it or its kind."""
-        key = (device, executor)
+        name = self.measured_as(device, self._segments)
+        scale = self._scale(device, name) if name is not None else 1.0
+        key = (name, executor, scale)
         if key not in self._times:
-            name = self.measured_as(device, self._segments)
             found = self._segments[name].get(executor, []) if name is not None else []
-            scale = self._scale(device, name) if name is not None else 1.0
             self._times[key] = StageTimes(found, self._flop, scale) if found else None
         return self._times[key]
 
@@ -270,12 +299,18 @@ class CostModel:
 
     def link(self, source: str, target: str) -> Link | None:
         """The directed link that counts (see the file's docstring), or None."""
-        return self._links.get((DeviceId(source), DeviceId(target)))
+        key = (source, target)
+        if key not in self._links and self.cluster.kind_links:
+            fit = self._fits_by_kind.get((self._kind(source), self._kind(target)))
+            stated = self.cluster.link(source, target)
+            fitted = _fitted(fit, source, target) if fit and stated else stated
+            self._links[key] = fitted
+        return self._links.get(key)
 
     def raw_bytes(self, position: int) -> int:
         """Bytes of the frontier uncompressed."""
-        if position not in self._raw:
-            self._raw[position] = self.graph.frontier_bytes(position)
+        if not self._raw:
+            self._raw = self.graph.every_frontier_bytes()
         return self._raw[position]
 
     def payload(self, position: int, codec: str) -> Payload | None:
@@ -292,14 +327,27 @@ class CostModel:
 
     def loss_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
         """Points that a crossing loses (equation 11), beside what `policy` loses; 0 for an unknown codec."""
+        points = self.profile.accuracy.crossing_points(position, codec, policy) if self.profile.accuracy else None
+        if points is not None:
+            return points
+        payload = self.payload(position, codec)
+        return 100.0 * payload.disagreement if payload else 0.0
+
+    def sure_points(self, position: int, codec: str, policy: ExitPolicy | None = None) -> float:
+        """Points that a crossing loses at most, by the upper end of its interval; 100 where it was not calibrated."""
+        points = self.profile.accuracy.sure_points(position, codec, policy) if self.profile.accuracy else None
+        return points if points is not None else 0.0 if codec.partition("+")[0] == "fp32" else 100.0
+
+    def expected_disagreement(self, plan: Plan) -> float | None:
+        """The largest share of decisions that `plan` was calibrated to change; None where the table does not hold it."""
         table = self.profile.accuracy
-        name = policy.name if policy else ""
-        cell = table.cell(position, codec, name) if table else None
-        if cell is not None:
-            return max(0.0, cell.fitted_points - (policy.loss_points if policy else 0.0))
-        cell = table.cell(position, codec) if table else None
-        payload = self.payload(position, codec) if cell is None else None
-        return cell.fitted_points if cell else 100.0 * payload.disagreement if payload else 0.0
+        if table is None:
+            return None
+        chain = tuple(Crossing(position=p, codec=q) for p, q in plan.crossings)
+        if plan.graph_hash != table.graph_hash:
+            return table.differing(chain, variant=plan.graph_hash)
+        policy = self.policy_of(plan)
+        return table.differing(chain, policy.name if policy else "")
 
     def exit_s(self, device: str, executor: str, exit_name: str) -> float | None:
         """Seconds of an exit's head with its decision; None where it was not measured for the device or its kind."""
@@ -348,7 +396,8 @@ class CostModel:
             device=stage.device, executor=stage.executor, start=stage.start, stop=stage.stop, compute_s=seconds + exit_s,
             relative_error=times.relative_error(stage.start, stage.stop),
             weight_bytes=self.graph.segment_parameter_bytes(stage.start, stage.stop, stage.exit),
-            working_bytes=max(working, place.working_bytes if place else 0), extrapolated=flagged, exit_s=exit_s,
+            working_bytes=max(working, place.working_bytes if place else 0), extrapolated=flagged,
+            exit=stage.exit, exit_s=exit_s,
         )  # fmt: skip
 
     def transfer(self, transfer: Transfer, policy: ExitPolicy | None = None) -> TransferCost:
@@ -373,10 +422,13 @@ class CostModel:
             send_s=payload.size_bytes / link.bandwidth_bytes_per_s, decode_s=decode,
             disagreement=payload.disagreement, relative_error=payload.relative_error,
             loss_points=self.loss_points(transfer.position, transfer.codec, policy),
+            sure_points=self.sure_points(transfer.position, transfer.codec, policy),
         )  # fmt: skip
 
     def predict(self, plan: Plan) -> PlanCost:
         """Equations 6 to 11 for a plan of this graph on this cluster; raises CostError."""
+        if plan.order != self.graph.order:
+            raise CostError("plan: cuts the model in another order of its blocks; price it on graph.in_order(plan.order)")
         if plan.stages[-1].stop != self.graph.num_blocks:
             last = plan.stages[-1].stop
             raise CostError(f"plan: ends at block {last}, the model has {self.graph.num_blocks}; plan again")
@@ -393,7 +445,7 @@ class CostModel:
         latency = sum(s.share * s.compute_s for s in stages) + sum(t.share * t.total_s for t in edges)
         links = _links(edges)
         devices = self._devices(plan, stages, edges, latency)
-        prices = {(k.source, k.target): k.price_money_per_byte for k in self.cluster.links}
+        prices = {(k.source, k.target): self.cluster.link(k.source, k.target) for k in links}
         money = sum(self.devices[d.device].price_money_per_s * d.busy_s for d in devices)
         return PlanCost(
             latency_s=latency,
@@ -402,9 +454,15 @@ class CostModel:
             disagreement=min(1.0, sum(t.disagreement for t in edges)),
             relative_error=sum(t.relative_error for t in edges) + sum(s.relative_error for s in stages),
             stages=stages, transfers=transfers, devices=devices, links=links, exit_transfers=exits,
-            loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers),
+            loss_points=(policy.loss_points if policy else 0.0) + sum(t.loss_points for t in transfers)
+            + sum(t.share * t.loss_points for t in exits),
+            sure_points=min(
+                100.0,
+                (policy.high_points if policy else 0.0) + sum(t.sure_points for t in transfers)
+                + sum(t.share * t.sure_points for t in exits),
+            ),
             server_s=sum(d.busy_s for d in devices if d.device in self._servers),
-            money=money + sum(prices.get((k.source, k.target), 0.0) * k.size_bytes for k in links),
+            money=money + sum(p.price_money_per_byte * k.size_bytes for k in links if (p := prices[k.source, k.target])),
         )  # fmt: skip
 
     def _devices(
@@ -438,6 +496,13 @@ def _shared_out(stages: tuple[StageCost, ...], plan: Plan, policy: ExitPolicy | 
         found.append(replace(cost, share=share, leaves=out))
         share -= out
     return tuple(found)
+
+
+def _fitted(fit: LinkFit, source: str, target: str) -> Link:
+    return Link(
+        source=DeviceId(source), target=DeviceId(target), latency_s=fit.latency_s,
+        bandwidth_bytes_per_s=fit.bandwidth_bytes_per_s,
+    )  # fmt: skip
 
 
 def _links(transfers: tuple[TransferCost, ...]) -> tuple[LinkCost, ...]:

@@ -3,16 +3,18 @@
 Legend: L blocks 0..L-1; a cut position p in [0, L] lies before block p; its *frontier* is the set of tensors that are
 made before p and still needed at or after it. p = 0 is the model's inputs, p = L its outputs. A block may read several
 tensors (branches stay a DAG); any p is a legal cut, because the order is topological. An *exit* is a small head on the one
-tensor that crosses some p, which gives the model's outputs early. No torch here: see ecotone.model.
+tensor that crosses some p, which gives the model's outputs early. A model with branches has many topological orders, and
+capture fixes one; `reordered` gives another, in which other sets of blocks are prefixes. No torch here: see ecotone.model.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NewType
 
 from ecotone import schema
@@ -95,7 +97,11 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """A model. `inputs` and `outputs` are tensor indices in the order of the flattened call and return value."""
+    """A model. `inputs` and `outputs` are tensor indices in the order of the flattened call and return value.
+
+    `order`: which block of the captured graph stands at each place, () as captured; it tells the origin and is no part of
+    the content hash.
+    """
 
     name: str
     blocks: tuple[Block, ...]
@@ -105,6 +111,7 @@ class Graph:
     parameters: tuple[Parameter, ...] = ()
     weights_hash: str = ""  # content hash of all weights, so that a profile knows its model
     exits: tuple[Exit, ...] = ()  # ascending in position
+    order: tuple[int, ...] = ()
     _last_use: tuple[int, ...] = field(init=False, repr=False, compare=False, default=())
     _hash: str = field(init=False, repr=False, compare=False, default="")
 
@@ -139,6 +146,8 @@ class Graph:
             yield "inputs or outputs name a tensor that is not there"
         elif any(self.tensors[t].producer != -1 for t in self.inputs):
             yield "an input tensor has a producer"
+        if self.order and sorted(self.order) != list(range(len(self.blocks))):
+            yield f"order must name each of the {len(self.blocks)} blocks once"
         yield from self._exit_violations()
 
     def _exit_violations(self) -> Iterator[str]:
@@ -171,6 +180,17 @@ class Graph:
         """Bytes of the frontier uncompressed."""
         return sum(self.tensors[t].size_bytes for t in self.frontier(position))
 
+    def every_frontier_bytes(self) -> tuple[int, ...]:
+        """Bytes of the frontier at each position 0..L, uncompressed, in one pass: O(L + tensors)."""
+        steps = [0] * (self.num_blocks + 2)
+        for i, tensor in enumerate(self.tensors):
+            first = tensor.producer + 1
+            last = max(self._last_use[i], 0) if i in self.inputs else self._last_use[i]
+            if first <= last:
+                steps[first] += tensor.size_bytes
+                steps[last + 1] -= tensor.size_bytes
+        return tuple(itertools.accumulate(steps[:-1]))
+
     def single_tensor_cuts(self) -> tuple[int, ...]:
         """Positions strictly inside where exactly one tensor crosses: the chain of the papers."""
         return tuple(p for p in range(1, self.num_blocks) if len(self.frontier(p)) == 1)
@@ -178,6 +198,40 @@ class Graph:
     def exit(self, name: str) -> Exit | None:
         """The exit called `name`, or None."""
         return next((e for e in self.exits if e.name == name), None)
+
+    def reordered(self, order: Sequence[int]) -> Graph:
+        """The same model with block `order[i]` of this graph at place i; tensors and parameters keep their indices.
+
+        Another order has another content hash. Raises SchemaError where `order` is no topological order, or where the tensor
+        of an exit crosses no place alone (in every topological order it does, but for blocks whose results nobody reads).
+        """
+        chosen, count = tuple(order), len(self.blocks)
+        where = f"order of graph {self.name}"
+        if sorted(chosen) != list(range(count)):
+            schema.check(where, [f"must name each of the {count} blocks once"])
+        place = {old: new for new, old in enumerate(chosen)}
+        captured = tuple(self.order[i] for i in chosen) if self.order else chosen
+        bare = replace(
+            self, blocks=tuple(self.blocks[i] for i in chosen), exits=(),
+            tensors=tuple(replace(t, producer=place[t.producer]) if t.producer >= 0 else t for t in self.tensors),
+            order=() if captured == tuple(range(count)) else captured,
+        )  # fmt: skip
+        exits = []
+        for leaving in self.exits:
+            crossing = self.frontier(leaving.position)
+            places = [p for p in (leaving.position, *range(1, count)) if bare.frontier(p) == crossing]
+            schema.check(where, [] if places else [f"the tensor of exit {leaving.name} crosses no place alone"])
+            exits.append(replace(leaving, position=places[0]))
+        return replace(bare, exits=tuple(sorted(exits, key=lambda e: e.position)))
+
+    def in_order(self, order: Sequence[int]) -> Graph:
+        """The same model in the order that a plan names (see `order`); raises SchemaError as `reordered` does."""
+        count = len(self.blocks)
+        wanted, place = tuple(order) or tuple(range(count)), {b: i for i, b in enumerate(self.order or range(count))}
+        if sorted(wanted) != list(range(count)):
+            schema.check(f"order of graph {self.name}", [f"must name each of the {count} blocks once"])
+        steps = tuple(place[block] for block in wanted)
+        return self if steps == tuple(range(count)) else self.reordered(steps)
 
     def segment_parameters(self, start: int, stop: int, exit_name: str = "") -> frozenset[int]:
         """Indices of the parameters that blocks [start, stop), and the exit at their end if one is named, need."""
@@ -194,10 +248,10 @@ class Graph:
         return sum(block.flop for block in self.blocks[start:stop])
 
     def content_hash(self) -> str:
-        """Hex sha256 of structure and weights hash; names are not part of it. Worked out once."""
+        """Hex sha256 of structure and weights hash; the graph's name and origin are not part of it. Worked out once."""
         if not self._hash:
             document = schema.write(self)
-            del document["name"]
+            del document["name"], document["order"]
             digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
             object.__setattr__(self, "_hash", digest)
         return self._hash

@@ -6,6 +6,9 @@ ends are the same device moves nothing and has the codec "none". Ranges are half
 
 Exits: a stage may end with one. Requests whose confidence there reaches the threshold leave: the exit's outputs go to the
 sink over the stage's *exit transfer*. Edges are numbered: 0..k the transfers, then the exit transfers in order of stages.
+
+Order: positions count blocks in the order of the graph that `graph_hash` names. Where that is not the captured order,
+`order` says how to make it from the captured graph (Graph.reordered), so that a plan file is enough to run by.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Transfer:
 class Plan:
     """k stages in order and the k + 1 transfers round them, and one transfer to the sink for every stage with an exit.
 
-    `epoch` orders plans of one deployment.
+    `epoch` orders plans of one deployment. `order`: Graph.order of the graph that is cut.
     """
 
     graph_hash: str
@@ -66,6 +69,7 @@ class Plan:
     transfers: tuple[Transfer, ...]
     epoch: int = 0
     exit_transfers: tuple[Transfer, ...] = ()
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         schema.check("plan", self._violations())
@@ -91,6 +95,8 @@ class Plan:
         for i, transfer in enumerate(self.edges):
             if transfer.is_local != (transfer.codec == LOCAL):
                 yield f'transfer {i}: codec must be "{LOCAL}" exactly where source and target are the same device'
+        if self.order and sorted(self.order) != list(range(self.stages[-1].stop)):
+            yield f"order must name each of the {self.stages[-1].stop} blocks once"
         yield from self._exit_violations()
 
     def _exit_violations(self) -> Iterator[str]:
@@ -101,6 +107,8 @@ class Plan:
         last = self.stages[-1].stop
         for (i, stage), transfer in zip(leaving, self.exit_transfers, strict=True):
             ends = (transfer.source, transfer.target, transfer.position)
+            if not stage.threshold >= 0:
+                yield f"stage {i}: threshold {stage.threshold} of exit {stage.exit} must be 0 (all leave) or more"
             if ends != (stage.device, self.transfers[-1].target, last):
                 yield f"the exit transfer of stage {i} must lead from {stage.device} to the sink, at position {last}"
             if i == len(self.stages) - 1:
@@ -130,10 +138,20 @@ class Plan:
             return None
         return len(self.transfers) + sum(bool(s.exit) for s in self.stages[:stage])
 
+    def exit_at(self, edge: int) -> str:
+        """The exit whose requests leave over `edge`; "" for an edge between stages."""
+        names = [s.exit for s in self.stages if s.exit]
+        return names[edge - len(self.transfers)] if edge >= len(self.transfers) else ""
+
     @property
     def cuts(self) -> tuple[int, ...]:
         """Positions where something crosses a link, ends excluded when they are local."""
         return tuple(t.position for t in self.transfers if not t.is_local)
+
+    @property
+    def crossings(self) -> tuple[tuple[int, str], ...]:
+        """Position and codec of every frontier that goes over a link, in order; outputs of exits are left out."""
+        return tuple((t.position, t.codec) for t in self.transfers if not t.is_local)
 
     def with_epoch(self, epoch: int) -> Plan:
         return replace(self, epoch=epoch)
@@ -159,11 +177,19 @@ class Plan:
             leaves = f" exit {stage.exit}>={stage.threshold:.3g}" if stage.exit else ""
             parts.append(f"{stage.device}[{stage.start}:{stage.stop}] {stage.executor}{leaves} ->")
         last = self.transfers[-1]
-        return " ".join([*parts, *([] if last.is_local else [f"({last.codec})"]), str(self.sink)])
+        reordered = ["(blocks reordered)"] if self.order else []
+        return " ".join([*parts, *([] if last.is_local else [f"({last.codec})"]), str(self.sink), *reordered])
 
 
 def plan_violations(plan: Plan, graph: Graph, cluster: Cluster) -> tuple[str, ...]:
-    """Every reason why `plan` cannot run `graph` on `cluster`; empty when it can. (Its own shape it checks itself.)"""
+    """Every reason why `plan` cannot run `graph` on `cluster`; empty when it can. (Its own shape it checks itself.)
+
+    `graph` may have its blocks in any order: the plan names the one that it cuts.
+    """
+    try:
+        graph = graph if plan.order == graph.order else graph.in_order(plan.order)
+    except schema.SchemaError as error:
+        return ("was made for another model: " + "; ".join(error.violations) + "; plan again",)
     return tuple(_against(plan, graph, cluster))
 
 

@@ -17,7 +17,7 @@ SCHEMA, VERSION = "ecotone.cost", 1
 class StageCost:
     """One stage: seconds of compute, its error against eager float32, bytes of weights and of live activations.
 
-    `exit_s`: of those seconds, the head at its end. `share` of all requests reach it, `leaves` of all end there.
+    `exit_s`: of those seconds, the head of the exit at its end. `share` of all requests reach it, `leaves` end there.
     """
 
     device: DeviceId
@@ -29,6 +29,7 @@ class StageCost:
     weight_bytes: int
     working_bytes: int
     extrapolated: bool = False
+    exit: str = ""
     exit_s: float = 0.0
     share: float = 1.0
     leaves: float = 0.0
@@ -50,6 +51,7 @@ class TransferCost:
     disagreement: float = 0.0
     relative_error: float = 0.0
     loss_points: float = 0.0
+    sure_points: float = 0.0
     share: float = 1.0
 
     @property
@@ -92,6 +94,7 @@ class PlanCost:
     devices: tuple[DeviceCost, ...]
     links: tuple[LinkCost, ...]
     loss_points: float = 0.0
+    sure_points: float = 0.0  # by the upper ends of the intervals: equation 11
     server_s: float = 0.0
     money: float = 0.0
     exit_transfers: tuple[TransferCost, ...] = ()
@@ -100,6 +103,16 @@ class PlanCost:
     def edges(self) -> tuple[TransferCost, ...]:
         """By number, as Plan.edges."""
         return (*self.transfers, *self.exit_transfers)
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of the longest way through the plan, alone: to the end, or out at an exit over a slow link."""
+        longest, total, exits = 0.0, 0.0, iter(self.exit_transfers)
+        for stage, transfer in zip(self.stages, self.transfers, strict=False):
+            total += transfer.total_s + stage.compute_s
+            if stage.exit:
+                longest = max(longest, total + next(exits).total_s)
+        return max(longest, total + self.transfers[-1].total_s)
 
     @property
     def throughput_per_s(self) -> float:

@@ -135,7 +135,8 @@ class Profile:
     failures: tuple[ExecutorFailure, ...] = ()
     exits: tuple[ExitTime, ...] = ()
     accuracy: AccuracyTable | None = None  # where it is there, its losses count instead of the payloads' disagreement
-    key: str = ""  # hash of model, devices and versions: the file is reused while it stays the same
+    key: str = ""  # hash of model, devices, samples and versions: the file is reused while it stays the same
+    samples_hash: str = ""  # of the samples that were timed
     versions: dict[str, str] | None = None
     machine: str = ""
     seed: int = 0

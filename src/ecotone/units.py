@@ -1,8 +1,8 @@
 """Quantities at the door: text such as "40 Mbit/s" in, SI floats out, and back to text for people.
 
 Inside the program every quantity is a plain number in SI units whose unit stands in its name (`_s`, `_bytes`,
-`_bytes_per_s`, `_flop`, `_flop_per_s`, `_joule`, `_watt`). Only this file knows k, M, G and bits. It also holds the
-root of the one exception family, because every other file may import it.
+`_bytes_per_s`, `_flop`, `_flop_per_s`, `_joule`, `_watt`, `_hz`, `_m`, `_per_s`). Only this file knows k, M, G and bits.
+It also holds the root of the one exception family, because every other file may import it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _SCALES: dict[str, dict[str, float]] = {
     "joule": {p + "J": f for p, f in (_SMALL | _DECIMAL).items()} | {"Wh": 3600.0},
     "joule_per_byte": {p + "J/B": f for p, f in (_SMALL | _DECIMAL).items()},
     "watt": {p + "W": f for p, f in (_SMALL | _DECIMAL).items()},
+    "hz": {p + "Hz": f for p, f in _DECIMAL.items()},
+    "m": {"m": 1.0, "cm": 0.01, "km": 1000.0},
+    "per_s": {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600},
     "money_per_s": {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600, "/d": 1 / 86400},
     "money_per_byte": {f"/{p}B": 1 / f for p, f in (_DECIMAL | _BINARY).items()},
 }
@@ -47,6 +50,9 @@ _EXAMPLES = {
     "joule": '"1.5 J"',
     "joule_per_byte": '"100 nJ/B"',
     "watt": '"7.5 W"',
+    "hz": '"1 MHz"',
+    "m": '"50 m"',
+    "per_s": '"5 /s"',
     "money_per_s": '"0.90 /h"',
     "money_per_byte": '"0.09 /GB"',
 }
@@ -88,6 +94,8 @@ def format_quantity(value: float, unit: str) -> str:
         return _scaled(value * 8, "bit/s", _DECIMAL)
     if unit == "bytes":
         return _scaled(value, "B", _DECIMAL)
+    if unit == "per_s":
+        return f"{value:.4g} /s"
     if unit == "money_per_s":
         return f"{value * 3600:.4g} /h"
     if unit == "money_per_byte":
@@ -95,7 +103,9 @@ def format_quantity(value: float, unit: str) -> str:
     if unit in ("s", "joule", "joule_per_byte", "watt"):
         symbol = {"s": "s", "joule": "J", "joule_per_byte": "J/B", "watt": "W"}[unit]
         return _scaled(value, symbol, {k: v for k, v in _SMALL.items() if k != "u"})
-    return _scaled(value, {"flop": "FLOP", "flop_per_s": "FLOP/s"}[unit], _DECIMAL)
+    if unit == "m":
+        return f"{value:.4g} m"
+    return _scaled(value, {"flop": "FLOP", "flop_per_s": "FLOP/s", "hz": "Hz"}[unit], _DECIMAL)
 
 
 def _scaled(value: float, symbol: str, prefixes: dict[str, float]) -> str:

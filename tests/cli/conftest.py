@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import CLUSTER, NET, Ended
 
-from ecotone.cli.console import main_of
+from ecotone.cli.console import err, main_of, out
 from ecotone.cli.main import app
 
 
@@ -19,7 +19,8 @@ def ecotone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: str | Path) -> Ended:
         monkeypatch.setattr(sys, "argv", ["ecotone", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "300")
+        for console in (out, err):  # it may have been made under another COLUMNS, such as a worker's
+            monkeypatch.setattr(console, "width", 300)
         capsys.readouterr()
         code = main_of(app)
         printed = capsys.readouterr()

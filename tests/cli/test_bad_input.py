@@ -65,7 +65,7 @@ ROWS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         ("wrong.npy", "[7, 7]", "[1, 3, 32, 32]"),
     ),
     (("run", "net.py:net", "wrong.npy", *PAIR, "--out", "a.csv"), (".csv", ".npz")),
-    (("run", "net.py:net", "wrong.npy", *PAIR, "--policy", "best"), ("best", "newest")),
+    (("run", "net.py:net", "wrong.npy", *PAIR, "--take", "best"), ("best", "newest")),
     (("run", "net.py:net", "right.npy", *PAIR, "--plan", "none.json"), ("none.json", "give the path")),
     (("run", "net.py:net", "right.npy", *PAIR, "--plan", "noise.json"), ("noise.json", "not JSON")),
     (("run", "net.py:net", "right.npy", *PAIR, "--plan", "future.json"), ("future.json", "version is 99")),
@@ -87,6 +87,7 @@ ROWS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("up", "--listen", "192.0.2.7:7447"), ("loopback", "--join")),
     (("status",), ("--cluster",)),
     (("status", "--cluster", "pair.toml"), ("emulated",)),
+    (("status", "--cluster", "pair.toml", "--deadline", "soon"), ("--deadline",)),
     (("demo", "--cluster", "unreachable.toml"), ("emulate = true",)),
 ]
 

@@ -113,7 +113,10 @@ def _wait_for(condition: object, what: str, deadline_s: float = 90.0) -> None:
 
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ECOTONE_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", "from ecotone.cli.main import main; main()", "demo", "--out", str(tmp_path / "out")]
+    # A shell starts what runs in its background with SIGINT ignored, and Python leaves it so: as at a terminal, then.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}; from ecotone.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "demo", "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as demo:
         try:
             family = psutil.Process(demo.pid)

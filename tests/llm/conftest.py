@@ -1,17 +1,24 @@
-"""Models of every family, made once per session; a cache folder of the session's own, so that kernels compile once."""
+"""Models of every family, made once per process; one cache folder of the whole run, so that kernels compile once."""
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from decoder_families import Made, make
 
 from ecotone.llm.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from decoder_families import Made
 
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """(transformers' model, our checkpoint of the same directory) by family name."""
+    from decoder_families import make  # here, since it skips the tests that import it where transformers is not installed
+
     known: dict[str, tuple[torch.nn.Module, Checkpoint]] = {}
 
     def get(name: str) -> tuple[torch.nn.Module, Checkpoint]:
@@ -24,10 +31,13 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return get
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+@pytest.fixture(scope="package", autouse=True)
+def cache_of_the_run(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of the processes together
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ECOTONE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ECOTONE_CACHE", str(root / "llm-cache"))
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoder_families import FAMILIES, LAYERS, VOCABULARY, Made, reference
+from decoder_families import BY_LENGTH, FAMILIES, LAYERS, VOCABULARY, Made, reference
 from shard_chain import Chain, ragged
 
 from ecotone.llm.executors.torch_shard import TorchShards
@@ -13,7 +13,6 @@ pytestmark = pytest.mark.torch
 
 FLOAT = TorchShards("torch:fp32")
 LENGTHS = (18, 45)  # transformers keeps the rotation of the longest sequence it has seen, so the shorter goes first
-FIXED = {"llama-dynamic", "phi3-longrope"}  # their rotation depends on the length of the one sequence
 
 
 def relative(made: torch.Tensor, right: torch.Tensor) -> float:
@@ -28,7 +27,7 @@ def test_logits_are_those_of_transformers_whole_and_at_every_cut(name: str, fami
     right = [reference(model, ids) for ids in sequences]
     assert relative(right[1][:18], right[1][1:19]) > 0.1  # the reference tells positions apart
     for cut in (None, *range(LAYERS + 1)):
-        if name in FIXED:
+        if name in BY_LENGTH:
             made = [ragged(Chain(FLOAT, checkpoint, cut, len(s)), [s], [7, 1, 12])[0] for s in sequences]
         else:
             made = ragged(Chain(FLOAT, checkpoint, cut), sequences, [7, 1, 12])
@@ -36,7 +35,7 @@ def test_logits_are_those_of_transformers_whole_and_at_every_cut(name: str, fami
             assert relative(mine, theirs) < 2e-5, cut
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in FIXED])
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in BY_LENGTH])
 def test_greedy_text_is_that_of_transformers(name: str, family: Made) -> None:
     model, checkpoint = family(name)
     prompt = torch.randint(0, VOCABULARY, (9,), generator=torch.Generator().manual_seed(2))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import transformers
 
 from ecotone.llm.families import SUPPORTED, read_config
 
+transformers = pytest.importorskip("transformers", reason="the extra `hub` is not installed")
 pytestmark = pytest.mark.torch
 
 CLASSES = {

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from shard_chain import Chain
-from transformers import AutoModelForCausalLM
 
 import ecotone
 from ecotone.decoding.step import Row
@@ -15,6 +14,7 @@ from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.text import TextModel
 from ecotone.llm.weights import Checkpoint
 
+transformers = pytest.importorskip("transformers", reason="the extra `hub` is not installed")
 pytestmark = pytest.mark.torch
 
 ASSETS = Path(ecotone.__file__).parent / "assets"
@@ -32,7 +32,7 @@ def test_it_is_small_and_both_share_a_tokenizer() -> None:
 def test_greedy_answers_are_those_of_transformers(name: str) -> None:
     text = TextModel.open(ASSETS / name)
     prompt = torch.tensor(text.encode_chat([{"role": "user", "content": "What news of the king?"}]))
-    theirs = AutoModelForCausalLM.from_pretrained(ASSETS / name, dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(ASSETS / name, dtype=torch.float32)
     right = theirs.generate(prompt[None], max_new_tokens=60, min_new_tokens=60, do_sample=False)[0, len(prompt) :].tolist()
     chain = Chain(FLOAT, Checkpoint.open(ASSETS / name), cut=1, context=1024)
     assert chain.shards[0].config.stop_tokens == (text.stop_token,)

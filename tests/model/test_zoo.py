@@ -18,7 +18,8 @@ from ecotone.model import Captured, Segment, capture
 
 pytestmark = pytest.mark.torch
 
-NOT_EXACT = {"windows"}
+NOT_EXACT = {"mamba", "windows"}
+UNSTEADY = {"mamba"}  # its last bits depend on where the allocator puts a tensor, so not even two runs need be alike
 
 
 @cache
@@ -85,7 +86,7 @@ def test_two_segments_at_every_position_equal_the_whole(name: str) -> None:
         frontier = [graph.tensors[index] for index in graph.frontier(position)]
         assert [(t.name, t.shape, t.dtype) for t in frontier] == [(s.name, s.shape, s.dtype) for s in tail.inputs]
         assert sum(t.numel() * t.element_size() for t in middle) == graph.frontier_bytes(position)
-        assert_equal(run(tail, middle), whole)
+        assert_equal(run(tail, middle), whole, exact=name not in UNSTEADY)
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -97,7 +98,7 @@ def test_three_segments_and_one_per_block_equal_the_whole(name: str) -> None:
         tensors = inputs
         for start, stop in zip((0, *cuts), (*cuts, count), strict=True):
             tensors = run(captured.segment(start, stop), tensors)
-        assert_equal(tensors, whole)
+        assert_equal(tensors, whole, exact=name not in UNSTEADY)
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)

@@ -316,3 +316,27 @@ class Windows(nn.Module):
 @entry
 def windows() -> Case:
     return Windows(), (torch.randn(2, 4, 8),), {}
+
+
+class Tower(nn.Sequential):
+    """Three convolutions, each with half the picture and more channels."""
+
+    def __init__(self, inside: int):
+        super().__init__(Level(inside, 4), nn.MaxPool2d(2), Level(4, 6), nn.MaxPool2d(2), Level(6, 8), nn.MaxPool2d(2))
+
+
+class TwoTowers(nn.Module):
+    """A camera and a depth map, each through a tower of its own, then one head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = Tower(3), Tower(1)
+        self.head = nn.Linear(2 * 8 * 4, 5)
+
+    def forward(self, picture: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.left(picture).flatten(1), self.right(depth).flatten(1)], 1))
+
+
+@entry
+def two_towers() -> Case:
+    return TwoTowers(), (image(16), torch.randn(2, 1, 16, 16)), {}

@@ -132,49 +132,51 @@ def every_plan(world: World, *, once: bool) -> Iterator[Priced]:
     """Each split into stages x each row of devices (neighbours differ; `once`: all differ) x each row of codecs."""
     blocks = world.graph.num_blocks
     names = [d.name for d in world.cluster.devices]
-    codecs = sorted({c for _, c in world.codec})
+    links = {(k.source, k.target): k for k in world.cluster.links}
     for num_stages in range(1, blocks + 1):
         for inner in itertools.combinations(range(1, blocks), num_stages - 1):
             cuts = (0, *inner, blocks)
             for row in itertools.product(names, repeat=num_stages):
                 if (once and len(set(row)) < num_stages) or any(a == b for a, b in itertools.pairwise(row)):
                     continue
-                hops = list(zip((world.cluster.source, *row), (*row, world.cluster.sink), cuts, strict=True))
-                options = [[None] if a == b else codecs for a, b, _ in hops]
-                for chosen in itertools.product(*options):
-                    priced = _price(world, cuts, row, hops, chosen)
-                    if priced:
-                        yield priced
+                ends = zip((world.cluster.source, *row), (*row, world.cluster.sink), cuts, strict=True)
+                hops = [(a, b, p) for a, b, p in ends if a != b]
+                if all((a, b) in links for a, b, _ in hops):
+                    yield from _priced(world, cuts, row, [_crossings(world, links[a, b], p) for a, b, p in hops])
 
 
-def _price(world: World, cuts: tuple, row: tuple, hops: list, chosen: tuple) -> Priced | None:
-    links = {(k.source, k.target): k for k in world.cluster.links}
-    busy: dict = {}
-    wire: dict = {}
-    latency = changed = total = 0.0
-    for (a, b, p), codec in zip(hops, chosen, strict=True):
-        if codec is None:
-            continue
-        if (a, b) not in links:
-            return None
-        size, disagreement = world.payload[p, codec]
-        raw = 4 * world.graph.tensors[p].num_elements
-        encode, decode = world.codec[a, codec][0] * raw, world.codec[b, codec][1] * raw
-        send = size / links[a, b].bandwidth_bytes_per_s
-        latency += encode + links[a, b].latency_s + send + decode
-        busy[a], busy[b] = busy.get(a, 0.0) + encode, busy.get(b, 0.0) + decode
-        wire[a, b] = wire.get((a, b), 0.0) + send
-        changed, total = changed + disagreement, total + size
-    memory: dict = {}
-    live: dict = {}
+def _crossings(world: World, link: Link, position: int) -> list[tuple[str, str, float, float, float, float, float, float]]:
+    """Per codec: the two ends, seconds to encode, send and decode, all of them with the link's own, disagreement, bytes."""
+    found = []
+    raw = 4 * world.graph.tensors[position].num_elements
+    for codec in sorted({c for _, c in world.codec}):
+        size, disagreement = world.payload[position, codec]
+        encode, decode = world.codec[link.source, codec][0] * raw, world.codec[link.target, codec][1] * raw
+        send = size / link.bandwidth_bytes_per_s
+        total = encode + link.latency_s + send + decode
+        found.append((link.source, link.target, encode, send, decode, total, disagreement, size))
+    return found
+
+
+def _priced(world: World, cuts: tuple[int, ...], row: tuple[str, ...], hops: list) -> Iterator[Priced]:
+    """One row of devices with each row of codecs."""
+    computing: dict[str, float] = {}
+    memory: dict[str, int] = {}
+    live: dict[str, int] = {}
     for d, a, b in zip(row, cuts, cuts[1:], strict=False):
-        latency += world.seconds[d, a, b]
-        busy[d] = busy.get(d, 0.0) + world.seconds[d, a, b]
+        computing[d] = computing.get(d, 0.0) + world.seconds[d, a, b]
         memory[d] = memory.get(d, 0) + sum(p.size_bytes for p in world.graph.parameters[a:b])
         tensors = world.graph.tensors
         live[d] = max(live.get(d, 0), *(tensors[i].size_bytes + tensors[i + 1].size_bytes for i in range(a, b)))
     memory = {d: n + live[d] for d, n in memory.items()}
-    return Priced(latency, max([*busy.values(), *wire.values()]), changed, total, memory, row)
+    for chosen in itertools.product(*hops):
+        latency, changed, total = sum(computing.values()), 0.0, 0.0
+        busy, wire = dict(computing), {}
+        for a, b, encode, send, decode, seconds, disagreement, size in chosen:
+            latency, changed, total = latency + seconds, changed + disagreement, total + size
+            busy[a], busy[b] = busy.get(a, 0.0) + encode, busy.get(b, 0.0) + decode
+            wire[a, b] = wire.get((a, b), 0.0) + send
+        yield Priced(latency, max(*busy.values(), *wire.values(), 0.0), changed, total, memory, row)
 
 
 def best(world: World, objective: str, *, loss_points: float = 1.0, latency_s: float = math.inf) -> float:

@@ -24,7 +24,7 @@ from ecotone.profiling import (
     profile_device,
     profile_key,
 )
-from ecotone.profiling.codecs import disagreement
+from ecotone.profiling.decisions import disagreement
 from ecotone.profiling.work import relative_error
 from ecotone.units import EcotoneError
 
@@ -55,6 +55,18 @@ def captured():  # type: ignore[no-untyped-def]
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
     monkeypatch.setenv("ECOTONE_CACHE", str(tmp_path / "cache"))
+
+
+def test_stated_cuts_are_measured_and_no_others(captured, tmp_path):
+    """As for another order of the blocks, of which only what a plan needs is measured."""
+    length = captured.graph.num_blocks
+    options = replace(OPTIONS, cuts=(2, 1, length + 7), executors=("torch:fp32",), codecs=("fp32",))
+    one = cluster(device("only"))
+    profile = measure(captured, one, options=options, path=tmp_path / "p.json")
+    assert profile.cuts == options.cuts_of(captured.graph) == tuple(sorted({0, 1, 2, length}))
+    assert {(s.start, s.stop) for s in profile.segments} <= {(0, length), (0, 1), (1, length), (0, 2), (2, length)}
+    assert {p.position for p in profile.payloads} == {0, 1, 2, length}
+    assert profile.key != profile_key(captured.graph, one, OPTIONS)
 
 
 def test_profile_holds_every_prefix_and_suffix(captured, tmp_path):
@@ -195,7 +207,7 @@ def test_image_codecs_are_timed_on_the_picture_given():
 
 
 def test_codec_costs_grow_with_size():
-    (cost,) = profile_codecs("a", ["int4+zstd"], sizes_bytes=(1 << 14, 1 << 20), rounds=2)
+    (cost,) = profile_codecs("a", ["int4+zstd"], sizes_bytes=(1 << 14, 1 << 20), rounds=15)
     assert cost.encode_s_per_raw_byte > 0
     assert cost.decode_s_per_raw_byte > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -17,7 +18,7 @@ from ecotone.protocol import effects as fx
 from ecotone.protocol import events as ev
 from ecotone.protocol.actors import fan_in_dataflow, plan_dataflow, require_sound
 from ecotone.protocol.dataflow import DataflowReport, UnsoundPlan, check
-from ecotone.protocol.message import BodyId, NodeId, attempt_of
+from ecotone.protocol.message import BodyId, NodeId, attempt_of, request_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings
 from ecotone.simulator.world import Machine, World
@@ -30,15 +31,23 @@ LINK = LinkSettings(chunk_bytes=50_000, window_bytes=150_000, bytes_per_s=1e7)  
 KEPT_ATTEMPT = (1 << 22) - 1
 
 
-def plan_of(devices: str, epoch: int = 0) -> Plan:
-    """One stage a letter, from a and back to a."""
-    ends = [DeviceId(n) for n in f"a{devices}a"]
+def plan_of(text: str, epoch: int = 0) -> Plan:
+    """One stage a letter, from a and back to a; "!" behind a letter: an exit at its end."""
+    letters = re.findall(r"(\w)(!?)", text)
+    leaving = [i for i, (_, mark) in enumerate(letters) if mark]
+    ends = [DeviceId(n) for n in ("a", *(device for device, _ in letters), "a")]
     transfers = tuple(
         Transfer(source=x, target=y, position=i, codec=LOCAL if x == y else "fp32")
         for i, (x, y) in enumerate(pairwise(ends))
     )
-    stages = tuple(Stage(device=d, start=i, stop=i + 1) for i, d in enumerate(ends[1:-1]))
-    return Plan(graph_hash="0", stages=stages, transfers=transfers, epoch=epoch)
+    stages = tuple(
+        Stage(device=d, start=i, stop=i + 1, exit=f"e{i}" if i in leaving else "") for i, d in enumerate(ends[1:-1])
+    )
+    exits = tuple(
+        Transfer(source=d, target=ends[0], position=len(stages), codec=LOCAL if d == ends[0] else "fp32")
+        for d in (ends[1 + i] for i in leaving)
+    )
+    return Plan(graph_hash="0", stages=stages, transfers=transfers, epoch=epoch, exit_transfers=exits)
 
 
 def sizes(plan: Plan, edge: int) -> tuple[int, int]:
@@ -48,7 +57,9 @@ def sizes(plan: Plan, edge: int) -> tuple[int, int]:
 class Measured:
     """A world in which everything that a shell holds is counted after every event, by channel of the dataflow graph."""
 
-    def __init__(self, plan_set: PlanSet, *, queue_limit: int, in_flight: int, slow: str = "") -> None:
+    def __init__(
+        self, plan_set: PlanSet, *, queue_limit: int, in_flight: int, slow: str = "", leave: tuple[int, ...] = ()
+    ) -> None:
         self.plan_set, self.slow = plan_set, slow
         self.plans = dict(zip([p.epoch for p in plan_set.plans], plan_set.plans, strict=True))
         labels = ["primary: ", *(f"{s.label}: " for s in plan_set.standbys)] if plan_set.standbys else [""]
@@ -68,6 +79,8 @@ class Measured:
             if x != y
         )
         self.world = World(machines, links, self.seconds, lambda body: BODY_BYTES, self.took)
+        self.leave = leave
+        self.world.exit_of = self.exit_of
         self.peaks: Counter[str] = Counter()
         self.ended: Counter[int] = Counter()
         self.world.connect_all()
@@ -78,6 +91,11 @@ class Measured:
     def seconds(self, body: BodyId, work: str) -> float:
         device = self.plans[body.epoch].stages[body.edge].device if work == "compute" else ""
         return (0.03 if device == self.slow else 0.004) if work == "compute" else 0.002
+
+    def exit_of(self, body: BodyId) -> int | None:
+        """Request r leaves at the first exit from stage `leave[r % len(leave)]` on."""
+        at = self.leave[request_of(body.request) % len(self.leave)] if self.leave else 99
+        return self.plans[body.epoch].exit_edge(body.edge) if body.edge >= at else None
 
     def took(self, effect: fx.Effect, now_s: float) -> None:
         if isinstance(effect, fx.Deliver | fx.RequestError):
@@ -92,16 +110,16 @@ class Measured:
         """The channel of everything that a shell holds; what lies before the acknowledgement is in either of two."""
         for name, machine in self.world.machines.items():
             for body in machine.tensors:
-                sign, transfers = self.signs[body.epoch], self.plans[body.epoch].transfers
-                transfer = transfers[body.edge]
+                sign, plan = self.signs[body.epoch], self.plans[body.epoch]
+                transfer = plan.edges[body.edge]
                 if attempt_of(body.request) == KEPT_ATTEMPT:
                     yield f"{sign}kept boundary {body.edge}"
                 elif transfer.target != name:
                     yield f"{sign}to encode {body.edge}"
                 else:
-                    yield "results" if body.edge + 1 == len(transfers) else f"{sign}inputs {body.edge}"
+                    yield "results" if body.edge >= len(plan.stages) else f"{sign}inputs {body.edge}"
             for body in machine.bodies:
-                is_here = self.plans[body.epoch].transfers[body.edge].target == name
+                is_here = self.plans[body.epoch].edges[body.edge].target == name
                 what = "under way or arrived" if is_here else "encoded or not acknowledged"
                 yield f"{self.signs[body.epoch]}{what} {body.edge}"
 
@@ -112,7 +130,7 @@ class Measured:
 
     def bound(self, channel: str) -> int:
         if channel == "results":  # of whichever plan, before and after the merge
-            found = [b.tokens for b in self.report.bounds if b.channel.endswith("results") or b.channel == "held for order"]
+            found = [b.tokens for b in self.report.bounds if "results" in b.channel or b.channel == "held for order"]
             return max(found)
         if "encoded or not acknowledged" in channel:
             parts = ("encoded", "not acknowledged")
@@ -124,13 +142,18 @@ class Measured:
         assert not over, over
 
 
-plans = st.sampled_from(["b", "bb", "abcb", "bab", "ab", "abc", "cb", "aab"])
+whole_plans = ["b", "bb", "abcb", "bab", "ab", "abc", "cb", "aab"]
+plans = st.sampled_from([*whole_plans, "b!b", "b!c!b", "b!cb", "a!bc", "ab!c", "a!b!c!b", "aa!b", "b!a!c"])
+leaving = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
-@given(plans, st.integers(1, 3), st.integers(1, 6), st.sampled_from("abc"))
-def test_no_queue_of_a_running_plan_exceeds_its_bound(devices: str, queue_limit: int, in_flight: int, slow: str) -> None:
-    one = Measured(PlanSet(primary=plan_of(devices)), queue_limit=queue_limit, in_flight=in_flight, slow=slow)
+@settings(max_examples=80, deadline=None)
+@given(plans, st.integers(1, 3), st.integers(1, 6), st.sampled_from("abc"), leaving)
+def test_no_queue_of_a_running_plan_exceeds_its_bound(
+    devices: str, queue_limit: int, in_flight: int, slow: str, leave: tuple[int, ...]
+) -> None:
+    plan_set = PlanSet(primary=plan_of(devices))
+    one = Measured(plan_set, queue_limit=queue_limit, in_flight=in_flight, slow=slow, leave=leave)
     for request in range(25):
         one.world.event(A, ev.Submit(request=request))
     one.let_pass(60.0)
@@ -153,31 +176,36 @@ def test_bounds_are_reached_so_they_are_not_idle_talk() -> None:
 def sets() -> st.SearchStrategy[PlanSet]:
     others = st.lists(
         st.tuples(
-            st.sampled_from(["a", "aa", "aaaa", "abbb", "abcb", "cccc", "acca"]), st.sampled_from(["passive", "active"])
+            st.sampled_from(["a", "aa", "aaaa", "abbb", "abcb", "cccc", "acca", "a!bcb", "a!ccb!b", "a!a", "ab!bb"]),
+            st.sampled_from(["passive", "active"]),
         ),
         min_size=1,
         max_size=3,
         unique_by=lambda pair: pair[0],
     )
 
-    def make(pairs: list[tuple[str, str]]) -> PlanSet:
+    def make(pairs: list[tuple[str, str]], primary: str) -> PlanSet:
         standbys = [
             Standby(plan=plan_of(devices, epoch=i + 1), mode="active" if mode == "active" else "passive", label=f"other {i}")
             for i, (devices, mode) in enumerate(pairs)
         ]
-        return PlanSet(primary=plan_of("abbc"), standbys=tuple(standbys))
+        return PlanSet(primary=plan_of(primary), standbys=tuple(standbys))
 
-    return others.map(make)
+    return st.builds(make, others, st.sampled_from(["abbc", "a!bbc", "a!bb!c", "a!b!b!c"]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    sets(), st.integers(1, 2), st.integers(1, 5), st.lists(st.tuples(st.sampled_from("bc"), st.integers(0, 20)), max_size=3)
+    sets(),
+    st.integers(1, 2),
+    st.integers(1, 5),
+    st.lists(st.tuples(st.sampled_from("bc"), st.integers(0, 20)), max_size=3),
+    leaving,
 )
 def test_no_queue_of_a_set_exceeds_its_bound_while_nodes_die_and_return(
-    plan_set: PlanSet, queue_limit: int, in_flight: int, deaths: list[tuple[str, int]]
+    plan_set: PlanSet, queue_limit: int, in_flight: int, deaths: list[tuple[str, int]], leave: tuple[int, ...]
 ) -> None:
-    one = Measured(plan_set, queue_limit=queue_limit, in_flight=in_flight)
+    one = Measured(plan_set, queue_limit=queue_limit, in_flight=in_flight, leave=leave)
     for request in range(20):
         one.world.event(A, ev.Submit(request=request))
     for number, (victim, wait) in enumerate(deaths):
@@ -235,6 +263,27 @@ def test_every_failure_that_leaves_a_plan_is_a_setting() -> None:
     assert on["d lost"] == {"primary"}
     assert on["b, d lost"] == {"local"}
     assert check(plan_dataflow(plan_set)).is_sound
+
+
+def test_every_way_to_leave_is_a_setting_and_all_of_them_are_sound() -> None:
+    (subgraph,) = plan_dataflow(plan_of("b!c!b")).subgraphs
+    on = {
+        s.name: {name for name, rate in s.rates if rate and name.startswith(("inputs", "results"))}
+        for s in subgraph.settings
+    }
+    assert on == {
+        "all nodes answer": {"inputs 0", "inputs 1", "inputs 2", "results"},
+        "all nodes answer, leaves after stage 0": {"inputs 0", "results 4"},
+        "all nodes answer, leaves after stage 1": {"inputs 0", "inputs 1", "results 5"},
+    }  # fmt: skip
+    twins = (
+        Standby(plan=plan_of("a!cb", 1), mode="active", label="twin"),
+        Standby(plan=plan_of("a!aa", 2), label="local"),
+    )
+    graph = plan_dataflow(PlanSet(primary=plan_of("a!b!c"), standbys=twins))
+    ways = [s.name for s in graph.subgraphs[0].settings]
+    assert sum(name.startswith("all nodes answer") for name in ways) == 3 * 2  # where each of the two may be left
+    assert check(graph).is_sound
 
 
 def test_a_queue_without_room_is_refused_by_the_name_of_the_loop() -> None:

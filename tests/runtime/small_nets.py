@@ -90,3 +90,16 @@ def even(graph: Graph, *devices: str, codec: str = "fp32", executor: str = EXECU
     return plan(
         graph, *((d, length * (i + 1) // len(devices)) for i, d in enumerate(devices)), codec=codec, executor=executor
     )
+
+
+def shared_server(source: str, *, address: str = "", slowdown: float = 1.0) -> Cluster:
+    """A device `source` and a server that is slow enough to be what users wait for; links are quick."""
+    ends = DeviceId(source), DeviceId("server")
+    devices = (
+        Device(name=ends[0], memory_bytes=1 << 30),
+        Device(name=ends[1], memory_bytes=1 << 30, slowdown=slowdown, address=address),
+    )
+    links = tuple(
+        Link(source=a, target=b, latency_s=0.0, bandwidth_bytes_per_s=1e9) for a, b in (ends, ends[::-1])
+    )  # fmt: skip
+    return Cluster(name="shared", emulate=True, devices=devices, links=links, source=ends[0], sink=ends[0])

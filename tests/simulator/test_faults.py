@@ -150,7 +150,7 @@ def test_the_asker_comes_back_with_its_journal() -> None:
     script = (KillNode(at_s=0.31, device=A), RestartNode(at_s=0.7, device=A))
     report = run(*script, record=True)
     check(report)
-    with pytest.raises(EcotoneError, match=r"kills the asker a.*--journal"):
+    with pytest.raises(EcotoneError, match=r"kills the asker a.*--recorded"):
         run(*script)
 
 

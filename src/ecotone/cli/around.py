@@ -11,27 +11,36 @@ from rich.markup import escape
 from rich.table import Table
 
 from ecotone import schema
+from ecotone.cli.asked import parse_arrivals, parse_objective
 from ecotone.cli.console import err, out
-from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, parse_objective
-from ecotone.planner import TIE, Front, Objective, Solution, WhatIf, pareto, what_if
+from ecotone.cli.tables import listing, seconds
+from ecotone.cli.workflow import Work
+from ecotone.cluster import Cluster
+from ecotone.planner import TIE, Front, Objective, Requirement, Solution, WhatIf, pareto, what_if
+from ecotone.planner.objective import first_of, shown
 from ecotone.planner.pareto import check_axis
+from ecotone.planner.what_if import check_change
 from ecotone.profile import Profile
-from ecotone.units import EcotoneError, format_quantity
+from ecotone.simulator.score import percentile
+from ecotone.units import EcotoneError
 from ecotone.web.front import Dot, front_png
 
 __all__ = ["Around", "check_around"]
 
 _LABELS = {
-    "latency": ("latency, ms", 1e3), "throughput": ("slowest part, ms", 1e3), "bytes": ("bytes per request, kB", 1e-3),
-    "energy": ("energy per request, J", 1.0), "accuracy_loss": ("accuracy loss, points", 1.0),
-    "error": ("relative error", 1.0), "memory": ("memory of the fullest device, MB", 1e-6),
+    "latency": ("latency, ms", 1e3), "p95": ("95 % of latencies under, ms", 1e3),
+    "throughput": ("slowest part, ms", 1e3), "bytes": ("bytes per request, kB", 1e-3),
+    "energy": ("energy per request, J", 1.0), "server": ("servers busy per request, ms", 1e3),
+    "money": ("money per request", 1.0), "accuracy_loss": ("accuracy loss, points", 1.0),
+    "accuracy_loss_sure": ("accuracy loss at most, points", 1.0), "error": ("relative error", 1.0),
+    "memory": ("memory of the fullest device, MB", 1e-6), "stages": ("stages", 1.0),
 }  # fmt: skip
-_UNITS = {"bytes": "bytes", "memory": "bytes", "energy": "joule"}
 
 
-def check_around(axis: str, plot: Path | None, objective: str) -> None:
-    """Raises EcotoneError for options that do not go together, before anything is measured."""
+def check_around(axis: str, plot: Path | None, objective: str, changes: Sequence[str], cluster: Cluster) -> None:
+    """Raises EcotoneError for what is not understood or does not go together, before anything is measured."""
+    for change in changes:
+        check_change(cluster, change)
     if axis:
         check_axis(axis, parse_objective(objective))
     if plot and not axis:
@@ -50,14 +59,15 @@ class Around:
 
     @staticmethod
     def of(
-        work: Work, made: Profile, today: Solution, objective: str, require: Sequence[str], changes: Sequence[str], axis: str
-    ) -> Around:
+        work: Work, made: Profile, today: Solution, objective: Objective, require: Sequence[Requirement],
+        changes: Sequence[str], axis: str, arrivals: str = "",
+    ) -> Around:  # fmt: skip
         """Solve for each change and along the axis, where asked; raises PlannerError."""
-        asked, kept = parse_objective(objective), tuple(require)
-        world = (work.captured.graph, work.cluster, made)
-        answers = tuple(what_if(*world, today.plan, each, asked, kept, tie=TIE) for each in changes)
-        front = pareto(*world, asked, axis, kept) if axis else None
-        return Around(work.captured.graph.name, today, asked, answers, front)
+        kept, world = tuple(require), (work.captured.graph, work.cluster, made)
+        p95 = percentile(parse_arrivals(arrivals or "closed:1"))
+        answers = tuple(what_if(*world, today.plan, each, objective, kept, tie=TIE, p95=p95) for each in changes)
+        front = pareto(*world, objective, axis, kept, p95=p95 if axis == "p95" else None) if axis else None
+        return Around(work.captured.graph.name, today, objective, answers, front)
 
     def document(self) -> dict[str, Any]:
         """What was asked for, for JSON."""
@@ -79,39 +89,38 @@ class Around:
         """The front as a PNG; raises MissingLibrary where matplotlib is not installed."""
         front = self.front
         assert front is not None
-        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[front.objective]
+        (x_label, x_scale), (y_label, y_scale) = _LABELS[front.axis], _LABELS[first_of(front.objective)]
         dots = [Dot(p.other * x_scale, p.value * y_scale, " + ".join(p.plan.devices)) for p in front.points]
         return front_png(dots, f"{self.name}: {front.objective} against {front.axis}", x_label, y_label)
 
     def _changes_table(self) -> Table:
         """One row per change: what today's plan would take there, and what would be best."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("what if", "today's plan", "the best", "faster", "which is"):
-            table.add_column(name)
+        name = first_of(self.objective.name)
+        table = listing("what if", "today's plan", "the best", "better", "which is")
         for each in self.changes:
             stays_s = self.objective.value(each.today) if each.today else None
-            stays = "cannot run" if stays_s is None else seconds(stays_s)
+            stays = "cannot run" if stays_s is None else _shown(name, stays_s)
+            stays += ", breaks it" if each.breaks else ""
             if each.best is None:
                 table.add_row(escape(each.change), stays, "-", "-", f"[dim]{escape(each.refusal)}[/]")
                 continue
             by = f"{stays_s / each.best.value:.2f}x" if stays_s and each.best.value else "-"
             which = "the same plan" if each.best.plan == self.today.plan else str(each.best.plan)
-            table.add_row(escape(each.change), stays, seconds(each.best.value), by, escape(which))
+            table.add_row(escape(each.change), stays, _shown(name, each.best.value), by, escape(which))
         return table
 
 
 def _front_table(front: Front) -> Table:
     """One row per point, from the best under the objective to the least of the other quantity."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (front.objective, front.axis):
-        table.add_column(name, justify="right")
+    table = listing(right=(front.objective, front.axis))
     table.add_column("plan")
     for point in front.points:
-        table.add_row(seconds(point.value), _shown(front.axis, point.other), escape(str(point.plan)))
+        table.add_row(
+            _shown(first_of(front.objective), point.value), _shown(front.axis, point.other), escape(str(point.plan))
+        )  # fmt: skip
     return table
 
 
-def _shown(axis: str, value: float) -> str:
-    if axis in _UNITS:
-        return format_quantity(value, _UNITS[axis])
-    return seconds(value) if axis in ("latency", "throughput") else f"{value:.3g}"
+def _shown(name: str, value: float) -> str:
+    """Seconds as elsewhere in the tables, all else as in messages."""
+    return seconds(value) if name in ("latency", "p95", "throughput", "server") else shown(name, value)

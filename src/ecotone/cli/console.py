@@ -28,7 +28,7 @@ Report = Callable[[int, int, str], None]
 
 @contextmanager
 def progress_bar(title: str, quiet: bool = False) -> Iterator[Report]:
-    """A progress bar on standard error; the yielded function takes (done, total, what is being done)."""
+    """A progress bar on standard error, there from the first report; the yielded function takes (done, total, what)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,13 +37,19 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[what]}"),
     )
-    with Progress(*columns, console=err, transient=False, disable=quiet) as progress:
-        task = progress.add_task(title, total=None, what="")
+    progress = Progress(*columns, console=err, transient=False, disable=quiet)
+    task = progress.add_task(title, total=None, what="")
 
-        def report(done: int, total: int, what: str = "") -> None:
-            progress.update(task, completed=done, total=total, what=what)
+    def report(done: int, total: int, what: str = "") -> None:
+        progress.update(task, completed=done, total=total, what=what)
+        if not quiet and not progress.live.is_started:
+            progress.start()
 
+    try:
         yield report
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def print_json(document: object) -> None:

@@ -2,7 +2,8 @@
 
 Fully convolutional: [n, 3, 224, 224] pixels in [0, 1] in, [n, 10, 7, 7] logits out. It is shaped for cutting: a light
 start at strides 2 and 4, a narrow map of 16 channels at stride 8, most of the work behind it, a second narrow map of 24
-channels at stride 16. Weights (examples/train_tiles.py makes them) and frames lie in ecotone/assets; see its README.
+channels at stride 16. Weights (examples/train_tiles.py makes them), early exits (examples/train_tile_exits.py) and frames
+lie in ecotone/assets; see its README.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ecotone.units import EcotoneError
 
 __all__ = [
     "ASSETS",
+    "EXITS",
     "LABELS",
     "TileNet",
     "example_inputs",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+EXITS = ASSETS / "tilenet.exits.safetensors"
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -103,7 +106,7 @@ def frames(count: int | None = None) -> tuple[Tensor, Tensor]:
 def bundled() -> SimpleNamespace:
     """The network with all that the command line wants to know of it: `ecotone.cli.demo_model:bundled`."""
     size = {"height": 224, "width": 224}
-    return SimpleNamespace(module=tilenet(), example_inputs=example_inputs(), labels=LABELS, preprocess=size)
+    return SimpleNamespace(module=tilenet(), example_inputs=example_inputs(), labels=LABELS, preprocess=size, exits=EXITS)
 
 
 def example_inputs() -> tuple[Tensor]:

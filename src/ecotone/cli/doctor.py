@@ -22,6 +22,7 @@ from ecotone.cluster import Device, DeviceId
 from ecotone.executors import IDS, unavailable
 from ecotone.executors.cache import cache_root
 from ecotone.lab import abilities
+from ecotone.llm.executors import native_library
 from ecotone.model import capture
 from ecotone.profiling import MeasureOptions, profile_device
 
@@ -55,7 +56,7 @@ def doctor(
     probe: Annotated[bool, typer.Option(help="Run each executor on a small network, in a process of its own.")] = True,
 ) -> None:
     """Say what is installed, which executors work on this machine, and what to fix."""
-    findings = [*_system(), *_packages(), *_devices(), *_executors(probe, json_output)]
+    findings = [*_system(), *_packages(), *_devices(), *_executors(probe, json_output), *_kernels(probe)]
     if json_output:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -142,6 +143,21 @@ def _executors(probe: bool, quiet: bool) -> list[Finding]:
     return findings + [
         Finding(f.executor, "broken", f.reason, remedy) for f in measured.failures if f.executor not in missing
     ]
+
+
+def _kernels(probe: bool) -> list[Finding]:
+    """The kernels for language models, which are compiled where they run."""
+    name, path = "native kernels", native_library.compiler()
+    if not path:
+        detail = "language models decode several times faster on a CPU by kernels that a C++ compiler makes"
+        return [Finding(name, "missing", detail, "install g++ or clang++")]
+    if not probe:
+        return [Finding(name, "ok", f"for language models: {path} is there, not tried")]
+    reason = native_library.library()[1]
+    remedy = "language models run by torch or OpenVINO here; nothing else to do"
+    if reason:
+        return [Finding(name, "broken", reason, remedy)]
+    return [Finding(name, "ok", f"for language models: compiled by {path}, tried")]
 
 
 def _small_network() -> torch.nn.Module:

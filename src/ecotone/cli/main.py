@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
+from ecotone.cli.bottleneck import bottleneck
 from ecotone.cli.console import main_of, out
 from ecotone.cli.demo import demo
 from ecotone.cli.doctor import doctor
+from ecotone.cli.exits import exits
 from ecotone.cli.lab import app as lab
 from ecotone.cli.nodes import status, up
 from ecotone.cli.planning import plan, profile
+from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
 from ecotone.cli.simulating import simulate
+from ecotone.cli.together import or_together, plan_together, simulate_together
 from ecotone.executors.memory import keep_freed_memory
 
 __all__ = ["app", "main"]
@@ -26,17 +30,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run one PyTorch model over many unequal machines: measure them, plan exactly where each part runs, run that plan.",
 )
-START, WORK, HELP = "Start here", "Work", "Machines"
+START, MACHINES, WORK, MADE = "Start here", "Machines", "Work", "Parts that a plan may use"
 app.command(rich_help_panel=START)(demo)
 app.command(rich_help_panel=START)(doctor)
-app.command(rich_help_panel=HELP)(up)
-app.command(rich_help_panel=HELP)(status)
-app.add_typer(lab, name="lab", rich_help_panel=HELP)
+app.command(rich_help_panel=MACHINES)(up)
+app.command(rich_help_panel=MACHINES)(status)
+app.add_typer(lab, name="lab", rich_help_panel=MACHINES)
 app.command(rich_help_panel=WORK)(profile)
-app.command(rich_help_panel=WORK)(plan)
-app.command(rich_help_panel=WORK)(simulate)
+app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
+app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)
+app.command(rich_help_panel=MADE)(exits)
+app.command(rich_help_panel=MADE)(bottleneck)
+app.add_typer(policy, name="policy", rich_help_panel=MADE)
 
 
 def _version(wanted: bool) -> None:

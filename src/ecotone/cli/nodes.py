@@ -11,13 +11,14 @@ from typing import Annotated
 import psutil
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.tables import listing
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors.cache import cache_root
 from ecotone.protocol.message import NodeId
+from ecotone.protocol.settings import WorkerSettings
 from ecotone.runtime import NodeUnreachable, attach
 from ecotone.runtime.node import EXPLAIN, NodeSettings, run_node
 from ecotone.runtime.port import GUEST
@@ -57,6 +58,11 @@ def up(
     threads: Annotated[int, typer.Option(help="Threads for computing.")] = 1,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     store: Annotated[str, typer.Option(help="Disk for weights of others' models.")] = "8 GB",
+    max_sessions: Annotated[int, typer.Option(help="Askers served at one time; 0: any number.", min=0)] = 0,
+    max_load: Annotated[
+        float,
+        typer.Option(help="Share of the processor that askers may be promised together, such as 0.9; 0: any.", min=0.0),
+    ] = 0.0,
 ) -> None:
     """Make this machine a node, until Ctrl-C.
 
@@ -83,6 +89,7 @@ def up(
         cap_bytes=round(parse_quantity(store, "bytes", "--store")),
         identity=member.identity,
         multicast=member.identity is not None and not _is_loopback(host),
+        worker=WorkerSettings(max_sessions=max_sessions, max_load=max_load),
     )
     with contextlib.ExitStack() as services:
         run_node(settings, on_ready=lambda endpoints: _announce(settings, member, endpoints, invite, services))
@@ -175,7 +182,7 @@ def _free_port(host: str, wanted: int) -> int:
 
 def status(
     cluster: options.ClusterFile = None,
-    deadline_s: Annotated[float, typer.Option("--deadline", help="Seconds to wait for each node.")] = 3.0,
+    deadline: Annotated[str, typer.Option(help="How long to wait for each node.")] = "3s",
     explain: Annotated[
         bool, typer.Option("--explain", help="Also the plan in force, what it was chosen for, what happened lately.")
     ] = False,
@@ -187,6 +194,9 @@ def status(
     """
     if cluster is None:
         raise EcotoneError("which cluster? give its file: ecotone status --cluster home.toml")
+    deadline_s = parse_quantity(deadline, "s", "--deadline")
+    if deadline_s <= 0:
+        raise EcotoneError(f"--deadline {deadline}: must be above zero, for example 3s")
     machines = Cluster.load(cluster)
     if machines.emulate and not any(device.address for device in machines.devices):
         raise EcotoneError(f"{cluster}: an emulated cluster has nodes only while a command runs it")
@@ -195,9 +205,7 @@ def status(
     if json_output:
         print_json({"nodes": rows, "explanation": told} if explain else rows)
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("device", "state", "round trip", "threads", "accelerator", "address"):
-            table.add_column(column)
+        table = listing("device", "state", "round trip", "threads", "accelerator", "address")
         for row in rows:
             mark = {"up": "[green]up[/]", "here": "[green]here[/]"}.get(str(row["state"]), "[red]down[/]")
             trip = f"{float(str(row['round_trip_s'])) * 1e3:.2f} ms" if row.get("round_trip_s") is not None else "-"

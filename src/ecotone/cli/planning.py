@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,12 +14,13 @@ from rich.table import Table
 
 from ecotone.cli import options
 from ecotone.cli.around import Around, check_around
+from ecotone.cli.asked import check_asked, parse_objective, parse_require
 from ecotone.cli.console import err, out, print_json
-from ecotone.cli.tables import plan_table, profile_table, seconds
+from ecotone.cli.orders import in_best_order
+from ecotone.cli.tables import accuracy_tables, listing, plan_table, profile_table, seconds
 from ecotone.cli.workflow import (
     Survival,
     Work,
-    check_asked,
     load_work,
     make_failover,
     make_plan,
@@ -26,7 +29,11 @@ from ecotone.cli.workflow import (
     write_file,
 )
 from ecotone.cost import predict
-from ecotone.planner import FailoverSolution, PlannerError, Solution, baselines, explain
+from ecotone.plan import Plan
+from ecotone.planner import TIE, FailoverSolution, Objective, PlannerError, Requirement, Solution, baselines, explain
+from ecotone.planner.objective import first_of, shown
+from ecotone.planner.reordering import world_of
+from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound, sizes_of
 
@@ -38,25 +45,36 @@ def profile(
     cluster: options.ClusterFile = None,
     out_file: options.ProfileOut = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
+    calibration: options.Calibration = -1,
     executor: options.Executors = None,
     max_error: Annotated[float, typer.Option(help="Pass over executors whose relative error is above this.")] = 0.2,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     fresh: Annotated[bool, typer.Option(help="Measure again, even if a profile is there.")] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Measure a model on a cluster: every device, executor, link and codec.
+    """Measure a model on a cluster: every device, executor, link and codec, and what each cut and codec costs in accuracy.
 
     The profile is a file, reused while model, devices and versions stay the same.
 
-      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/
+      ecotone profile ecotone.cli.demo_model:bundled --cluster home.toml --samples photos/ --labels photos/labels.json
     """
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
+    work = load_work(
+        model, cluster, input_shape=input_shape, samples=samples, labels=labels, max_calibration=calibration,
+        exits=exits, bottlenecks=bottleneck, quiet=json_output,
+    )  # fmt: skip
     with open_nodes(work) as nodes:
         made = make_profile(work, nodes, executors=executor or (), path=out_file, max_error=max_error, fresh=fresh)
     if json_output:
         print_json(json.loads(made.to_json()))
         return
     out.print(profile_table(made))
+    if made.accuracy:
+        out.print()
+        for table in accuracy_tables(made.accuracy):
+            out.print(table)
     if out_file:
         err.print(f"[dim]profile in {out_file}")
 
@@ -68,11 +86,15 @@ def plan(
     objective: options.Objective = "latency",
     require: options.Require = None,
     samples: options.Samples = "",
+    labels: options.Labels = None,
     executor: options.Executors = None,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     out_file: options.PlanOut = None,
     explain_it: options.Explain = False,
     compare: options.Compare = False,
+    arrivals: options.Arrivals = "",
     what_ifs: options.WhatIf = None,
     pareto_axis: options.Pareto = "",
     plot: options.Plot = None,
@@ -82,47 +104,63 @@ def plan(
     bounds: options.Bounds = False,
     json_output: options.Json = False,
 ) -> None:
-    """Find the best plan: which device runs which part, and in which codec each tensor crosses each link.
+    """Find the best plan: which device runs which part by which executor, in which codec tensors cross, where requests exit.
 
-    The answer is exact for the chain of the model's cuts, and states its proven bound. It may be "one device". With
-    --survive it is a set: the plan and the standbys that take over when a device or link fails.
+    The answer is exact for the chain of the model's cuts, with its proven bound; it may be "one device". Of a model with
+    branches another order of the blocks is measured, and taken if it gains. --survive adds standbys against failures.
 
       ecotone plan net.py:model --cluster home.toml --require accuracy_loss=0.5 --explain
-      ecotone plan net.py:model --cluster home.toml --survive auto --out plan.json
-      ecotone plan net.py:model --cluster home.toml --what-if link=2Mbit/s --pareto bytes --plot front.png
+      ecotone plan net.py:model --cluster home.toml --objective server,latency --require latency=50ms
+      ecotone plan net.py:model --cluster home.toml --objective p95 --arrivals poisson:20/s
+      ecotone plan net.py:model --cluster home.toml --survive auto --what-if link=2Mbit/s --pareto bytes --plot front.png
     """
-    check_around(pareto_axis, plot, objective)
     survival = Survival.parse(survive, mtbf, recover)
-    work = load_work(model, cluster, input_shape=input_shape, samples=samples, quiet=json_output)
-    check_asked(objective, require or (), work.cluster)
+    files: dict[str, Any] = {"samples": samples, "labels": labels, "exits": exits, "bottlenecks": bottleneck}
+    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output, **files)
+    check_asked(objective, require or (), work.cluster, arrivals)
+    check_around(pareto_axis, plot, objective, what_ifs or (), work.cluster)
     with open_nodes(work) as nodes:
-        made = make_profile(work, nodes, executors=executor or (), path=profile_file)
-    solution = make_plan(work, made, objective, require or ())
-    graph = work.captured.graph
-    failover = make_failover(work, made, objective, require or (), survival) if survival else None
-    around = Around.of(work, made, solution, objective, require or (), what_ifs or (), pareto_axis)
-    if plot:
-        write_file(plot, around.picture())
-    if out_file:
-        write_file(out_file, (failover.planset if failover else solution.plan).to_json())
+        captured, measured = replace(work), make_profile(work, nodes, executors=executor or (), path=profile_file)
+        made = in_best_order(work, nodes, measured, objective, require or (), arrivals=arrivals)
+    solution = make_plan(work, made, objective, require or (), arrivals=arrivals)
+    failover = make_failover(work, made, objective, require or (), survival, arrivals) if survival else None
+    wanted, kept = parse_objective(objective, arrivals), parse_require(require or (), arrivals)
+    around = Around.of(work, made, solution, wanted, kept, what_ifs or (), pareto_axis, arrivals)
+    _write(around, failover.planset if failover else solution.plan, plot, out_file)
     if json_output:
         print_json(json.loads((failover or solution).to_json()) | around.document())
         return
-    _show(work, made, solution, failover, is_stated=bool(mtbf))
-    if bounds:
-        plans = failover.planset if failover else solution.plan
-        report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
-        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    _show(work, made, solution, failover, is_stated=bool(mtbf), has_bounds=bounds)
     around.show()
     if compare:
-        out.print(_baselines(work, made, solution, require or ()))
+        out.print(_baselines(captured, measured, solution, require or ()))
     if explain_it:
-        for line in explain(solution, graph, work.cluster, made, tuple(require or ())).lines():
-            out.print(line, highlight=False, markup=False)
+        _show_why(work, made, solution, wanted, kept)
 
 
-def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool) -> None:
-    """The plan part by part, how far it is proven, and the standbys; `is_stated`: the user gave an mtbf."""
+def _write(around: Around, plans: Plan | PlanSet, plot: Path | None, out_file: Path | None) -> None:
+    if plot:
+        write_file(plot, around.picture())
+    if out_file:
+        write_file(out_file, plans.to_json())
+
+
+def _show_why(work: Work, made: Profile, solution: Solution, objective: Objective, require: tuple[Requirement, ...]) -> None:
+    told = explain(solution, work.captured.graph, work.cluster, made, require, objective=objective, tie=TIE)
+    out.print("\n".join(told.lines()), highlight=False, markup=False)
+
+
+def _show_bounds(work: Work, plans: Plan | PlanSet) -> None:
+    """The proven bounds of queues and memory; raises EcotoneError for plans that may lock up."""
+    graph = work.captured.graph
+    report = require_sound(plans, sizes=sizes_of({graph.content_hash(): graph}))
+    out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+
+
+def _show(
+    work: Work, made: Profile, solution: Solution, failover: FailoverSolution | None, *, is_stated: bool, has_bounds: bool
+) -> None:
+    """The plan part by part, how far it is proven, standbys, and queues on demand; `is_stated`: the user gave an mtbf."""
     graph = work.captured.graph
     if failover and failover.planset.primary != solution.plan:
         first = failover.planset.primary
@@ -135,27 +173,33 @@ def _show(work: Work, made: Profile, solution: Solution, failover: FailoverSolut
         err.print("[dim]the cluster file states no mtbf: that of 8 h is an assumption; --mtbf sets another")
     for line in failover.lines() if failover else ():
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if has_bounds:
+        _show_bounds(work, failover.planset if failover else solution.plan)
 
 
 def _proof(solution: Solution) -> str:
+    """How far the plan is proven; with its value, which the table lacks for a p95, an error or several objectives."""
+    first = first_of(solution.objective)
+    value = f"{first} {shown(first, solution.value)}: "
     if solution.is_proven:
-        return f"[green]proven best[/] for {solution.objective} in this cost model"
-    return f"[yellow]within {solution.gap:.1%}[/] of the proven bound {seconds(solution.bound)}"
+        where = "this order of the blocks" if solution.plan.order else "this cost model"
+        return f"{value}[green]proven best[/] for {solution.objective} in {where}"
+    return f"{value}[yellow]within {solution.gap:.1%}[/] of the proven bound {shown(first, solution.bound)}"
 
 
 def _baselines(work: Work, made: Profile, solution: Solution, require: Sequence[str]) -> Table:
-    """Every named baseline that has a plan, on the same profile."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("contender", "latency", "throughput", "plan"):
-        table.add_column(name)
+    """Every named baseline that has a plan, on the profile of the captured order; `solution` may be of another one."""
+    table = listing("contender", "latency", "throughput", "plan")
     graph = work.captured.graph
-    rows = [("ecotone", solution.plan)]
+    rows = [("ecotone", solution.plan, solution.cost)]
     for name in baselines.NAMES:
         try:
-            rows.append((name, baselines.place(name, graph, work.cluster, made, tuple(require))))
+            plan = baselines.place(name, graph, work.cluster, made, tuple(require))
         except PlannerError as error:
             table.add_row(name, "-", "-", f"[dim]{error}[/]")
-    for name, candidate in rows:
-        cost = predict(candidate, graph, work.cluster, made)
+            continue
+        other, profile = world_of(plan.order, graph, work.cluster, made)
+        rows.append((name, plan, predict(plan, other, work.cluster, profile)))
+    for name, candidate, cost in rows:
         table.add_row(name, seconds(cost.latency_s), f"{cost.throughput_per_s:.3g} /s", escape(str(candidate)))
     return table

@@ -20,24 +20,26 @@ import torch
 import typer
 import uvicorn
 from rich.markup import escape
-from rich.table import Table
 
 from ecotone.cli import options
+from ecotone.cli.asked import check_asked
 from ecotone.cli.console import err, out, progress_bar
-from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans
-from ecotone.cli.tables import seconds
-from ecotone.cli.workflow import Work, check_asked, load_work, open_nodes, read_file
-from ecotone.runtime import Future, Session, deploy
+from ecotone.cli.resident import Asked, adapting, expected_s, resident_plans, shadowing
+from ecotone.cli.tables import listing, seconds
+from ecotone.cli.workflow import Work, load_work, open_nodes, read_file
+from ecotone.planset import PlanSet
+from ecotone.runtime import Future, Nodes, Session, deploy
 from ecotone.serving.http import Service, application
 from ecotone.serving.live import Live
 from ecotone.serving.results import Answer, json_line, save, summary
-from ecotone.serving.sources import Item, Policy, Source, open_source
+from ecotone.serving.sources import Item, Source, Take, open_source
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = ["run", "serve"]
 
 TABLE_ROWS = 40
 KEPT_RESULTS = 10_000
+SHADOW_S = 10.0  # how long the end waits for what the shadow has still to compare
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -55,18 +57,24 @@ def run(
     ],
     cluster: options.ClusterFile = None,
     plan_file: options.PlanFile = None,
+    profile_file: options.ProfileFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    policy: options.PolicyFile = None,
+    shadow: options.Shadow = 0.0,
+    weight: options.Weight = 1.0,
     out_file: Annotated[
         Path | None, options.option("--out", "-o", text="Write results to FILE.npz, .jsonl or .txt.")
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="newest (drop old frames), all (queue), auto: newest for live sources.")
-    ] = "auto",
-    in_flight: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=256)] = 4,
+    take: options.Take = "auto",
+    in_flight: Annotated[
+        int, typer.Option(rich_help_panel=options.RUNNING, help="Requests under way at once.", min=1, max=256)
+    ] = 4,
     limit: Annotated[int, typer.Option(help="Stop after so many inputs; 0: all.", min=0)] = 0,
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON line per result.")] = False,
 ) -> None:
@@ -76,30 +84,38 @@ def run(
     """
     if out_file and out_file.suffix.lower() not in (".npz", ".jsonl", ".json", ".txt"):
         raise EcotoneError(f"output {out_file}: suffix {out_file.suffix or 'none'} is not known; .npz, .jsonl and .txt are")
-    asked = Asked.of(objective, require, plan_file, survive, adapt)
-    items = open_source(source, _policy(policy))
-    work = load_work(model, cluster, input_shape=input_shape, quiet=json_output)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, policy=policy)
+    items = open_source(source, _take(take))
+    work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck, quiet=json_output)
     check_asked(objective, require or (), work.cluster)
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         expected = expected_s(work, plans, profile)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, expected_s=expected) as session,
+            _deploy(work, plans, nodes, expected_s=expected, weight=weight) as session,
             adapting(work, session, profile, asked),
+            shadowing(work, session, profile, asked) as compared,
         ):
             for plan in () if json_output else plans.plans:
                 err.print(f"[dim]{escape(str(plan))}", soft_wrap=True)
             answers = _answers(work, session, items, in_flight, limit)
             kept = _show(work, answers, items, limit, json_output, keep=out_file is not None)
+            for line in compared.summary(SHADOW_S) if compared else ():
+                err.print(line, soft_wrap=True, highlight=False, markup=False)
     if out_file:
         save(out_file, kept, work.preparation.labels)
         err.print(f"[dim]wrote {len(kept)} results to {out_file}")
 
 
-def _policy(text: str) -> Policy:
+def _deploy(work: Work, plans: PlanSet, nodes: Nodes, **more: Any) -> Session:
+    """Put `plans` in force with all that the command line gave."""
+    return deploy(plans, work.captured, nodes, image=work.preparation.image, bottlenecks=work.bottlenecks, **more)
+
+
+def _take(text: str) -> Take:
     if text in ("auto", "newest", "all"):
-        return cast(Policy, text)
-    raise EcotoneError(f"--policy {text!r} is not known; auto, newest and all are")
+        return cast(Take, text)
+    raise EcotoneError(f"--take {text!r} is not known; auto, newest and all are")
 
 
 def _answers(work: Work, session: Session, items: Source, in_flight: int, limit: int) -> Iterator[Answer]:
@@ -124,7 +140,8 @@ def _answers(work: Work, session: Session, items: Source, in_flight: int, limit:
 
 def _finish(work: Work, pending: _Pending) -> Answer:
     outputs = work.preparation.outputs(pending.future.result())
-    return Answer(item=pending.item.name, outputs=outputs, latency_s=time.perf_counter() - pending.start_s)
+    took_s = time.perf_counter() - pending.start_s
+    return Answer(item=pending.item.name, outputs=outputs, latency_s=took_s, exit=pending.future.exit)
 
 
 def _show(work: Work, answers: Iterator[Answer], items: Source, limit: int, json_output: bool, keep: bool) -> list[Answer]:
@@ -132,12 +149,14 @@ def _show(work: Work, answers: Iterator[Answer], items: Source, limit: int, json
     kept: list[Answer] = []
     rows: list[tuple[str, str, str]] = []
     latencies: list[float] = []
+    left: collections.Counter[str] = collections.Counter()
     total = min(limit, items.length) if limit and items.length else (limit or items.length or 0)
     start = time.perf_counter()
     quiet = json_output or not sys.stderr.isatty()
     with progress_bar("running", quiet=quiet) as report:
         for number, answer in enumerate(answers):
             latencies.append(answer.latency_s)
+            left[answer.exit] += 1
             report(number + 1, total or number + 1, answer.item)
             if json_output:
                 sys.stdout.write(json_line(answer, work.preparation.labels) + "\n")
@@ -148,13 +167,14 @@ def _show(work: Work, answers: Iterator[Answer], items: Source, limit: int, json
                 kept.append(answer)
     if not json_output:
         _print_table(rows, latencies, time.perf_counter() - start, items.dropped)
+        if len(left) > 1 or "" not in left:
+            gone = ", ".join(f"{left[head.name]} at {head.name}" for head in work.captured.exits if left[head.name])
+            out.print(f"left early: {gone or 'none'}; {left['']} went to the end", highlight=False)
     return kept
 
 
 def _print_table(rows: list[tuple[str, str, str]], latencies: list[float], elapsed_s: float, dropped: int) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("input", "answer", "latency"):
-        table.add_column(column)
+    table = listing("input", "answer", "latency")
     for row in rows:
         table.add_row(*(escape(text) for text in row))
     out.print(table)
@@ -170,10 +190,14 @@ def serve(
     model: options.Model,
     cluster: options.ClusterFile = None,
     plan_file: options.PlanFile = None,
+    profile_file: options.ProfileFile = None,
     objective: options.Objective = "latency",
     require: options.Require = None,
     survive: options.Survive = "",
     adapt: options.Adapt = False,
+    policy: options.PolicyFile = None,
+    shadow: options.Shadow = 0.0,
+    weight: options.Weight = 1.0,
     name: Annotated[
         str, options.option("--name", text="Name of the model in the URLs. Default: the callable's or file's.")
     ] = "",
@@ -185,11 +209,13 @@ def serve(
     source: Annotated[
         str, options.option("--source", text="Also answer a camera:0, rtsp://..., video or - at /results.")
     ] = "",
-    policy: Annotated[str, typer.Option(help="For --source: newest, all or auto.")] = "auto",
+    take: options.Take = "auto",
     journal: Annotated[
         Path | None, options.option("--journal", text="File that accepted requests with an id survive in; see below.")
     ] = None,
     keep: Annotated[str, typer.Option(help="With --journal: how long a result can be asked for again.")] = "1h",
+    exits: options.Exits = "",
+    bottleneck: options.Bottlenecks = None,
     input_shape: options.InputShape = "",
 ) -> None:
     """Serve a model over HTTP by the Open Inference Protocol v2, computed over the cluster.
@@ -202,18 +228,19 @@ def serve(
 
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
-    asked = Asked.of(objective, require, plan_file, survive, adapt)
+    asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, policy=policy)
     host, port = _listen(listen)
     token = _token(token_file, host)
-    stream = open_source(source, _policy(policy)) if source else None
-    work = load_work(model, cluster, input_shape=input_shape)
+    stream = open_source(source, _take(take)) if source else None
+    work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck)
     check_asked(objective, require or (), work.cluster)
     keep_s = parse_quantity(keep, "s", "--keep")
     with open_nodes(work, () if plan_file else None) as nodes:
         plans, profile = resident_plans(work, nodes, asked)
         with (
-            deploy(plans, work.captured, nodes, image=work.preparation.image, queue_limit=queue, journal=journal) as session,
+            _deploy(work, plans, nodes, queue_limit=queue, journal=journal, weight=weight) as session,
             adapting(work, session, profile, asked),
+            shadowing(work, session, profile, asked),
         ):
             live = Live(work.preparation, session, stream) if stream else None
             service = _service(work, session, name or _short_name(model), token, keep_s if journal else None)

@@ -10,7 +10,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from ecotone.cli.tables import seconds
+from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import read_file
 from ecotone.planset import PlanSet
 from ecotone.simulator import Fault, Report
@@ -76,9 +76,8 @@ def recovery_s(report: Report, at_s: float) -> float | None:
 
 def fault_tables(report: Report, script: tuple[Fault, ...], calm: Report, plans: PlanSet) -> list[Table | str]:
     """The script with the time to the next result after each fault, and the requests that ran again or were lost."""
-    happened = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for name in ("at", "what", "next result after"):
-        happened.add_column(name)
+    happened = listing("at", "what", "next result after")
+    happened.title_justify = "left"
     for fault in script:
         after_s = recovery_s(report, fault.at_s)
         lines = write_script((fault,)).partition("[[fault]]")[2].split("\n")
@@ -93,9 +92,7 @@ def fault_tables(report: Report, script: tuple[Fault, ...], calm: Report, plans:
     )
     made: list[Table | str] = [happened, head]
     if touched:
-        rows = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("request", "runs", "latency", "came of it"):
-            rows.add_column(name)
+        rows = listing("request", "runs", "latency", "came of it")
         for o in touched[:_MOST_ROWS]:
             names = {plan.epoch: f"answered by plan {i + 1} of the set" for i, plan in enumerate(plans.plans)}
             came = f"{o.error}: {o.reason}" if o.error else names.get(o.epoch, f"answered by plan {o.epoch}")

@@ -9,46 +9,55 @@ import json
 import math
 import socket
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from rich.markup import escape
 
+from ecotone.accuracy import AccuracyTable
+from ecotone.cli.asked import parse_objective, parse_require
+from ecotone.cli.calibrating import FileSamples, likely_chains, read_labels
 from ecotone.cli.console import err, progress_bar
 from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.codec import LearnedCodec, hold, read_learned
 from ecotone.executors import by_id
 from ecotone.model import Captured, LoadedModel, capture, load_model
+from ecotone.model.exit_file import read_exits
 from ecotone.plan import Plan, plan_violations
-from ecotone.planner import (
-    TIE,
-    FailoverSolution,
-    Latency,
-    Requirement,
-    Solution,
-    Throughput,
-    assume,
-    choose,
-    solve,
-)
+from ecotone.planner import TIE, Assignment, FailoverSolution, Solution, assume, choose, solve
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
-from ecotone.profiling import MeasureOptions, default_path, profile_key
+from ecotone.profiling import (
+    AccuracyOptions,
+    MeasureOptions,
+    Progress,
+    check_bottleneck,
+    check_composition,
+    codec_ids,
+    default_path,
+    profile_key,
+)
+from ecotone.profiling.calibration import policy_table, usual_policies
+from ecotone.profiling.crossings import exit_run
+from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
+from ecotone.profiling.samples import FirstOf
 from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
 from ecotone.serving.prepare import Preparation
-from ecotone.serving.sources import open_source
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = [
-    "Survival", "Work", "check_asked", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes",
-    "read_plan_set", "write_file",
+    "Survival", "Work", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes", "read_plan_set",
+    "write_file",
 ]  # fmt: skip
 
-MAX_SAMPLES = 16
-PLAN_SET = "ecotone.planset"
+MOST_SPELLED = 64
+PLAN_SET, ASSIGNMENT = "ecotone.planset", "ecotone.assignment"
 DEFAULT_MTBF_S = 8 * 3600.0  # assumed where neither the cluster file nor --mtbf says more
 TOPOLOGIES = {
     "auto": frozenset({"none", "local", "passive", "active"}),
@@ -68,7 +77,11 @@ class Work:
     cluster: Cluster
     preparation: Preparation
     quiet: bool = False
-    samples: tuple[tuple[torch.Tensor, ...], ...] = field(default=())
+    samples: FileSamples | tuple[()] = ()
+    labels: list[Any] | None = None
+    max_calibration: int | None = None  # of the samples, for the accuracy table
+    policies: AccuracyTable | None = None  # the policies of its exits, as their file calibrated them
+    bottlenecks: tuple[LearnedCodec, ...] = ()
 
 
 def here() -> Cluster:
@@ -80,8 +93,12 @@ def here() -> Cluster:
 
 
 def load_cluster(path: Path | None) -> Cluster:
-    """The cluster of a TOML file, or this machine alone where none is given."""
-    return Cluster.load(path) if path else here()
+    """The cluster of a TOML file, or this machine alone where none is given.
+
+    Links by kind become those of the devices where these are at most MOST_SPELLED; a larger cluster can be planned for.
+    """
+    found = Cluster.load(path) if path else here()
+    return found.spelled_out() if len(found.devices) <= MOST_SPELLED else found
 
 
 def load_work(
@@ -90,26 +107,74 @@ def load_work(
     *,
     input_shape: str = "",
     samples: str = "",
+    labels: Path | None = None,
+    max_calibration: int = -1,
+    exits: str = "",
+    bottlenecks: Sequence[Path] | None = None,
+    branches: bool = True,
     quiet: bool = False,
 ) -> Work:
-    """Load and capture `model`, read the cluster, prepare the samples; raises EcotoneError naming what is wrong."""
+    """Load and capture `model`, read the cluster, find samples, labels, exits; raises EcotoneError naming what is wrong.
+
+    `max_calibration`: at most so many samples are for the accuracy table; below 0: all. `bottlenecks`: files of learned
+    codecs, which must be of this model; they can be used from then on. `branches`: blocks follow branches, but not with
+    exits or bottlenecks, whose files count the blocks of one row.
+    """
+    if labels and not samples:
+        raise EcotoneError("--labels says what is right for --samples; give both")
+    if labels and max_calibration == 0:
+        raise EcotoneError("--calibration 0 makes no accuracy table, which --labels are for; leave one of them out")
     machines = load_cluster(cluster)
+    branches = branches and not exits and not bottlenecks
     with nullcontext() if quiet else err.status(f"capturing {model}"):
         loaded = load_model(model, input_shape=input_shape)
         if not loaded.args and not loaded.kwargs:
-            raise EcotoneError(f"{model}: does not say what it takes; give --input-shape, for example 3x224x224")
-        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name)
+            raise EcotoneError(
+                f"{model}: does not say what it takes; return (module, example args), or give --input-shape 3x224x224"
+            )
+        captured = capture(loaded.module, loaded.args, loaded.kwargs, name=loaded.name, branches=branches)
+    policies = None
+    if exits:
+        captured, policies = _attached(loaded, captured, exits, quiet)
     graph = captured.graph
     if not quiet:
         work_flop, weights = graph.segment_flop(0, graph.num_blocks), graph.segment_parameter_bytes(0, graph.num_blocks)
         size = f"{work_flop / 1e9:.3g} GFLOP, {weights / 1e6:.3g} MB of weights"
         err.print(f"[dim]{graph.name}: {graph.num_blocks} blocks, {size}")
     preparation = Preparation.of(loaded, captured)
-    work = Work(loaded, captured, machines, preparation, quiet)
+    work = Work(
+        loaded, captured, machines, preparation, quiet, policies=policies,
+        max_calibration=None if max_calibration < 0 else max_calibration,
+    )  # fmt: skip
+    work.bottlenecks = tuple(_read_bottleneck(path, captured) for path in bottlenecks or ())
     if samples:
-        items = [item for item, _ in zip(open_source(samples, "all"), range(MAX_SAMPLES), strict=False)]
-        work.samples = tuple(preparation.flat(item) for item in items)
+        work.samples = FileSamples(samples, preparation)
+        work.labels = read_labels(labels, work.samples.names, preparation.labels) if labels else None
     return work
+
+
+def _attached(loaded: LoadedModel, captured: Captured, exits: str, quiet: bool) -> tuple[Captured, AccuracyTable | None]:
+    """The model with the exits of a file, and the policies that its calibration gives, if any."""
+    if exits == "own" and not loaded.exits:
+        raise EcotoneError(f"{loaded.name}: brings no exits of its own; make some with ecotone exits, then give the file")
+    file = read_exits(Path(loaded.exits if exits == "own" else exits))
+    captured = file.attach(captured)
+    outcomes = Outcomes.from_tensors([head.name for head in captured.exits], file.data)
+    if outcomes is None:
+        return captured, None
+    try:
+        return captured, policy_table(captured.graph, outcomes, usual_policies(outcomes, captured.graph))
+    except CalibrationError as error:  # plans of a file may still name its exits
+        if not quiet:
+            err.print(f"[dim]no exit policy: {escape(str(error))}", soft_wrap=True)
+        return captured, None
+
+
+def _read_bottleneck(path: Path, captured: Captured) -> LearnedCodec:
+    made = read_learned(read_file(path), f"bottleneck {path}")
+    check_bottleneck(captured, made, f"bottleneck {path}")
+    hold(made)
+    return made
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
@@ -130,26 +195,73 @@ def make_profile(
     path: Path | None = None,
     max_error: float = 0.2,
     fresh: bool = False,
+    cuts: Sequence[int] = (),
+    codecs: Sequence[str] = (),
 ) -> Profile:
-    """Measure what is not measured yet; the file is reused while model, devices and versions stay the same."""
+    """Measure what is not measured yet, at `cuts` or where it promises most, in `codecs` or all usual ones.
+
+    The file is reused while model, devices, samples and versions stay the same.
+    """
     for name in executors:
         by_id(name)
-    options = MeasureOptions(executors=tuple(executors), max_error=max_error)
+    learned = [made.id for made in work.bottlenecks]
+    wanted = (*(codecs or codec_ids(())), *learned) if learned else tuple(codecs)
+    options = MeasureOptions(executors=tuple(executors), max_error=max_error, cuts=tuple(cuts), codecs=wanted)
     image = work.preparation.image
-    inputs = work.samples or (work.captured.example_inputs,)
-    file = path or default_path(profile_key(work.captured.graph, work.cluster, options, inputs, image=image))
+    few = [sample for sample, _ in zip(work.samples, range(options.max_samples), strict=False)] or [
+        work.captured.example_inputs
+    ]
+    file = path or default_path(profile_key(work.captured.graph, work.cluster, options, few, image=image))
     if fresh:
         file.unlink(missing_ok=True)
+    former = _key_of(file)
+    names = work.samples.names if isinstance(work.samples, FileSamples) else ()
+    table = AccuracyOptions(
+        limit=work.max_calibration, names=names, given=work.policies,
+        policies=work.policies.policies if work.policies else (),
+        exits=tuple(exit_run(head) for head in work.captured.exits) if work.policies else (),
+    )  # fmt: skip
     with progress_bar("profiling", work.quiet) as report:
-        return measure(
-            work.captured, nodes or work.cluster, samples=inputs, options=options, image=image, path=file, progress=report
-        )
+        made = measure(
+            work.captured, nodes or work.cluster, samples=work.samples, labels=work.labels, options=options,
+            table=table, bottlenecks=work.bottlenecks, image=image, path=file, progress=report,
+        )  # fmt: skip
+        made = _with_compositions(work, made, file, report)
+    if former and former != made.key and not work.quiet:
+        err.print(f"[dim]{escape(str(file))} was of another model, cluster, version or --executor: measured again")
+    return made
 
 
-def make_plan(work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0) -> Solution:
-    """The best plan; raises PlannerError naming the requirement that cannot be met."""
-    asked = parse_objective(objective)
-    return solve(work.captured.graph, work.cluster, profile, asked, tuple(require), time_limit_s=time_limit_s, tie=TIE)
+def _key_of(file: Path) -> str:
+    """The key of the profile in `file`; "" where none is there that can be read."""
+    try:
+        return Profile.from_json(file.read_bytes(), str(file)).key
+    except (OSError, EcotoneError):
+        return ""
+
+
+def _with_compositions(work: Work, made: Profile, file: Path, report: Progress) -> Profile:
+    """The profile with some whole plans measured beside the sum of their crossings, where a new table came with it."""
+    table, count = made.accuracy, len(work.samples) if work.max_calibration is None else work.max_calibration
+    if table is None or table.compositions or not work.samples or not count:
+        return made
+    samples = FirstOf(work.samples, count)
+    labels = None if work.labels is None else work.labels[: len(samples)]
+    found = check_composition(
+        work.captured, table, samples, labels, likely_chains(work.captured.graph, work.cluster, made),
+        image=work.preparation.image, progress=report,
+    )  # fmt: skip
+    made = replace(made, accuracy=replace(table, compositions=found))
+    write_aside(file, made.to_json())
+    return made
+
+
+def make_plan(
+    work: Work, profile: Profile, objective: str, require: Sequence[str], time_limit_s: float = 10.0, arrivals: str = ""
+) -> Solution:
+    """The best plan; raises PlannerError naming the requirement that cannot be met. `arrivals`: for a p95."""
+    asked, kept = parse_objective(objective, arrivals), parse_require(require, arrivals)
+    return solve(work.captured.graph, work.cluster, profile, asked, kept, time_limit_s=time_limit_s, tie=TIE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,26 +289,40 @@ class Survival:
 
 
 def make_failover(
-    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival
+    work: Work, profile: Profile, objective: str, require: Sequence[str], survival: Survival, arrivals: str = ""
 ) -> FailoverSolution:
     """The plan set of least expected cost; a device or link that states no mtbf has the one of `survival`."""
     cluster = assume(work.cluster, survival.mtbf_s)
     return choose(
-        work.captured.graph, cluster, profile, parse_objective(objective), tuple(require),
+        work.captured.graph, cluster, profile, parse_objective(objective, arrivals), parse_require(require, arrivals),
         topologies=survival.topologies, recover_s=survival.recover_s, tie=TIE,
     )  # fmt: skip
 
 
 def read_plan_set(path: Path, work: Work) -> PlanSet:
-    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster."""
+    """A plan set from a file, or a plan as a set of one, every plan checked against model and cluster.
+
+    Of a joint plan (`ecotone plan --workload FILE --out`) the plan of the user at the cluster's source. `work.captured` is
+    put in the order of the blocks that the first plan cuts.
+    """
     text = read_file(path)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None  # the reader below says what is wrong
-    is_set = isinstance(document, dict) and document.get("schema") == PLAN_SET
-    where = f"plan {path}"
-    found = PlanSet.from_json(text, where) if is_set else PlanSet(primary=Plan.from_json(text, where))
+    schema, where = document.get("schema") if isinstance(document, dict) else None, f"plan {path}"
+    if schema == PLAN_SET:
+        found = PlanSet.from_json(text, where)
+    elif schema == ASSIGNMENT:
+        plans = Assignment.from_json(text, where).plans
+        own = next((plan for plan in plans.values() if plan.source == work.cluster.source), None)
+        if own is None:
+            named = ", ".join(f"{name} at {plan.source}" for name, plan in plans.items()) or "nobody"
+            raise EcotoneError(f"{where}: no plan for a user at {work.cluster.source}, source of the cluster; for {named}")
+        found = PlanSet(primary=own)
+    else:
+        found = PlanSet(primary=Plan.from_json(text, where))
+    _cut_as(work, found.primary)
     for plan in found.plans:
         wrong = plan_violations(plan, work.captured.graph, work.cluster)
         if wrong:
@@ -204,24 +330,17 @@ def read_plan_set(path: Path, work: Work) -> PlanSet:
     return found
 
 
-def check_asked(objective: str, require: Sequence[str], cluster: Cluster) -> None:
-    """Refuse what cannot be understood before anything is measured; raises EcotoneError naming it."""
-    parse_objective(objective)
-    for text in require:
-        Requirement.parse(text)
-        name, _, value = text.partition("=")
-        if name.strip() == "device":
-            for device in value.split(","):
-                cluster.device(device.strip())
-
-
-def parse_objective(text: str) -> Latency | Throughput:
-    """ "latency" or "throughput"."""
-    if text == "latency":
-        return Latency()
-    if text == "throughput":
-        return Throughput()
-    raise EcotoneError(f"objective {text!r} is not known; latency and throughput are")
+def _cut_as(work: Work, plan: Plan) -> None:
+    """Put `work.captured` in the order of blocks that a plan cuts; plans of a capture in one row are known too."""
+    for branches in (True,) if work.captured.exits or work.bottlenecks else (True, False):
+        with suppress(EcotoneError):  # an order of another model
+            captured = work.captured
+            if not branches:
+                captured = capture(work.loaded.module, work.loaded.args, work.loaded.kwargs, name=work.loaded.name)
+            other = captured.in_order(plan.order)
+            if other.graph.content_hash() == plan.graph_hash:
+                work.captured = other
+                return
 
 
 def read_file(path: Path) -> bytes:

@@ -1,10 +1,9 @@
 """One tensor <-> the payload of its codec: encode, decode and the stated bound on the error. No name, no shape inside.
 
-Payload: one mode byte, then content. Quantised: float32 steps and int16 zero points of all groups, then packed codes; with
-an entropy stage the codes are compressed where that is shorter. Float formats: little-endian words. Tensors that are not
-floating point, and float tensors that a quantiser cannot hold (NaN, infinities, beyond 2**100) or would make larger, travel
-as they are, word by word. "fp32" keeps every dtype as it is; "fp16" and "bf16" round to nearest and saturate at their
-largest finite value.
+Payload: one mode byte, then content: codes.py's, sparse.py's, image.py's or learned.py's; float formats: little-endian
+words. Tensors that are not floating point, and float tensors that a codec cannot hold (NaN, infinities, beyond 2**100) or
+would make larger, travel as they are, word by word. "fp32" keeps every dtype as it is; "fp16" and "bf16" round to nearest
+and saturate at their largest finite value.
 """
 
 from __future__ import annotations
@@ -16,9 +15,12 @@ import torch
 from torch import Tensor
 
 from ecotone.codec import entropy, quantise
-from ecotone.codec.bits import pack_bits, packed_bytes, unpack_bits
-from ecotone.codec.catalogue import CodecError, Recipe, recipe
+from ecotone.codec.bits import packed_bytes
+from ecotone.codec.catalogue import CodecError, Entropy, Recipe, recipe
+from ecotone.codec.codes import RAW, STORED, decode_codes, encode_codes, table_bytes
 from ecotone.codec.image import ImageSpec, decode_images, encode_images, image_error_bound, is_picture
+from ecotone.codec.learned import known
+from ecotone.codec.sparse import decode_sparse, encode_sparse, sparse_bound
 
 __all__ = ["DTYPES", "decode", "encode", "error_bound", "parts_of"]
 
@@ -33,8 +35,6 @@ DTYPES: dict[str, torch.dtype] = {
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Half a unit in the last place, relative; and half the distance of subnormals, absolute.
 _HALF_ERROR = {"fp16": (2.0**-11, 2.0**-25, 65504.0), "bf16": (2.0**-8, 2.0**-134, torch.finfo(torch.bfloat16).max)}
-ZERO_CAP = 1 << 13  # no encoder goes beyond 2**12 + 255
-RAW, STORED = 1, 2  # mode bits: words of the tensor's own dtype; the entropy stage was left out
 
 
 def encode(tensor: Tensor, codec_id: str, *, image: ImageSpec | None = None) -> bytearray:
@@ -63,7 +63,13 @@ def decode(buffer: Buffer, codec_id: str, shape: tuple[int, ...], dtype: str) ->
         if not is_picture(shape):
             raise CodecError(f"codec {codec_id}: a tensor of shape {shape} is no picture")
         return torch.from_numpy(decode_images(content, parts, shape)).to(kind)
-    return torch.from_numpy(_decode_codes(content, parts, mode, shape)).reshape(shape).to(kind)
+    if parts.learned:
+        return known(parts).decode(content, mode, shape).to(kind)
+    if parts.keep:
+        values = decode_sparse(content, quantise.layout(shape, False), parts, shape[-1] if shape else 1)
+    else:
+        values = decode_codes(content, parts, mode, shape)
+    return torch.from_numpy(values).reshape(shape).to(kind)
 
 
 def error_bound(tensor: Tensor, codec_id: str, *, image: ImageSpec | None = None) -> float:
@@ -79,6 +85,11 @@ def error_bound(tensor: Tensor, codec_id: str, *, image: ImageSpec | None = None
         return _half_bound(tensor, parts.float_format)
     if parts.image:
         bound = image_error_bound(x.reshape(tensor.shape), parts, image) if is_picture(tuple(tensor.shape)) else 0.0
+    elif parts.learned:
+        made = decode(encode(tensor, codec_id), codec_id, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        return 1.001 * float((made.double() - tensor.double()).abs().max())  # what this very tensor suffers, and rounding
+    elif parts.keep:
+        bound = sparse_bound(x, quantise.layout(tuple(tensor.shape), False), parts) or 0.0
     else:
         fitted = quantise.fit(x, quantise.layout(tuple(tensor.shape), parts.per_channel), parts.bits, parts.clip)
         bound = fitted[1] if fitted else 0.0
@@ -100,53 +111,26 @@ def parts_of(tensor: Tensor, parts: Recipe, image: ImageSpec | None) -> Parts:
         if not is_picture(shape):
             return _write_words(tensor, parts, RAW)
         return [b"\0", encode_images(_float32(tensor).reshape(shape), parts, image)]
-    x, where = _float32(tensor), quantise.layout(shape, parts.per_channel)
-    size = 6 * where.num_groups + packed_bytes(x.size, parts.bits)
-    fitted = quantise.fit(x, where, parts.bits, parts.clip) if size < x.size * kind.itemsize else None
-    if fitted is None:
-        return _write_words(tensor, parts, RAW)
-    grid = fitted[0]
-    codes = quantise.quantise(x, where, grid, parts.bits, parts.clip)
-    table = [grid.step.astype("<f4").tobytes(), grid.zero.astype("<i2").tobytes()]
-    mode = 0
-    if parts.entropy:
-        squeezed = entropy.compress(pack_bits(codes, _width(parts)), parts.entropy)
-        if len(squeezed) < packed_bytes(x.size, parts.bits):
-            return [b"\0", *table, squeezed]
-        mode = STORED
-    return [bytes((mode,)), *table, pack_bits(codes, parts.bits).data]
-
-
-def _decode_codes(content: memoryview, parts: Recipe, mode: int, shape: tuple[int, ...]) -> np.ndarray:
-    where, count = quantise.layout(shape, parts.per_channel), math.prod(shape)
-    table, plain = 6 * where.num_groups, not parts.entropy or bool(mode & STORED)
-    bits = parts.bits if plain else _width(parts)
-    size = packed_bytes(count, bits)
-    if len(content) < table or (plain and len(content) != table + size):
-        raise CodecError(f"codec {parts.name}: {len(content)} bytes do not hold {shape}; the payload was cut or padded")
-    step = np.frombuffer(content[: 4 * where.num_groups], "<f4")
-    zero = np.frombuffer(content[4 * where.num_groups : table], "<i2")
-    if not (step.min() > 0 and step.max() <= 2 * quantise.HUGE and zero.min() >= -ZERO_CAP and zero.max() <= ZERO_CAP):
-        raise CodecError(f"codec {parts.name}: a step or zero point is out of range; it is damaged")
-    if plain:
-        packed = np.frombuffer(content[table:], np.uint8)
-    else:
-        assert parts.entropy
-        packed = entropy.decompress(content[table:], parts.entropy, size)
-    return quantise.dequantise(unpack_bits(packed, bits, count), where, quantise.Grid(step, zero), count)
-
-
-def _width(parts: Recipe) -> int:
-    """Bits per code under the entropy stage: it removes unused bits better than splitting 6 and 3 does."""
-    return {6: 8, 3: 4}.get(parts.bits, parts.bits) if parts.entropy else parts.bits
+    x = _float32(tensor)
+    written: Parts | None = None
+    raw_bytes = x.size * kind.itemsize
+    if parts.learned:
+        written = known(parts).encode(torch.from_numpy(x).reshape(shape))
+    elif parts.keep:
+        sparse = encode_sparse(x, quantise.layout(shape, False), parts, shape[-1] if shape else 1)
+        written = [b"\0", sparse] if sparse is not None and len(sparse) < raw_bytes else None
+    elif table_bytes(shape, parts) + packed_bytes(x.size, parts.bits) < raw_bytes:
+        written = encode_codes(x, shape, parts)
+    return written or _write_words(tensor, parts, RAW)
 
 
 def _write_words(tensor: Tensor, parts: Recipe, mode: int) -> Parts:
     if tensor.numel() == 0:
         return [bytes((mode,))]
     words = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-    if parts.entropy:
-        squeezed = entropy.compress(words, parts.entropy, tensor.element_size())
+    method = _for_words(parts)
+    if method:
+        squeezed = entropy.compress(words, method, tensor.element_size())
         if len(squeezed) < words.size:
             return [bytes((mode,)), squeezed]
         mode |= STORED
@@ -155,8 +139,9 @@ def _write_words(tensor: Tensor, parts: Recipe, mode: int) -> Parts:
 
 def _words(content: memoryview, parts: Recipe, mode: int, kind: torch.dtype, count: int) -> Tensor:
     size = count * kind.itemsize
-    if parts.entropy and not mode & STORED and count:
-        raw = entropy.decompress(content, parts.entropy, size, kind.itemsize)
+    method = _for_words(parts)
+    if method and not mode & STORED and count:
+        raw = entropy.decompress(content, method, size, kind.itemsize)
         raw = raw if raw.flags.writeable else raw.copy()
     else:
         if len(content) != size:
@@ -169,6 +154,11 @@ def _words(content: memoryview, parts: Recipe, mode: int, kind: torch.dtype, cou
     if kind is torch.bool and (raw > 1).any():
         raise CodecError(f"codec {parts.name}: a truth value is neither 0 nor 1; the payload is damaged")
     return torch.from_numpy(raw).view(kind)
+
+
+def _for_words(parts: Recipe) -> Entropy:
+    """rans is for codes; words beside them take zstd."""
+    return "zstd" if parts.entropy == "rans" else parts.entropy
 
 
 def _float32(tensor: Tensor) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Which blocks of the key-value pool belong to which sequence: tables, reference counts, copy on write.
 
 Pure bookkeeping over block numbers; `llm/kv.py` holds the memory and does the copies that are asked for here. One table
-serves all layers of a shard; the driver keeps one of its own that counts what the shards' will have done. A block holds `block_tokens` consecutive positions of one sequence, or of several that were
+serves all layers of a shard; the driver keeps one of its own that counts what the shards' will have done. A block holds
+`block_tokens` consecutive positions of one sequence, or of several that were
 forked and agree on them: a shared block is copied before it is written. Every operation is O(blocks it touches).
 """
 

@@ -48,7 +48,7 @@ class Boundary:
         self._kept: OrderedDict[int, list[Piece]] = OrderedDict()  # in order of last writing
 
     def add(self, slot: int, start: int, tokens: tuple[int, ...], payload: Payload) -> None:
-        """Keep the outputs of a row; what was kept from `start` on is replaced. Kept only where nothing before is missing."""
+        """Keep the outputs of a row; what was kept from `start` on is replaced. Kept only where none before is missing."""
         self.cut(slot, start)
         kept = self._kept.get(slot, [])
         if (kept[-1].stop if kept else 0) != start:

@@ -73,7 +73,7 @@ class Measured:
 
 
 class Engine:
-    """`policy` None: no drafts are asked for. It begins without a pipeline: send Reshard when the first stages are loaded."""
+    """`policy` None: no drafts are asked for. It begins without a pipeline: send Reshard when its stages are loaded."""
 
     def __init__(self, settings: Settings, policy: SpeculationPolicy | None = None):
         ledger = Ledger(0, settings.block_tokens, reuse=settings.reuse_prefixes)

@@ -79,7 +79,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Stage `stage` sends what it kept of its outputs for positions [start, stop) again, to be computed up to stage `until`."""
+    """Stage `stage` sends again what it kept of its outputs for positions [start, stop), for stages up to `until`."""
 
     stage: int
     until: int

@@ -1,7 +1,7 @@
-"""What driver and stages say beside frames: routes, fences, probes, the migration of keys. Immutable values, and their bytes.
+"""What driver and stages say beside frames: routes, fences, probes, migration of keys. Immutable values, and their bytes.
 
 A *shard* is one loaded span on one node, numbered by the driver and never again used for another. A *route* puts shards in
-a chain for one epoch. Fences and probes are looked at as soon as they arrive, before what is queued; all else waits its turn.
+a chain for one epoch. Fences and probes are looked at as soon as they come, before what is queued; all else waits its turn.
 Rare messages are JSON checked against their dataclass. Keys and values travel as a KvPiece: JSON head, raw payload.
 """
 
@@ -16,8 +16,8 @@ from ecotone import schema
 from ecotone.decoding.frame import GenerationFrameError, Payload
 
 __all__ = [
-    "Alive", "Export", "ExportPiece", "Fault", "Fence", "Imported", "KvPiece", "Message", "Peer", "Probe", "Release", "Route",
-    "Routed", "ShardState", "build_kv", "build_message", "is_kv", "parse_kv", "parse_message",
+    "Alive", "Export", "ExportPiece", "Fault", "Fence", "Imported", "KvPiece", "Message", "Peer", "Probe", "Release",
+    "Route", "Routed", "ShardState", "build_kv", "build_message", "is_kv", "parse_kv", "parse_message",
 ]  # fmt: skip
 
 MAGIC, KV_MAGIC, VERSION = b"EGMS", b"EGKV", 1
@@ -116,7 +116,7 @@ class ExportPiece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Driver to a stage: send keys and values of layers [first, last) to shard `target`, in `codec`, as `move` of `round`."""
+    """Driver to a stage: send keys and values of layers [first, last) to shard `target`, in `codec`: `move` of `round`."""
 
     shard: int
     target: Peer

@@ -88,7 +88,7 @@ class Request:
 
 @dataclass(slots=True)
 class Flight:
-    """A frame in flight. `parts`: (request, fence, start, count) of its rows. `kind`: "decode", "draft", "prefill", "order"."""
+    """A frame in flight. `parts`: (request, fence, start, count) of rows. `kind`: "decode", "draft", "prefill", "order"."""
 
     number: int
     kind: str

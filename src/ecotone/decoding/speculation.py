@@ -1,4 +1,4 @@
-"""Drafting: who guesses the tokens to come, and who decides how many guesses are under way. Interfaces, and the simplest of each.
+"""Drafting: who guesses the tokens to come, and who decides how many guesses are under way. Interfaces, the simplest of each.
 
 A request's tokens travel in frames of up to `rows` tokens, up to `frames` of them in flight: the last settled token and
 drafts behind it, then drafts only. rows = frames = 1 is plain decoding. The last stage judges them (tail.py), so a drafter
@@ -115,7 +115,7 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedPolicy:
-    """The same window always, but plain decoding while more requests decode than `most_requests`: then they fill the pipe."""
+    """The same window always, but plain decoding while more than `most_requests` decode: then they fill the pipe."""
 
     window: Window
     most_requests: int = 1
@@ -126,7 +126,7 @@ class FixedPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLookup:
-    """What followed the last occurrence of the latest tokens, if at least `min_match` of them agree (n-grams in the context).
+    """What followed the last occurrence of the latest tokens, if at least `min_match` of them agree (n-grams).
 
     The longest match up to `max_match` wins, among equals the latest. O(tokens), at the speed of a search in bytes.
     """

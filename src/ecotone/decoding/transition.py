@@ -301,7 +301,7 @@ class Transition:
         return runs
 
     def _source(self, first: int, mine: Sequence, held: dict[int, dict[int, tuple[int, int]]]) -> int | None:
-        """The stage that can replay into stage `first`: its number, -1 for the driver's token ids, None where there is none."""
+        """The stage that can replay into stage `first`: its number, -1 for the driver's token ids, None for none."""
         before = self._state.pipeline[:first]
         if not any(stage.has_layers for stage in before):
             return -1

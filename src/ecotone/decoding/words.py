@@ -15,7 +15,8 @@ from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import Draft, DraftAsk
 
 __all__ = [
-    "Cancel", "Drafted", "Drop", "Effect", "Emit", "Ended", "Ending", "Event", "Heard", "NodeDown", "NodeUp", "PipelineFailed",
+    "Cancel", "Drafted", "Drop", "Effect", "Emit", "Ended", "Ending", "Event", "Heard", "NodeDown", "NodeUp",
+    "PipelineFailed",
     "PipelineReady", "Reshard", "Resharded", "ResultCame", "Say", "Settings", "StageRef", "Stop", "Submit", "Tick", "Tokens",
     "WakeAt", "WantDrafts", "WantPipeline",
 ]  # fmt: skip
@@ -174,7 +175,8 @@ class Tick:
 
 
 Event = (
-    Submit | Cancel | Stop | ResultCame | Heard | Drafted | NodeUp | NodeDown | PipelineReady | PipelineFailed | Reshard | Tick
+    Submit | Cancel | Stop | ResultCame | Heard | Drafted | NodeUp | NodeDown | PipelineReady | PipelineFailed | Reshard
+    | Tick
 )  # fmt: skip
 
 
@@ -242,7 +244,7 @@ class WantPipeline:
 
 @dataclass(frozen=True, slots=True)
 class Resharded:
-    """A move ended. `choice`: "migrate" or "recompute" and what it was expected to take; `pause_s`: nothing was sent so long."""
+    """A move ended. `choice`: "migrate" or "recompute" and its expected time; `pause_s`: nothing was sent so long."""
 
     error: str
     choice: str = ""

@@ -17,7 +17,6 @@ __all__ = [
     "Compiled",
     "Executor",
     "ExecutorError",
-    "all_executors",
     "by_id",
     "catalogue",
     "unavailable",
@@ -36,11 +35,6 @@ _ALL: tuple[Executor, ...] = (
     OnnxRuntime("onnxruntime:int8"),
 )
 IDS: tuple[str, ...] = tuple(executor.id for executor in _ALL)
-
-
-def all_executors() -> tuple[Executor, ...]:
-    """Every executor that Ecotone knows, installed or not."""
-    return _ALL
 
 
 def catalogue(accelerator: str = "cpu") -> tuple[Executor, ...]:

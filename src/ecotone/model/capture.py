@@ -5,15 +5,17 @@
     y = captured.unflatten_outputs(tail.module()(*head.module()(*captured.flatten_inputs((x,)))))
 
 The steps: `export` (torch.export, made functional), `lower` (numbers, layouts), `blocks` (where cuts are worth it), and
-here the Graph and the segments. Composition over any cuts equals `reference` bit for bit: each operator runs once, in the
-same order, on tensors of the same values and the same memory layout.
+here the Graph and the segments. Composition over any cuts equals `reference` bit for bit: each operator runs once on tensors
+of the same values and the same memory layout. That holds for any topological order of the blocks too (`reordered`).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +23,9 @@ from torch.utils import _pytree as pytree
 
 from ecotone.graph import DTYPE_BYTES, Block, Graph, Parameter, Tensor, TensorIndex
 from ecotone.model.blocks import Item, choose_cuts
+from ecotone.model.branches import branch_groups
 from ecotone.model.errors import ModelError
+from ecotone.model.exits import ExitHead, check_place, exiting_graph, joined, work_of
 from ecotone.model.export import export
 from ecotone.model.flop import flop_of
 from ecotone.model.lower import Flat, clone_of, lower, observe_layouts
@@ -37,6 +41,7 @@ from ecotone.model.program import (
     map_arguments,
     needs_batch,
     references,
+    renumbered,
 )
 from ecotone.model.segment import Segment, weight_blob
 
@@ -52,10 +57,12 @@ def capture(
     *,
     name: str = "",
     dynamic_batch: bool = False,
+    branches: bool = False,
 ) -> Captured:
     """Capture `model` called as model(*args, **kwargs); a single tensor stands for (tensor,).
 
-    With `dynamic_batch`, dimension 0 of every input tensor may differ when segments run. The model must be in eval mode.
+    With `dynamic_batch`, dimension 0 of every input tensor may differ when segments run. With `branches`, blocks follow the
+    model's branches, so that it can be cut through each of them apart (see branches.py). The model must be in eval mode.
     Raises ModelError naming the operator, the source line and the remedy where the model cannot be captured.
     """
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
@@ -77,22 +84,29 @@ def capture(
     example = [leaf for leaf in pytree.tree_leaves((traced_args, traced_kwargs)) if isinstance(leaf, torch.Tensor)]
     observe_layouts(flat, [_plain(tensor) for tensor in example])
     spec = exported.program.call_spec
-    return Captured(flat, name or type(model).__name__, spec.in_spec, spec.out_spec, pytree.tree_leaves((args, kwargs)))
+    leaves = pytree.tree_leaves((args, kwargs))
+    return Captured(flat, name or type(model).__name__, spec.in_spec, spec.out_spec, leaves, branches=branches)
 
 
 class Captured:
-    """A captured model: its `graph`, and segments cut out of it. Holds the weights once."""
+    """A captured model: its `graph`, and segments cut out of it. Holds the weights once.
+
+    `exits`: heads that give the model's outputs early, in order of position; see with_exits.
+    """
 
     graph: Graph
+    exits: tuple[ExitHead, ...] = ()
 
-    def __init__(self, flat: Flat, name: str, in_spec: Any, out_spec: Any, leaves: list[Any]):
+    def __init__(
+        self, flat: Flat, name: str, in_spec: Any, out_spec: Any, leaves: list[Any], *, branches: bool = False
+    ) -> None:
         self._flat, self._in_spec, self._out_spec, self._leaves = flat, in_spec, out_spec, leaves
-        self._blocks = _blocks(flat)
+        self._blocks = _blocks(flat, branches)
         _make_dense(flat, self._blocks)
         _refuse_outputs(flat)
         self._weights = _weight_specs(flat)
         self._crossing = _crossing_values(flat, self._blocks)
-        self.graph = self._graph(name)
+        self.graph = self.backbone = self._graph(name)
         self._reference: torch.nn.Module | None = None
         violations = list(self.segment(0, self.graph.num_blocks).program.violations())
         if violations:
@@ -151,8 +165,62 @@ class Captured:
         with torch.no_grad():
             return tuple(self._reference(*inputs))
 
-    def segment(self, start: int, stop: int) -> Segment:
-        """Blocks [start, stop): takes frontier(start) in order, returns frontier(stop) in order."""
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """Names of the weights that training may change: parameters, not buffers."""
+        return self._flat.parameters
+
+    def with_exits(self, heads: Sequence[ExitHead]) -> Captured:
+        """The same model with these exits in place of any that it has; `backbone` stays the graph without exits.
+
+        Raises ModelError where a position has no single-tensor frontier, or a head does not give the model's outputs.
+        """
+        twin = copy.copy(self)
+        twin.graph, twin.exits, twin._reference = self.backbone, tuple(sorted(heads, key=lambda head: head.position)), None
+        position, tensors, works = 0, self.example_inputs, []
+        for head in twin.exits:
+            check_place(self.backbone, head.name, head.position)
+            with torch.no_grad():
+                tensors = tuple(self.segment(position, head.position).module()(*tensors))
+            position = head.position
+            works.append(work_of(head.segment, tensors[0]))
+        digests = [spec.sha256 for spec in self._weights]
+        digests += [spec.sha256 for head in twin.exits for spec in head.segment.program.weights]
+        twin.graph = exiting_graph(self.backbone, twin.exits, works, _digest_of(digests))
+        twin.graph_hash = twin.graph.content_hash()
+        return twin
+
+    def until_exit(self, name: str) -> Captured:
+        """A small model of its own: the blocks up to this exit and its head, same inputs and outputs; all leave there."""
+        head = self._head(name)
+        module = _UntilExit(self, self.segment(0, head.position, name).module()).eval()
+        args, kwargs = self._in_spec.unflatten(self._leaves)
+        short = f"{self.graph.name} up to {name}"
+        return capture(module, tuple(args), dict(kwargs), name=short, dynamic_batch=self._flat.dynamic)
+
+    def with_weights(self, weights: Mapping[str, torch.Tensor]) -> Captured:
+        """The same model, without exits, with these tensors in place of its own, by name; shapes and dtypes must stay."""
+        known = dict(self._flat.weights)
+        for name, tensor in weights.items():
+            if name not in known or (known[name].shape, known[name].dtype) != (tensor.shape, tensor.dtype):
+                found = f"{name} {list(tensor.shape)} {dtype_name(tensor.dtype)}"
+                raise ModelError(f"{self.graph.name}: has no weight {found}; take those of this model")
+        twin = copy.copy(self)
+        changed = [(name, weights.get(name, tensor)) for name, tensor in self._flat.weights]
+        twin._flat = replace(self._flat, weights=changed)
+        twin._weights = _weight_specs(twin._flat)
+        digest = _digest_of([spec.sha256 for spec in twin._weights])
+        twin.graph = twin.backbone = replace(self.backbone, weights_hash=digest)
+        twin.graph_hash, twin.exits, twin._reference = twin.graph.content_hash(), (), None
+        return twin
+
+    def segment(self, start: int, stop: int, exit_name: str = "") -> Segment:
+        """Blocks [start, stop): takes frontier(start) in order, returns frontier(stop) in order.
+
+        With an exit, which must stand at `stop`, its outputs follow, like those of the model's end.
+        """
+        if exit_name:
+            return self._exiting(start, stop, exit_name)
         if not 0 <= start <= stop <= self.graph.num_blocks:
             raise ModelError(f"segment [{start}, {stop}) of {self.graph.name}: it has blocks 0 to {self.graph.num_blocks}")
         entering = [self._crossing[index] for index in self.graph.frontier(start)]
@@ -161,7 +229,7 @@ class Captured:
         used = {v for number in chosen for v in references(self._flat.node(number))}
         weights = sorted(v for v in used if len(self._flat.inputs) <= v < self._flat.first_node)
         renumber = {value: number for number, value in enumerate((*entering, *weights, *chosen))}
-        nodes = tuple(_renumbered(self._flat.node(value), renumber) for value in chosen)
+        nodes = tuple(renumbered(self._flat.node(value), renumber) for value in chosen)
         specs = [self._weights[value - len(self._flat.inputs)] for value in weights]
         program = Program(
             graph_hash=self.graph_hash, start=start, stop=stop,
@@ -171,6 +239,45 @@ class Captured:
         )  # fmt: skip
         tensors = dict(self._flat.weights)
         return Segment(program, {spec.name: tensors[spec.name] for spec in specs})
+
+    def reordered(self, order: Sequence[int]) -> Captured:
+        """The same model with its blocks in another topological order: block `order[i]` at place i (see Graph.reordered).
+
+        Takes and returns the same tensors, bit for bit, and shares the weights. Raises SchemaError for no such order.
+        """
+        return self._with(self.graph.reordered(order))
+
+    def in_order(self, order: Sequence[int]) -> Captured:
+        """The same model in the order that a plan names (see Graph.in_order)."""
+        return self._with(self.graph.in_order(order))
+
+    def _with(self, graph: Graph) -> Captured:
+        """Itself with its blocks as `graph`, another order of its own, has them."""
+        captured, other = self.graph.order or range(len(self._blocks)), copy.copy(self)
+        by_number = dict(zip(captured, self._blocks, strict=True))
+        other.graph, other.graph_hash, other._reference = graph, graph.content_hash(), None
+        other.backbone = self.backbone.in_order(graph.order)
+        places = {leaving.name: leaving.position for leaving in graph.exits}
+        moved = (replace(head, position=places[head.name]) for head in self.exits)
+        other.exits = tuple(sorted(moved, key=lambda head: head.position))
+        other._blocks = [by_number[number] for number in graph.order or range(len(self._blocks))]
+        return other
+
+    def _exiting(self, start: int, stop: int, exit_name: str) -> Segment:
+        head = self._head(exit_name)
+        if head.position != stop or start >= stop:
+            where = f"segment [{start}, {stop}) of {self.graph.name}"
+            raise ModelError(f"{where}: exit {exit_name} stands at {head.position}; end the segment there")
+        ends = [self._crossing[index] for index in self.graph.frontier(self.graph.num_blocks)]
+        outputs = [replace(self._spec(value), order=()) for value in ends]
+        return joined(self.segment(start, stop), head, outputs)
+
+    def _head(self, name: str) -> ExitHead:
+        for head in self.exits:
+            if head.name == name:
+                return head
+        known = ", ".join(f"{h.name} at {h.position}" for h in self.exits) or "none"
+        raise ModelError(f"{self.graph.name}: has no exit {name!r}; its exits are {known}")
 
     def _checked(self, leaf: Any, expected: Tensor) -> torch.Tensor:
         free = set(expected.dynamic_dims)
@@ -198,7 +305,10 @@ class Captured:
             for dim, size in enumerate(self._flat.values[value].sizes):
                 if len(size) == 2 and size[0] == 0 and size[1] > 0:
                     return BatchSource(input=number, dim=dim, factor=size[1])
-        raise AssertionError("no tensor of this frontier tells the batch, though blocks were chosen so")
+        # Capture chose its cuts so that one does; another order of the blocks may have frontiers where none does.
+        raise ModelError(
+            f"segment of {self.graph.name}: no tensor that enters it tells the batch; cut elsewhere, or keep the order"
+        )
 
     def _graph(self, name: str) -> Graph:
         flat, index_of = self._flat, {value: TensorIndex(i) for i, value in enumerate(self._crossing)}
@@ -212,7 +322,7 @@ class Captured:
         )  # fmt: skip
         names: dict[str, int] = {}
         blocks = tuple(self._block(values, index_of, names) for values in self._blocks)
-        digest = hashlib.sha256("".join(sorted(spec.sha256 for spec in self._weights)).encode()).hexdigest()
+        digest = _digest_of([spec.sha256 for spec in self._weights])
         graph = Graph(
             name=name, blocks=blocks, tensors=tensors,
             inputs=tuple(index_of[number] for number in range(len(flat.inputs))),
@@ -238,6 +348,22 @@ class Captured:
             parameters=tuple(sorted(v - len(flat.inputs) for v in read if len(flat.inputs) <= v < flat.first_node)),
             ops=tuple(dict.fromkeys(flat.node(v).op for v in values if flat.node(v).op != GETITEM)),
         )
+
+
+class _UntilExit(torch.nn.Module):
+    """Takes and gives what the whole model does."""
+
+    def __init__(self, captured: Captured, segment: torch.nn.Module):
+        super().__init__()
+        self._captured, self.segment = captured, segment
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        _, *outputs = self.segment(*self._captured.flatten_inputs(args, kwargs))
+        return self._captured.unflatten_outputs(outputs)
+
+
+def _digest_of(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -302,15 +428,7 @@ def _with_free(values: Sequence[int], flat: Flat) -> list[int]:
     return [*sorted(needed - set(values)), *values]
 
 
-def _renumbered(node: Node, renumber: dict[int, int]) -> Node:
-    def change(leaf: Any) -> Any:
-        return Ref(renumber[leaf.value]) if isinstance(leaf, Ref) else leaf
-
-    args = tuple(map_arguments(list(node.args), change))
-    return Node(name=node.name, op=node.op, args=args, kwargs={k: map_arguments(v, change) for k, v in node.kwargs.items()})
-
-
-def _blocks(flat: Flat) -> list[list[int]]:
+def _blocks(flat: Flat, branches: bool) -> list[list[int]]:
     """Value numbers of the nodes of each block; free nodes belong to none."""
     order = [v for v in range(flat.first_node, len(flat.values)) if not flat.values[v].free]
     if not order:
@@ -334,6 +452,9 @@ def _blocks(flat: Flat) -> list[list[int]]:
         )
     inputs = [_item(flat, number, [], 0.0, 0, False) for number in range(len(flat.inputs))]
     results = [position[result.value] for result in flat.results if isinstance(result, Ref)]
+    if branches:
+        groups = branch_groups(items, inputs, results, need_batch=flat.dynamic)
+        return [[order[number] for number in group] for group in groups]
     cuts = (0, *choose_cuts(items, inputs, results, need_batch=flat.dynamic), len(order))
     return [order[a:b] for a, b in itertools.pairwise(cuts)]
 

@@ -48,6 +48,12 @@ class Exported:
         self.program = program
         self.graph_module = graph_module
 
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Qualified names of what training may change; buffers and constants are not among them."""
+        specs = self.program.graph_signature.input_specs
+        return frozenset(str(spec.target) for spec in specs if spec.kind.name == "PARAMETER")
+
     def weight(self, placeholder: str) -> tuple[str, torch.Tensor] | None:
         """(qualified name, tensor) of a placeholder that is a parameter, buffer or constant; None for an input."""
         for spec in self.program.graph_signature.input_specs:

@@ -1,9 +1,11 @@
 """A model by name: `package.module:callable`, `path/file.py:callable`, a local `.pt2`, a Hugging Face directory or hub id.
 
 The callable (or attribute) gives a torch.nn.Module, or (module, example args) or (module, example args, example kwargs),
-or an object with `.module`, `.example_inputs` and, if it likes, `.labels` and `.preprocess`. Trust: naming a Python file
-runs it, and a `.pt2` is read by torch.export.load, so both are for your own files; nothing here is ever called with a name
-that came over the network. Hugging Face weights are read as safetensors only, and remote code is never run.
+or an object with `.module`, `.example_inputs` and, if it likes, `.labels`, `.preprocess` and `.exits` (a file).
+
+Trust: naming a Python file runs it, and a `.pt2` is read by torch.export.load, so both are for your own files; nothing here
+is ever called with a name that came over the network. Hugging Face weights are read as safetensors only, and remote code is
+never run.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class LoadedModel:
     labels: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
     tokenizer: str = ""  # directory or hub id to load a tokenizer from
+    exits: str = ""  # file of early exits that the model brings
 
 
 def load_model(name: str, *, input_shape: str | tuple[int, ...] = ()) -> LoadedModel:
@@ -82,7 +85,7 @@ def load_model(name: str, *, input_shape: str | tuple[int, ...] = ()) -> LoadedM
     if shape:
         return LoadedModel(
             name=loaded.name, module=loaded.module, args=(torch.rand(1, *shape),), labels=loaded.labels,
-            preprocess=loaded.preprocess, tokenizer=loaded.tokenizer,
+            preprocess=loaded.preprocess, tokenizer=loaded.tokenizer, exits=loaded.exits,
         )  # fmt: skip
     return loaded
 
@@ -141,7 +144,10 @@ def _understand(name: str, found: Any) -> LoadedModel:
     if isinstance(preprocess, dict):
         fields = preprocess
         preprocess = _running(name, lambda: Preprocess(**fields))
-    return LoadedModel(name=name, module=module, args=args, kwargs=kwargs, labels=labels, preprocess=preprocess)
+    return LoadedModel(
+        name=name, module=module, args=args, kwargs=kwargs, labels=labels, preprocess=preprocess,
+        exits=str(getattr(found, "exits", "") or ""),
+    )  # fmt: skip
 
 
 def _import_file(source: str) -> ModuleType:

@@ -76,6 +76,7 @@ class Flat:
     results: list[Any]  # Ref, or a constant of the return value
     batch: int  # of the example
     dynamic: bool
+    parameters: frozenset[str] = frozenset()  # names of the weights that training may change
 
     @property
     def first_node(self) -> int:
@@ -140,7 +141,7 @@ class _Lowering:
         ]
         flat = Flat(
             inputs=[self.values[self.number[n]].name for n in inputs], weights=weights, nodes=nodes, values=self.values,
-            results=[], batch=batch, dynamic=self.symbol is not None,
+            results=[], batch=batch, dynamic=self.symbol is not None, parameters=self.exported.parameters,
         )  # fmt: skip
         flat.results = [self._result(name, value, flat) for name, value in user_outputs(self.exported)]
         return flat

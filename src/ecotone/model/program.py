@@ -19,10 +19,14 @@ import torch
 
 from ecotone import schema
 from ecotone.graph import DTYPE_BYTES
+from ecotone.model.confidence import ExitRule
 from ecotone.model.errors import ModelError
 from ecotone.model.operators import GETITEM, is_allowed, resolve
 
-__all__ = ["Batch", "BatchSource", "Node", "Program", "Ref", "TensorSpec", "WeightSpec", "map_arguments", "references"]
+__all__ = [
+    "Batch", "BatchSource", "Node", "Program", "Ref", "TensorSpec", "WeightSpec", "map_arguments", "references",
+    "renumbered",
+]  # fmt: skip
 
 SCHEMA, VERSION = "ecotone.program", 1
 MAX_JSON_BYTES, MAX_NODES, MAX_TENSORS, MAX_WEIGHT_BYTES = 1 << 26, 200_000, 100_000, 1 << 38
@@ -102,7 +106,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Blocks [start, stop) of the graph with this hash; `results` are the value numbers of `outputs`."""
+    """Blocks [start, stop) of the graph with this hash; `results` are the value numbers of `outputs`.
+
+    `exit`: the last of `outputs` are those of an exit, and say how sure it is.
+    """
 
     graph_hash: str
     start: int
@@ -113,6 +120,7 @@ class Program:
     nodes: tuple[Node, ...]
     results: tuple[int, ...]
     batch: BatchSource | None = None
+    exit: ExitRule | None = None
 
     def to_json(self) -> str:
         """JSON text; equal programs give equal text."""
@@ -165,6 +173,8 @@ class Program:
             yield "two weights have one name"
         if sum(w.size_bytes for w in self.weights) > MAX_WEIGHT_BYTES:
             yield f"weights are over the limit of {MAX_WEIGHT_BYTES} bytes"
+        if self.exit is not None:
+            yield from self._violations_of_exit(self.exit)
         source = self.batch
         if source is not None and not (
             0 <= source.input < len(self.inputs)
@@ -172,6 +182,14 @@ class Program:
             and source.factor >= 1
         ):
             yield f"batch source {source.input}.{source.dim}/{source.factor} does not exist"
+
+    def _violations_of_exit(self, rule: ExitRule) -> Iterator[str]:
+        if len(self.outputs) != rule.num_outputs + 1:
+            yield f"an exit of {rule.num_outputs} outputs beside one tensor, but there are {len(self.outputs)} in all"
+            return
+        shape = self.outputs[1 + rule.output].shape
+        if rule.dim >= len(shape) or shape[rule.dim] < 2:
+            yield f"an exit decides along dimension {rule.dim} of {shape!r:.80}, which has no classes"
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -201,6 +219,16 @@ def references(node: Node) -> list[int]:
 
     map_arguments([node.args, list(node.kwargs.values())], note)
     return found
+
+
+def renumbered(node: Node, numbers: Mapping[int, int]) -> Node:
+    """The same call with every value called by its new number."""
+
+    def change(leaf: Any) -> Any:
+        return Ref(numbers[leaf.value]) if isinstance(leaf, Ref) else leaf
+
+    args = tuple(map_arguments(list(node.args), change))
+    return Node(name=node.name, op=node.op, args=args, kwargs={k: map_arguments(v, change) for k, v in node.kwargs.items()})
 
 
 def needs_batch(node: Node) -> bool:

@@ -6,13 +6,17 @@ not measured), PlannerError says so: a baseline does not repair itself.
 
 Legend: "device" is the source, "server" the other device that computes the whole model soonest. EdgeShard: arXiv
 2405.14371, both programmes on additive block times and bytes / rate, without latency, first block on the source;
-PipeEdge: arXiv 2110.14895, the same recursion unpinned; both over sets of devices, at most MOST_DEVICES.
+PipeEdge: arXiv 2110.14895, the same recursion unpinned; both over sets of devices, at most MOST_DEVICES. DADS: INFOCOM 2019,
+light load, on times block by block; its plan cuts an order of the blocks of its own (Plan.order), to be priced there.
+"sequential" decides by the same solver as ours, but one thing after another: cut and placement in float32, precision, then
+the exits.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -23,25 +27,31 @@ from ecotone.cluster import Cluster
 from ecotone.cost import CostModel, FloatArray
 from ecotone.graph import Graph
 from ecotone.plan import Plan
+from ecotone.planner.blockwise import blockwise, prices
 from ecotone.planner.chain import Chain, Path, build
-from ecotone.planner.memory import path_seconds
-from ecotone.planner.objective import Asked, PlannerError, Requirement
-from ecotone.planner.solve import broken
+from ecotone.planner.dads import first_blocks_first, light_load
+from ecotone.planner.objective import Asked, Latency, PlannerError, Requirement
+from ecotone.planner.reordering import profile_in_order
+from ecotone.planner.search import Task, broken, search
 from ecotone.profile import Profile
 
 __all__ = ["NAMES", "place"]
 
 MOST_DEVICES = 8
+SECONDS = 5.0  # for each search of "sequential"
 
 Stages = tuple[tuple[int, int, int], ...]
 
 
 def place(name: str, graph: Graph, cluster: Cluster, profile: Profile, require: Iterable[Requirement | str] = ()) -> Plan:
     """The plan of baseline `name` (one of NAMES); raises PlannerError where it has none that can run, and why."""
-    if name not in _RULES:
+    if name not in NAMES:
         raise PlannerError(f"baseline {name!r} is not known; known are {', '.join(NAMES)}")
     asked = Asked.of(require)
-    chain = build(CostModel(graph, cluster, profile), asked)
+    model = CostModel(graph, cluster, profile)
+    if name == "sequential":
+        return _one_after_another(model, asked)
+    chain = build(_device_blocks_first(model, asked) if name == "dads" else model, asked)
     path = _RULES[name](chain)
     if path is None:
         raise PlannerError(f"baseline {name}: gives no plan here (a device, link or codec it needs is missing)")
@@ -49,6 +59,44 @@ def place(name: str, graph: Graph, cluster: Cluster, profile: Profile, require: 
     if reasons:
         raise PlannerError(f"baseline {name}: its plan cannot be used: {'; '.join(reasons)}")
     return chain.plan(path)
+
+
+def _one_after_another(model: CostModel, asked: Asked) -> Plan:
+    """Cut and placement with float32 everywhere; then executors and codecs for these stages; then the exit policy that makes
+    it quickest, its stages parted where exits are. Every step keeps all requirements."""
+    plain = tuple(sorted({s.executor for s in model.profile.segments if s.executor.endswith(":fp32")}))
+    first = replace(asked, codecs=("fp32",), executors=plain or asked.executors)
+    until = time.perf_counter() + SECONDS
+    found = search(build(model, first), Task.of(model, first, Latency(), until))
+    if found.path is None:
+        raise PlannerError("baseline sequential: no plan in float32 without exits keeps the requirements")
+    chain = build(model, asked)
+    second = search(chain.along(found.path.stages), Task.of(model, asked, Latency(), until))
+    if second.path is None:
+        raise PlannerError("baseline sequential: no executors and codecs for its cuts keep the requirements")
+    best, table = second.plan, model.profile.accuracy
+    assert best is not None
+    for policy in table.policies if table else ():
+        other = build(model, asked, policy)
+        path = _parted(chain, other, second.path)
+        if path is not None and not broken(other, asked, path):
+            plan = other.plan(path)
+            best = min(best, plan, key=lambda p: model.predict(p).latency_s)
+    return best
+
+
+def _parted(chain: Chain, other: Chain, path: Path) -> Path | None:
+    """A path of a chain without exits in one with exits: the same devices, executors and codecs."""
+    whole, exits = other.at_cuts_of(chain, path), [e.position for e in other.exits]
+    stages, codecs, executors = [], [path.codecs[0]], []
+    for (d, a, b), codec, x in zip(whole.stages, path.codecs[1:], path.executors, strict=True):
+        at = [a, *(p for p in exits if a < p < b), b]
+        stages += [(d, p, q) for p, q in itertools.pairwise(at)]
+        executors += [other.executors.index(chain.executors[x])] * (len(at) - 1)
+        codecs += [-1] * (len(at) - 2) + [codec]
+    if any(not math.isfinite(other.seconds[x, *s]) for x, s in zip(executors, stages, strict=True)):
+        return None
+    return Path(tuple(stages), tuple(codecs), tuple(executors))
 
 
 def _server(chain: Chain) -> int | None:
@@ -113,10 +161,23 @@ def _neurosurgeon(chain: Chain) -> Path | None:
     return _quickest(chain, [_path(chain, stages) for stages in _cuts(chain)])
 
 
+def _device_blocks_first(model: CostModel, asked: Asked) -> CostModel:
+    """DADS: the order of the blocks in which the minimum cut between device and server is a cut, and only that one."""
+    server = _server(build(model, asked))
+    tables = blockwise(model, asked)
+    codec = tables.codecs.index("fp32") if "fp32" in tables.codecs else None
+    cut = None if server is None or codec is None else light_load(prices(tables, "latency"), server, codec)
+    if cut is None:
+        raise PlannerError("baseline dads: gives no plan here (a device, link or codec it needs is missing)")
+    other = model.graph.reordered(first_blocks_first(cut, model.graph.num_blocks))
+    profile = profile_in_order(model.graph, other, model.cluster, model.profile, (len(cut.first),))
+    return CostModel(other, model.cluster, profile)
+
+
 def _quickest(chain: Chain, paths: list[Path | None]) -> Path | None:
     asked = Asked(loss_points=math.inf)
     usable = [p for p in paths if p is not None and not broken(chain, asked, p)]
-    return min(usable, key=lambda p: path_seconds(chain, p), default=None)
+    return min(usable, key=lambda p: chain.model.predict(chain.plan(p)).latency_s, default=None)
 
 
 def _fixed_int8_middle(chain: Chain) -> Path | None:
@@ -281,6 +342,7 @@ _RULES: dict[str, Callable[[Chain], Path | None]] = {
     "server_only_jpeg": _server_only("jpeg"),
     "best_fixed_cut": _best_fixed_cut,
     "neurosurgeon": _neurosurgeon,
+    "dads": _neurosurgeon,  # on an order of the blocks of its own
     "fixed_int8_middle": _fixed_int8_middle,
     "edgeshard_latency": _edgeshard_latency,
     "edgeshard_throughput": _edgeshard_throughput,
@@ -289,4 +351,4 @@ _RULES: dict[str, Callable[[Chain], Path | None]] = {
     "flop_proportional": _flop_proportional,
     "even_split": _even_split,
 }
-NAMES = tuple(_RULES)
+NAMES = (*_RULES, "sequential")

@@ -23,7 +23,8 @@ from ecotone.cost import CostModel, FloatArray, resident_bytes
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.measured import with_measured_links
-from ecotone.planner.objective import Objective, PlannerError, Requirement
+from ecotone.planner.objective import Asked, Lexicographic, Objective, PlannerError, Requirement
+from ecotone.planner.search import Task
 from ecotone.planner.solve import solve
 from ecotone.planset import PlanSet, Standby
 from ecotone.profile import Profile
@@ -64,7 +65,11 @@ def candidates(
         if left_s <= 0:
             break
         try:
-            found[solve(graph, world, profile, objective, requirements, num_runners_up=0, time_limit_s=left_s).plan] = None
+            found[
+                solve(
+                    graph, world, profile, objective, requirements, num_runners_up=0, nearest=False, time_limit_s=left_s
+                ).plan
+            ] = None
         except PlannerError:
             continue  # too slow a link for what was asked: nothing is best there
     alone = _alone(graph, cluster, profile, objective, requirements)
@@ -79,12 +84,26 @@ def candidates(
 
 
 def _worlds(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster at every rate of the grid: all links together, then those of each device but the source alone."""
+    """The cluster at every rate of the grid: all links together, then those of each device but the source alone.
+
+    Links by kind change together, and those of each kind alone.
+    """
     octaves = math.log2(HIGHEST / LOWEST)
     factors = np.geomspace(LOWEST, HIGHEST, round(octaves * STEPS_PER_OCTAVE) + 1).tolist()
     yield from (cluster.scaled_links(f) for f in factors)
-    others = [d.name for d in cluster.devices if d.name != cluster.source]
-    for name in others if len(others) > 1 else []:
+    others = list(dict.fromkeys(end for k in cluster.links for end in (k.source, k.target) if end != cluster.source))
+    if len(cluster.devices) <= 2:
+        return
+    for kind in dict.fromkeys(end for link in cluster.kind_links for end in (link.source_kind, link.target_kind)):
+        for factor in factors[::2]:
+            kinds = (
+                replace(k, bandwidth_bytes_per_s=k.bandwidth_bytes_per_s * factor)
+                if kind in (k.source_kind, k.target_kind)
+                else k
+                for k in cluster.kind_links
+            )
+            yield replace(cluster, kind_links=tuple(kinds))
+    for name in others:
         for factor in factors[::2]:
             links = (
                 replace(k, bandwidth_bytes_per_s=k.bandwidth_bytes_per_s * factor) if name in (k.source, k.target) else k
@@ -101,17 +120,19 @@ def _alone(
         return None
     try:
         only = (*require, f"device={cluster.source}")
-        return solve(graph, cluster, profile, objective, only, num_runners_up=0).plan
+        return solve(graph, cluster, profile, objective, only, num_runners_up=0, nearest=False).plan
     except PlannerError:
         return None
 
 
 def _values(graph: Graph, profile: Profile, objective: Objective, plans: list[Plan], worlds: list[Cluster]) -> FloatArray:
     """What each plan costs in each world, (plans, worlds)."""
+    single = objective.objectives[0] if isinstance(objective, Lexicographic) else objective
     found = np.empty((len(plans), len(worlds)))
     for j, world in enumerate(worlds):
         model = CostModel(graph, world, profile)
-        found[:, j] = [objective.value(model.predict(plan)) for plan in plans]
+        task = Task.of(model, Asked(), single, math.inf)
+        found[:, j] = [task.value(plan, model.predict(plan)) for plan in plans]
     return found
 
 

@@ -1,8 +1,13 @@
 """The planning problem as plain numpy tables, made from a CostModel and what was asked; no formula of its own.
 
-Legend: P cut positions (indices into `cuts`, 0 and P - 1 are the ends), D devices, K codecs. A *path* is the answer in
-these indices: stages (device, start, stop) and the k + 1 codecs between them, -1 where nothing crosses. Impossible
-entries are inf. A stage that by itself does not fit its device is impossible. Adjacent stages are on unlike devices.
+Legend: P cut positions (indices into `cuts`, 0 and P - 1 are the ends), D places (devices, or classes of alike ones: see
+kinds.py), X executors, K codecs. A *path* is the answer in these indices. Impossible entries are inf. A stage that by itself
+does not fit its device is impossible. Neighbouring stages are on unlike devices, but for those that an exit parts.
+
+Exits: a chain is made for one exit policy or none. r(p) is the share of requests that goes on behind position p. Times,
+bytes and energy of a stage or crossing count as often as it is reached, so the tables are multiplied by r once and every
+sum over a path is a mean (equations 6, 7, 10, 12, 13). No stage reaches over an exit; one that ends at an exit runs the head
+and pays, for the share that leaves, the exit's transfer to the sink.
 """
 
 from __future__ import annotations
@@ -10,29 +15,60 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecotone.accuracy import ExitPolicy
+from ecotone.cluster import Device, DeviceId
 from ecotone.cost import BoolArray, CostModel, FloatArray
 from ecotone.graph import Graph
 from ecotone.plan import LOCAL, Plan, Stage, Transfer
-from ecotone.planner.objective import Asked, PlannerError
+from ecotone.planner.choices import codec_tables, executor_tables, fastest, undominated
+from ecotone.planner.kinds import hand_out, places
+from ecotone.planner.objective import TAIL, Asked, PlannerError
 
-__all__ = ["Chain", "Path", "build", "segment_weights"]
-
-IMAGE_CODECS = ("jpeg", "pixels", "png", "webp")
-UNMEASURED_CODEC = "fp32"  # changes nothing and costs a copy: the one codec that needs no measurement
+__all__ = ["Chain", "ExitAt", "Leaving", "Path", "build", "segment_weights"]
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Stages (device, start, stop) and the codecs round them, all as indices; -1: local."""
+    """Stages (place, start, stop) and the codecs round them (-1: local), all as indices.
+
+    Per stage, `executors` (none given: the fastest of every stage) and `leaves`, the codec of the exit's transfer where it
+    ends at an exit (none given: the fastest).
+    """
 
     stages: tuple[tuple[int, int, int], ...]
     codecs: tuple[int, ...]
+    executors: tuple[int, ...] = ()
+    leaves: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExitAt:
+    """An exit of the policy: its position (index), name, threshold, and the share of all requests that leaves there."""
+
+    position: int
+    name: str
+    threshold: float
+    leaves: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Leaving:
+    """The transfers of exits to the sink, times the share that leaves; zeros where no exit is, and from the sink itself."""
+
+    seconds: FloatArray  # (P, K, D); inf without a link or codec
+    encode: FloatArray  # (P, K, D) seconds on the device that sends
+    decode: FloatArray  # (P, K, D) seconds on the sink
+    send: FloatArray  # (P, K, D) seconds of the link
+    size: FloatArray  # (P, K, D) bytes
+    loss: FloatArray  # (P, K, D) points
+    sure_loss: FloatArray  # (P, K, D) points
+    error: FloatArray  # (P, K, D) not times the share: equation 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,25 +77,36 @@ class Chain:
 
     model: CostModel
     cuts: tuple[int, ...]
+    devices: tuple[Device, ...]  # one of every place
+    members: tuple[tuple[DeviceId, ...], ...]
     source: int
     sink: int
     executors: tuple[str, ...]
     codecs: tuple[str, ...]
-    stage: FloatArray  # (D, P, P) seconds
-    executor: NDArray[np.intp]  # (D, P, P)
-    stage_error: FloatArray  # (D, P, P)
+    seconds: FloatArray  # (X, D, P, P)
+    error: FloatArray  # (X, D, P, P), or (X, D, 1, 1)
+    stage: FloatArray  # (D, P, P) seconds of the fastest executor
+    executor: NDArray[np.int16]  # (D, P, P)
     weights: FloatArray  # (P, P) bytes
+    own_weights: FloatArray  # (P, P) bytes of the weights that no other segment of a path can share
     working: FloatArray  # (P, P) bytes
     capacity: FloatArray  # (D,) bytes
     size: FloatArray  # (P, K) bytes
     encode: FloatArray  # (P, K, D) seconds
     decode: FloatArray  # (P, K, D) seconds
     loss: FloatArray  # (P, K) points
+    sure_loss: FloatArray  # (P, K) points, by the upper end of the interval
     codec_error: FloatArray  # (P, K)
     send: FloatArray  # (P, K, D, D) bytes / rate; inf where there is no link or the codec is not admissible
     transfer: FloatArray  # (P, K, D, D) seconds
     best: FloatArray  # (P, D, D) seconds
     choice: NDArray[np.intp]  # (P, D, D)
+    share: FloatArray  # (P,) of requests that go on behind a position
+    policy: ExitPolicy | None = None
+    exits: tuple[ExitAt, ...] = ()
+    leaving: Leaving | None = None
+    left_out: bool = False  # executors that were not measured on a segment, where others were
+    tail: float = TAIL  # share of requests that a 95th percentile does not see
 
     @property
     def num_positions(self) -> int:
@@ -69,48 +116,147 @@ class Chain:
     def num_devices(self) -> int:
         return len(self.capacity)
 
+    @property
+    def is_class(self) -> BoolArray:
+        """(D,) True where a place stands for several devices."""
+        return np.array([len(group) > 1 for group in self.members], dtype=np.bool_)
+
+    @property
+    def fixed_loss(self) -> float:
+        """Points that the exit policy loses, whatever the path."""
+        return self.policy.loss_points if self.policy else 0.0
+
+    @property
+    def fixed_sure_loss(self) -> float:
+        """Points that the exit policy may lose, by the upper end of its interval."""
+        return self.policy.high_points if self.policy else 0.0
+
+    @property
+    def all_weights(self) -> float:
+        """Bytes of the whole model and the heads of the policy."""
+        heads = [self.model.graph.exit(e.name) for e in self.exits]
+        sizes = (self.model.graph.parameters[p].size_bytes for head in heads if head for p in set(head.parameters))
+        return float(self.weights[0, -1]) + sum(sizes)
+
+    @property
+    def free(self) -> BoolArray:
+        """(P,) True where a device may go on by itself: at the ends, and at exits."""
+        found = np.zeros(self.num_positions, dtype=np.bool_)
+        found[[0, -1, *(e.position for e in self.exits)]] = True
+        return found
+
     def plan(self, path: Path) -> Plan:
-        """The Plan of a path."""
-        names = [d.name for d in self.model.cluster.devices]
-        ends = [self.source, *(d for d, _, _ in path.stages), self.sink]
-        at = [0, *(stop for _, _, stop in path.stages)]
+        """The Plan of a path; raises PlannerError where a class has too few devices that hold its stages."""
+        local = [c < 0 for c in path.codecs]
+        names = hand_out(path.stages, local, self.members, self.weights, self.working, self.capacity)
+        if names is None:
+            raise PlannerError("memory: the stages do not fit on the devices of one kind")
+        heads = {e.position: e for e in self.exits}
+        executors = path.executors or tuple(int(self.executor[s]) for s in path.stages)
         stages = tuple(
             Stage(
-                device=names[d], start=self.cuts[a], stop=self.cuts[b], executor=self.executors[int(self.executor[d, a, b])]
+                device=name, start=self.cuts[a], stop=self.cuts[b], executor=self.executors[x],
+                exit=heads[b].name if b in heads else "", threshold=heads[b].threshold if b in heads else 0.0,
             )
-            for d, a, b in path.stages
-        )
+            for name, (_, a, b), x in zip(names, path.stages, executors, strict=True)
+        )  # fmt: skip
+        sink = self.model.cluster.sink
+        ends, at = [self.model.cluster.source, *names, sink], [0, *(b for _, _, b in path.stages)]
         transfers = tuple(
-            Transfer(
-                source=names[ends[i]],
-                target=names[ends[i + 1]],
-                position=self.cuts[at[i]],
-                codec=LOCAL if codec < 0 else self.codecs[codec],
-            )
-            for i, codec in enumerate(path.codecs)
+            self._transfer(ends[i], ends[i + 1], at[i], self.codecs[c] if c >= 0 else LOCAL)
+            for i, c in enumerate(path.codecs)
         )
-        return Plan(graph_hash=self.model.profile.graph_hash, stages=stages, transfers=transfers)
+        leaves = path.leaves or tuple(self._fastest_leave(d, b) for d, _, b in path.stages)
+        leaving = tuple(
+            self._transfer(name, sink, self.num_positions - 1, self.codecs[k] if name != sink else LOCAL)
+            for name, (_, _, b), k in zip(names, path.stages, leaves, strict=True)
+            if b in heads
+        )
+        digest, order = self.model.profile.graph_hash, self.model.graph.order
+        return Plan(graph_hash=digest, stages=stages, transfers=transfers, exit_transfers=leaving, order=order)
+
+    def _transfer(self, source: DeviceId, target: DeviceId, at: int, codec: str) -> Transfer:
+        return Transfer(source=source, target=target, position=self.cuts[at], codec=codec)
+
+    def _fastest_leave(self, place: int, stop: int) -> int:
+        return int(self.leaving.seconds[stop, :, place].argmin()) if self.leaving else 0
 
     def limited(self, load_s: float) -> Chain:
         """The same without stages and transfers that alone load a device or link for more than `load_s`."""
         if not math.isfinite(load_s):
             return self
-        stage = np.where(self.stage <= load_s, self.stage, math.inf)
-        transfer = np.where(self.send <= load_s, self.transfer, math.inf)
-        best, choice = _fastest(transfer)
-        return replace(self, stage=stage, transfer=transfer, best=best, choice=choice)
+        seconds = np.where(self.seconds <= load_s, self.seconds, math.inf)
+        return self._changed(seconds, np.where(self.send <= load_s, self.transfer, math.inf))
 
-    def without(self, devices: Iterable[int], pairs: Iterable[tuple[int, int]]) -> Chain:
-        """The same where these devices compute nothing and these directed links carry nothing."""
-        stage, cut = self.stage.copy(), list(pairs)
-        stage[list(devices)] = math.inf
-        if not cut:
-            return replace(self, stage=stage)
-        transfer = self.transfer.copy()
-        for source, target in cut:
+    def thinned(self, step: int) -> Chain:
+        """The same with every `step`-th cut alone, the ends and exits among them: fewer paths, all of them of this chain."""
+        kept = np.unique(
+            [*range(0, self.num_positions - 1, step), self.num_positions - 1, *(e.position for e in self.exits)]
+        )
+        square, line = np.ix_(kept, kept), kept
+        leaving = self.leaving
+        if leaving is not None:
+            leaving = Leaving(**{f.name: getattr(leaving, f.name)[line] for f in fields(leaving)})
+        along = {n: getattr(self, n)[line] for n in (
+            "size", "encode", "decode", "loss", "sure_loss", "codec_error", "send", "transfer", "best", "choice", "share"
+        )}  # fmt: skip
+        across = {n: getattr(self, n)[square] for n in ("weights", "own_weights", "working")}
+        varies = self.error.shape[-1] > 1
+        return replace(
+            self, cuts=tuple(self.cuts[i] for i in kept), seconds=self.seconds[:, :, line][..., line],
+            error=self.error[:, :, line][..., line] if varies else self.error, stage=self.stage[:, line][..., line],
+            executor=self.executor[:, line][..., line], leaving=leaving,
+            exits=tuple(replace(e, position=int(np.searchsorted(kept, e.position))) for e in self.exits), **along, **across,
+        )  # fmt: skip
+
+    def at_cuts_of(self, other: Chain, path: Path) -> Path:
+        """A path of `other`, whose cuts are among this chain's, in the positions of this one."""
+        place = {cut: i for i, cut in enumerate(self.cuts)}
+        at = [place[cut] for cut in other.cuts]
+        return replace(path, stages=tuple((d, at[a], at[b]) for d, a, b in path.stages))
+
+    def without(self, devices: Iterable[str], pairs: Iterable[tuple[str, ...]]) -> Chain:
+        """The same where these devices compute nothing and these directed links carry nothing; of a class it goes away."""
+        place: dict[str, int] = {name: i for i, group in enumerate(self.members) for name in group}
+        gone = {name for name in devices if name in place}
+        cut = [(a, b) for a, b in pairs if a in place and b in place]
+        gone |= {name for pair in cut for name in pair if len(self.members[place[name]]) > 1}
+        alone = [place[name] for name in gone if len(self.members[place[name]]) == 1]
+        members = [tuple(n for n in group if n not in gone or len(group) == 1) for group in self.members]
+        alone += [i for i, group in enumerate(members) if not group]
+        members = [group or self.members[i][:1] for i, group in enumerate(members)]
+        seconds, transfer, leaving = self.seconds.copy(), self.transfer.copy(), self.leaving
+        seconds[:, alone] = math.inf
+        for a, b in cut:
+            source, target = place[a], place[b]
             transfer[:, :, source, target] = math.inf
-        best, choice = _fastest(transfer)
-        return replace(self, stage=stage, transfer=transfer, best=best, choice=choice)
+            if leaving is not None and target == self.sink:
+                table = leaving.seconds.copy()
+                table[[e.position for e in self.exits], :, source] = math.inf
+                leaving = replace(leaving, seconds=table)
+        return replace(self._changed(seconds, transfer), leaving=leaving, members=tuple(members))
+
+    def beginning_with(self, device: int, stop: int, executor: str) -> Chain:
+        """The same where every path begins with this stage."""
+        seconds = self.seconds.copy()
+        seconds[:, :, 0, :] = math.inf
+        x = self.executors.index(executor)
+        seconds[x, device, 0, stop] = self.seconds[x, device, 0, stop]
+        return self._changed(seconds, self.transfer)
+
+    def along(self, stages: Iterable[tuple[int, int, int]]) -> Chain:
+        """The same where a path takes none but these stages, by whichever executors."""
+        seconds = np.full_like(self.seconds, math.inf)
+        for d, a, b in stages:
+            seconds[:, d, a, b] = self.seconds[:, d, a, b]
+        return self._changed(seconds, self.transfer)
+
+    def _changed(self, seconds: FloatArray, transfer: FloatArray) -> Chain:
+        stage, executor = fastest(seconds)
+        best, choice = _fastest(transfer, self.free)
+        return replace(
+            self, seconds=seconds, stage=stage, executor=executor, transfer=transfer, best=best, choice=choice
+        )  # fmt: skip
 
     def with_fastest_codecs(self, stages: tuple[tuple[int, int, int], ...]) -> Path | None:
         """These stages with the fastest admissible codec on every crossing; None where a link or stage is impossible."""
@@ -120,51 +266,168 @@ class Chain:
             return None
         codecs = [int(self.choice[p, ends[i], ends[i + 1]]) for i, p in enumerate(at)]
         times = [self.best[p, ends[i], ends[i + 1]] for i, p in enumerate(at)]
+        if self.leaving is not None:
+            times += [self.leaving.seconds[b, :, d].min() for d, _, b in stages]
         return Path(stages, tuple(codecs)) if np.isfinite(times).all() else None
 
 
-def build(model: CostModel, asked: Asked) -> Chain:
-    """Tables of what may be planned under `asked`; raises PlannerError where a device or codec asked for is not there."""
-    devices, profile = model.cluster.devices, model.profile
-    cuts = np.array(profile.cuts if profile.num_blocks == model.graph.num_blocks else range(model.graph.num_blocks + 1))
-    if profile.num_blocks != model.graph.num_blocks or profile.graph_hash != model.graph.content_hash():
+def build(model: CostModel, asked: Asked, policy: ExitPolicy | None = None, *, guesses: bool = False) -> Chain:
+    """Tables of what may be planned under `asked` with the exits of `policy`.
+
+    `guesses`: executors that were not measured on a segment compete with those that were. Raises PlannerError where a
+    device or codec asked for is not there, or an exit of the policy is not in the graph.
+    """
+    profile, graph = model.profile, model.graph
+    if profile.num_blocks != graph.num_blocks or profile.graph_hash != graph.content_hash():
         raise PlannerError(f"profile of {profile.cluster_name}: made for another model (graph hash differs); profile again")
-    unknown = sorted(set(asked.devices) - {d.name for d in devices})
+    unknown = sorted(set(asked.devices) - set(model.devices))
     if unknown:
-        raise PlannerError(f"device={unknown[0]}: no such device; devices are {', '.join(d.name for d in devices)}")
-    weights, working = segment_weights(model.graph, cuts), _working(model, cuts)
+        known = ", ".join(list(model.devices)[:20])
+        raise PlannerError(f"device={unknown[0]}: no such device; devices are {known}")
+    cuts = np.array(sorted({*profile.cuts, *_positions(graph, policy)}), dtype=np.intp)
+    members = places(model, asked.devices)
+    devices = tuple(model.devices[group[0]] for group in members)
+    source, sink = (next(i for i, g in enumerate(members) if end in g) for end in (model.cluster.source, model.cluster.sink))
+    exits, share = _exits(graph, policy, cuts)
+    weights, own, working = _memory(model, cuts, exits)
     capacity = np.array([min(float(d.memory_bytes), asked.memory_bytes) for d in devices])
-    stage, executor, error, executors = _stages(model, asked, cuts)
-    stage[(weights + working)[None] > capacity[:, None, None]] = math.inf
-    names = [d.name for d in devices]
-    tables = _transfers(model, asked, cuts)
-    return Chain(
-        model=model, cuts=tuple(int(c) for c in cuts), source=names.index(model.cluster.source),
-        sink=names.index(model.cluster.sink), executors=executors, stage=stage, executor=executor, stage_error=error,
-        weights=weights, working=working, capacity=capacity, **tables,
+    names, seconds, error, left_out = executor_tables(model, asked, cuts, [d.name for d in devices], guesses=guesses)
+    _with_heads(model, seconds, [d.name for d in devices], names, exits, share)
+    seconds[:, (weights + working)[None] > capacity[:, None, None]] = math.inf
+    undominated(seconds, error)
+    tables = codec_tables(model, asked, cuts, members, policy)
+    outputs, sending = tables.pop("outputs"), tables.pop("sending")
+    leaving = _leaving(tables, exits, sink, outputs, sending[:, :, sink]) if exits else None
+    for name in ("size", "encode", "decode", "send", "transfer"):
+        tables[name] = _times(tables[name], share)
+    stage, executor = fastest(seconds)
+    chain = Chain(
+        model=model, cuts=tuple(int(c) for c in cuts), devices=devices, members=members, source=source, sink=sink,
+        executors=names, seconds=seconds, error=error, stage=stage, executor=executor, weights=weights, own_weights=own,
+        working=working, capacity=capacity, share=share, policy=policy, exits=exits, leaving=leaving, left_out=left_out,
+        tail=asked.p95.tail if asked.p95 else TAIL,
+        best=np.empty(0), choice=np.empty(0, dtype=np.intp), **tables,
     )  # fmt: skip
+    best, choice = _fastest(chain.transfer, chain.free)
+    return replace(chain, best=best, choice=choice)
 
 
-def segment_weights(graph: Graph, cuts: NDArray[np.intp]) -> FloatArray:
-    """Bytes of weights of every segment between cuts, shared ones once: (P, P), by inclusion and exclusion of neighbours.
+def _times(table: FloatArray, share: FloatArray) -> FloatArray:
+    """(P, ...) times the share that goes on there; impossible stays impossible."""
+    along = share.reshape(-1, *(1,) * (table.ndim - 1))
+    found: FloatArray = np.where(np.isfinite(table), table, 0.0) * along
+    found[~np.isfinite(table)] = math.inf
+    return found
 
-    A parameter with uses u1 < u2 < ... lies in [a, b) as often as single uses do less pairs of neighbouring uses.
+
+def _positions(graph: Graph, policy: ExitPolicy | None) -> list[int]:
+    found = [graph.exit(name) for name in (policy.exits if policy else ())]
+    if any(e is None for e in found):
+        names = ", ".join(policy.exits) if policy else ""
+        raise PlannerError(f"exit policy {policy.name if policy else ''}: {names}: not all are exits of {graph.name}")
+    return [e.position for e in found if e is not None]
+
+
+def _exits(graph: Graph, policy: ExitPolicy | None, cuts: NDArray[np.intp]) -> tuple[tuple[ExitAt, ...], FloatArray]:
+    """The exits of the policy by position, and r (P,)."""
+    share, found, left = np.ones(len(cuts)), [], 1.0
+    if policy is None:
+        return (), share
+    rows = zip(_positions(graph, policy), policy.exits, policy.thresholds, policy.shares, strict=True)
+    for position, name, threshold, wanted in sorted(rows):
+        at, leaves = int(np.searchsorted(cuts, position)), min(left, wanted)
+        left -= leaves
+        share[at:] = left
+        found.append(ExitAt(at, name, threshold, leaves))
+    return tuple(found), share
+
+
+def _with_heads(
+    model: CostModel, seconds: FloatArray, devices: list[DeviceId], executors: tuple[str, ...], exits: tuple[ExitAt, ...],
+    share: FloatArray,
+) -> None:  # fmt: skip
+    """In place: heads added, stages that reach over an exit struck out, everything times the share that reaches it."""
+    for place in exits:
+        at = place.position
+        seconds[:, :, :at, at + 1 :] = math.inf
+        for x, executor in enumerate(executors):
+            for d, device in enumerate(devices):
+                head = model.exit_s(device, executor, place.name)
+                seconds[x, d, :at, at] += math.inf if head is None else head
+    if exits:
+        seconds *= np.where(share > 0, share, 1.0)[:, None].astype(seconds.dtype)
+        seconds[:, :, share <= 0] = np.where(np.isfinite(seconds[:, :, share <= 0]), 0.0, math.inf)
+
+
+def _leaving(
+    tables: dict[str, Any], exits: tuple[ExitAt, ...], sink: int, outputs: FloatArray, sending: FloatArray
+) -> Leaving:  # fmt: skip
+    """From the tables of one request: those of the outputs, from every device to the sink."""
+    shape = tables["encode"].shape
+    names = ("seconds", "encode", "decode", "send", "size", "loss", "sure_loss", "error")
+    found = {name: np.zeros(shape) for name in names}
+    rows = {
+        "size": tables["size"],
+        "loss": tables["loss"],
+        "sure_loss": tables["sure_loss"],
+        "error": tables["codec_error"],
+        "decode": tables["decode"][..., sink],
+    }
+    last = {name: np.repeat(table[-1][:, None], shape[2], axis=1) for name, table in rows.items()}
+    last |= {"seconds": outputs[:, :, sink], "encode": tables["encode"][-1], "send": sending}
+    possible = np.isfinite(last["seconds"])
+    for place in exits:
+        for name, table in last.items():
+            times = 1.0 if name == "error" else place.leaves
+            row = np.where(possible, np.where(possible, table, 0.0) * times, math.inf if name == "seconds" else 0.0)
+            row[:, sink] = 0.0
+            if name == "seconds":
+                row[1:, sink] = math.inf  # one way to stay
+            found[name][place.position] = row
+    return Leaving(**found)
+
+
+def _memory(
+    model: CostModel, cuts: NDArray[np.intp], exits: tuple[ExitAt, ...]
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Weights, own weights and working sets (P, P), heads included in the stages that end at them."""
+    weights, own, working = *segment_weights(model.graph, cuts), _working(model, cuts)
+    for place in exits:
+        head, at = model.graph.exit(place.name), place.position
+        assert head is not None
+        size = sum(model.graph.parameters[p].size_bytes for p in set(head.parameters))
+        weights[:at, at] += size
+        own[:at, at] += size
+        working[:at, at] = np.maximum(working[:at, at], head.working_bytes)
+    return weights, own, working
+
+
+def segment_weights(graph: Graph, cuts: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+    """Bytes of weights of every segment between cuts, shared ones once; and of those that no block outside it uses: (P, P).
+
+    By inclusion and exclusion of neighbours: a parameter with uses u1 < u2 < ... lies in [a, b) as often as single uses do
+    less pairs of neighbouring uses. O(L^2) for L blocks.
     """
     count = graph.num_blocks
-    single, pairs = np.zeros(count + 1), np.zeros((count + 1, count + 1))
+    single, pairs, spans = np.zeros(count + 1), np.zeros((count + 1, count + 1)), np.zeros((count + 1, count + 1))
     uses: dict[int, list[int]] = {}
     for index, block in enumerate(graph.blocks):
         for parameter in set(block.parameters):
             uses.setdefault(parameter, []).append(index)
     for parameter, blocks in uses.items():
         size = graph.parameters[parameter].size_bytes
+        spans[blocks[0], blocks[-1] + 1] += size
         for block_index in blocks:
             single[block_index + 1] += size
         for first, second in itertools.pairwise(blocks):
             pairs[first, second + 1] += size
+
+    def inside(table: FloatArray) -> FloatArray:
+        found: FloatArray = np.cumsum(np.cumsum(table[::-1], axis=0)[::-1], axis=1)[np.ix_(cuts, cuts)]
+        return found
+
     upto = np.cumsum(single)[cuts]
-    both = np.cumsum(np.cumsum(pairs[::-1], axis=0)[::-1], axis=1)[np.ix_(cuts, cuts)]
-    return np.triu(upto[None, :] - upto[:, None] - both, 1)
+    return np.triu(upto[None, :] - upto[:, None] - inside(pairs), 1), np.triu(inside(spans), 1)
 
 
 def _working(model: CostModel, cuts: NDArray[np.intp]) -> FloatArray:
@@ -177,114 +440,10 @@ def _working(model: CostModel, cuts: NDArray[np.intp]) -> FloatArray:
     return found
 
 
-def _stages(
-    model: CostModel, asked: Asked, cuts: NDArray[np.intp]
-) -> tuple[FloatArray, NDArray[np.intp], FloatArray, tuple[str, ...]]:
-    """Fastest admissible executor of every device and segment: seconds, executor, error (D, P, P), and executor names.
-
-    A measured time comes before any that is only spread by FLOP from a longer segment: small segments of large frontiers
-    cost far more than their share of the FLOP, so such a guess would win where it is most wrong.
-    """
-    devices, size = model.cluster.devices, len(cuts)
-    allowed = {d.name: model.executors(d.name) for d in devices}
-    names = tuple(sorted({e for found in allowed.values() for e in found if not asked.executors or e in asked.executors}))
-    stage = np.full((len(devices), size, size), math.inf)
-    choice = np.zeros(stage.shape, dtype=np.intp)
-    error = np.zeros(stage.shape)
-    guessed = np.ones(stage.shape, dtype=np.bool_)
-    for d, device in enumerate(devices):
-        if asked.devices and device.name not in asked.devices:
-            continue
-        for e, name in enumerate(names):
-            times = model.stage_times(device.name, name) if name in allowed[device.name] else None
-            if times is None:
-                continue
-            seconds, flagged = times.table(cuts.tolist())
-            errors = np.full((size, size), times.largest_error)
-            measured = np.zeros((size, size), dtype=np.bool_)
-            place = {int(c): i for i, c in enumerate(cuts)}
-            for (start, stop), segment in times.measured.items():
-                if start in place and stop in place:
-                    errors[place[start], place[stop]] = segment.relative_error
-                    measured[place[start], place[stop]] = True
-            seconds[_failing(model.failures(device.name, name), cuts) & ~measured] = math.inf
-            better = ((seconds < stage[d]) & (flagged == guessed[d])) | (guessed[d] & ~flagged)
-            better &= np.isfinite(seconds) & (errors <= asked.executor_error)
-            stage[d][better], choice[d][better], error[d][better] = seconds[better], e, errors[better]
-            guessed[d][better] = flagged[better]
-    return stage, choice, error, names
-
-
-def _failing(failures: list[tuple[int, int]], cuts: NDArray[np.intp]) -> BoolArray:
-    """Segments that hold one that failed: what stopped the executor is in them too."""
-    found = np.zeros((len(cuts), len(cuts)), dtype=np.bool_)
-    for start, stop in failures:
-        found |= (cuts <= start)[:, None] & (cuts >= stop)[None, :]
-    return found
-
-
-def _admissible(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> tuple[tuple[str, ...], FloatArray]:
-    """Codecs worth a column, and (P, K, 3): bytes (inf where not admissible), points lost, relative error."""
-    names = {UNMEASURED_CODEC} | {p.codec for p in model.profile.payloads}
-    codecs = tuple(sorted(n for n in names if not asked.codecs or n in asked.codecs))
-    if not codecs:
-        raise PlannerError(
-            f"codec={','.join(asked.codecs)}: none of these was measured; known are {', '.join(sorted(names))}"
-        )
-    found = np.full((len(cuts), len(codecs), 3), math.inf)
-    image = _is_image(model.graph)
-    for i, position in enumerate(cuts.tolist()):
-        for k, codec in enumerate(codecs):
-            if codec.startswith(IMAGE_CODECS) and (position != 0 or not image):
-                continue
-            payload = model.payload(position, codec)
-            if payload is None or not (codec == UNMEASURED_CODEC or model.is_measured(position, codec)):
-                continue
-            loss = model.loss_points(position, codec)
-            if loss <= asked.loss_points and payload.relative_error <= asked.error:
-                found[i, k] = payload.size_bytes, loss, payload.relative_error
-    return codecs, found
-
-
-def _is_image(graph: Graph) -> bool:
-    """One of the inputs has 1 or 3 channels and two spatial sizes: an image codec carries it, the others as they are."""
-    shapes = [graph.tensors[index].shape for index in graph.inputs]
-    return any(len(s) in (3, 4) and s[-3] in (1, 3) and min(s[-2:]) > 1 for s in shapes)
-
-
-def _transfers(model: CostModel, asked: Asked, cuts: NDArray[np.intp]) -> dict[str, Any]:
-    devices = model.cluster.devices
-    codecs, payload = _admissible(model, asked, cuts)
-    count, size = len(devices), payload[:, :, 0]
-    encode, decode = np.full((2, len(cuts), len(codecs), count), math.inf)
-    raw = np.array([model.raw_bytes(int(p)) for p in cuts], dtype=np.float64)
-    for k, codec in enumerate(codecs):
-        for d, device in enumerate(devices):
-            fixed = model.codec_s(device.name, codec, 0.0)
-            if fixed is None and codec == UNMEASURED_CODEC:
-                encode[:, k, d] = decode[:, k, d] = 0.0
-            elif fixed is not None:
-                per_byte = np.subtract(model.codec_s(device.name, codec, 1.0) or fixed, fixed)
-                encode[:, k, d], decode[:, k, d] = fixed[0] + raw * per_byte[0], fixed[1] + raw * per_byte[1]
-    latency, rate = np.full((count, count), math.inf), np.full((count, count), 1.0)
-    for d, source in enumerate(devices):
-        for e, target in enumerate(devices):
-            link = model.link(source.name, target.name) if d != e else None
-            if link is not None:
-                latency[d, e], rate[d, e] = link.latency_s, link.bandwidth_bytes_per_s
-    send = np.where(np.isfinite(latency), size[:, :, None, None] / rate, math.inf)
-    transfer = encode[:, :, :, None] + latency + send + decode[:, :, None, :]
-    best, choice = _fastest(transfer)
-    return {
-        "codecs": codecs, "size": size, "encode": encode, "decode": decode, "loss": payload[:, :, 1],
-        "codec_error": payload[:, :, 2], "send": send, "transfer": transfer, "best": best, "choice": choice,
-    }  # fmt: skip
-
-
-def _fastest(transfer: FloatArray) -> tuple[FloatArray, NDArray[np.intp]]:
-    """Least transfer time over codecs and which codec; staying on a device is free at the two ends only."""
+def _fastest(transfer: FloatArray, free: BoolArray) -> tuple[FloatArray, NDArray[np.intp]]:
+    """Least transfer time over codecs and which codec; staying on a device costs nothing where it is `free` to."""
     best, choice = transfer.min(axis=1), transfer.argmin(axis=1)
     own = np.arange(transfer.shape[-1])
-    for end in (0, len(transfer) - 1):
-        best[end, own, own], choice[end, own, own] = 0.0, -1
+    for at in np.nonzero(free)[0]:
+        best[at, own, own], choice[at, own, own] = 0.0, -1
     return best, choice

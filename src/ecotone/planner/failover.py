@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecotone import schema
 from ecotone.cluster import Cluster, DeviceId
@@ -25,8 +25,18 @@ from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.planner.expectation import Detection, Expectation, Weights
 from ecotone.planner.failures import elements_of
-from ecotone.planner.objective import SLACK, Asked, Latency, Objective, PlannerError, Requirement
-from ecotone.planner.solve import solve
+from ecotone.planner.objective import (
+    P95,
+    SLACK,
+    Asked,
+    Latency,
+    Lexicographic,
+    Objective,
+    PlannerError,
+    Requirement,
+    Throughput,
+)
+from ecotone.planner.solve import Solution, solve
 from ecotone.planner.standbys import Candidate, Ground, Pool, Variant, gather
 from ecotone.planset import PlanSet, Standby
 from ecotone.profile import Profile
@@ -160,7 +170,9 @@ def choose(
     `topologies`: kinds that a standby may be of; without "none" a primary that can fail must have a standby. `survive`: how
     many elements may be down at once. `recover_s`: limit on the time from any single failure to the slowest result that it
     delays. `separate_uplinks`: bodies for two devices leave the source side by side. `tie`: as in solve, for the plain plan.
-    Raises PlannerError naming why there is no such set. The primary keeps all of `require`.
+    Raises PlannerError naming why there is no such set. The primary keeps all of `require`. What a failure costs is time:
+    under an objective other than latency or throughput the primary is as good as the best plan, and sets are priced by
+    latency.
     """
     unknown = topologies - set(KINDS)
     if not 1 <= survive <= MAX_SURVIVE:
@@ -173,6 +185,8 @@ def choose(
     plain = solve(
         graph, cluster, profile, wanted, tuple(require), time_limit_s=time_limit_s / 2, num_runners_up=NUM_NEAR, tie=tie
     )
+    if not isinstance(wanted, Latency | Throughput):
+        asked, wanted = _as_good_as(plain, wanted, asked), Latency()
     elements = elements_of(cluster)
     main = Ground(graph, cluster, profile, wanted, asked, elements, deadline)
     grounds = [(v, Ground(v.graph, cluster, v.profile, wanted, asked, elements, deadline)) for v in variants]
@@ -181,10 +195,20 @@ def choose(
         pool.candidates, pool.elements, pool.states, wanted, weights, detection, separate_uplinks=separate_uplinks
     )
     graphs = {graph.content_hash(): graph} | {v.graph.content_hash(): v.graph for v in variants}
-    limits = {d.name: int(c) for d, c in zip(cluster.devices, main.chain.capacity, strict=True)}
+    limits = {name: int(limit) for name, limit in main.limits.items()}
     search = _Choice(sums, asked, topologies, max_standbys, recover_s, graphs, limits, deadline)
     chosen, considered = search.best()
     return search.solution(chosen, considered, plain.plan, wanted.value(plain.cost), pool, survive)
+
+
+def _as_good_as(plain: Solution, wanted: Objective, asked: Asked) -> Asked:
+    """Limits that hold the primary to what the plain plan reaches under objectives that are not what failures cost."""
+    singles = wanted.objectives if isinstance(wanted, Lexicographic) else (wanted,)
+    asked = replace(asked, p95=next((o for o in singles if isinstance(o, P95)), asked.p95))
+    reached = {level.objective: level.value for level in plain.levels} or {plain.objective: plain.value}
+    for name, value in reached.items():
+        asked = asked.with_limit(name, value * (1 + TIE))
+    return asked
 
 
 class _Choice:

@@ -25,6 +25,8 @@ from ecotone.plan import Plan
 
 __all__ = ["Element", "States", "assume", "elements_of", "states_of"]
 
+MOST_SPELLED = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
@@ -50,7 +52,7 @@ class Element:
     def hits(self, plan: Plan) -> bool:
         """Whether `plan` cannot run without this element."""
         if self.is_link:
-            return any({t.source, t.target} == set(self.devices) for t in plan.transfers if not t.is_local)
+            return any({t.source, t.target} == set(self.devices) for t in plan.edges if not t.is_local)
         return self.devices[0] in plan.devices
 
     def __str__(self) -> str:
@@ -71,7 +73,10 @@ class States:
 
 
 def elements_of(cluster: Cluster) -> tuple[Element, ...]:
-    """All elements with a stated rate: devices in order, then connections; of two directions the worse figures count."""
+    """All elements with a stated rate: devices in order, then connections; of two directions the worse figures count.
+
+    Connections by kind are elements where the devices are at most MOST_SPELLED.
+    """
     ends = (cluster.source, cluster.sink)
     found = [
         Element(devices=(d.name,), mtbf_s=d.mtbf_s, mttr_s=d.mttr_s)
@@ -79,7 +84,7 @@ def elements_of(cluster: Cluster) -> tuple[Element, ...]:
         if d.mtbf_s > 0 and d.name not in ends
     ]
     pairs: dict[frozenset[DeviceId], list[Link]] = {}
-    for link in cluster.links:
+    for link in cluster.links_among(d.name for d in cluster.devices) if _few(cluster) else cluster.links:
         pairs.setdefault(frozenset((link.source, link.target)), []).append(link)
     for links in pairs.values():
         rated = [k for k in links if k.mtbf_s > 0]
@@ -88,6 +93,11 @@ def elements_of(cluster: Cluster) -> tuple[Element, ...]:
             mtbf, mttr = min(k.mtbf_s for k in rated), max(k.mttr_s for k in rated)
             found.append(Element(devices=names, mtbf_s=mtbf, mttr_s=mttr))
     return tuple(found)
+
+
+def _few(cluster: Cluster) -> bool:
+    """Whether connections by kind are few enough to be elements one by one."""
+    return len(cluster.devices) <= MOST_SPELLED
 
 
 def states_of(elements: Sequence[Element], survive: int, others: Sequence[Element] = ()) -> States:
@@ -124,4 +134,5 @@ def assume(cluster: Cluster, mtbf_s: float) -> Cluster:
     """The same cluster where every device and link that states no mtbf has this one."""
     devices = tuple(d if d.mtbf_s > 0 else replace(d, mtbf_s=mtbf_s) for d in cluster.devices)
     links = tuple(k if k.mtbf_s > 0 else replace(k, mtbf_s=mtbf_s) for k in cluster.links)
-    return replace(cluster, devices=devices, links=links)
+    kinds = tuple(k if k.mtbf_s > 0 else replace(k, mtbf_s=mtbf_s) for k in cluster.kind_links)
+    return replace(cluster, devices=devices, links=links, kind_links=kinds)

@@ -132,8 +132,8 @@ class Outlook:
         down, loaded = frozenset((names.index(lost),)), {(p.graph_hash, s) for p in resident for s in p.stages}
         found = []
         for name, loss, ground in self._grounds:
-            path = ground.best(down).path
-            plans = [] if path is None else [(name, ground.chain.plan(path))]
+            best = ground.best(down).plan
+            plans = [] if best is None else [(name, best)]
             plans += [
                 (f"{name} (resident)" if name != "repartition" else "standby", p)
                 for p in resident

@@ -1,8 +1,9 @@
 """Good plans under tight memory by local search over the order of devices; a source of answers, never of bounds.
 
 With the order of devices given, each once, the best cuts follow exactly: a stage either fits its device or not, so one
-pass of the latency programme along the order finds them, O(k P^2). The search replaces, inserts, removes, swaps and moves
-devices, first improvement in a fixed order, and recomputes the pass only from the first change on.
+pass of the programme along the order finds them, O(k P^2), with the best executor and codec everywhere. The search replaces,
+inserts, removes, swaps and moves devices, first improvement in a fixed order, and recomputes the pass only from the first
+change on. Not for exits, which part the stages of one device, nor for classes of devices.
 """
 
 from __future__ import annotations
@@ -16,31 +17,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecotone.cost import FloatArray
-from ecotone.planner.chain import Chain, Path
+from ecotone.planner.network import Network
 
 __all__ = ["improve_order"]
 
 Order = tuple[int, ...]
 
 
-def improve_order(chain: Chain, starts: list[Order], deadline: float) -> Path | None:
-    """The best path met from the orders `starts` until no neighbour is better or time.perf_counter() is `deadline`."""
-    search = _Orders(chain)
+def improve_order(network: Network, starts: list[Order], deadline: float) -> tuple[tuple[int, int, int], ...] | None:
+    """The stages of the best path met from the orders `starts` until no neighbour is better or time.perf_counter() is
+    `deadline`; None where there is none, or the chain has exits or classes."""
+    if network.chain.exits or network.chain.is_class.any():
+        return None
+    search = _Orders(network)
     best: Order | None = None
     value = math.inf
     for start in starts:
         order, seconds = search.descend(start, deadline)
         if seconds < value:
             best, value = order, seconds
-    return search.path(best) if best is not None else None
+    return search.stages(best) if best is not None else None
 
 
 class _Orders:
-    def __init__(self, chain: Chain) -> None:
-        self.chain = chain
-        self.usable = [d for d in range(chain.num_devices) if np.isfinite(chain.stage[d]).any()]
+    def __init__(self, network: Network) -> None:
+        self.chain = network.chain
+        stage, self.best = network.stage.min(axis=0), network.crossing.min(axis=1)
+        self.usable = [d for d in range(self.chain.num_devices) if np.isfinite(stage[d]).any()]
         # (D, P, P) with the stop first: the minimum over starts then runs along memory
-        self.by_stop = np.ascontiguousarray(chain.stage.transpose(0, 2, 1))
+        self.by_stop = np.ascontiguousarray(stage.transpose(0, 2, 1))
+        for end, device in ((0, self.chain.source), (-1, self.chain.sink)):
+            self.best[end, device, device] = 0.0
 
     def descend(self, order: Order, deadline: float) -> tuple[Order, float]:
         """First improvement until none is left."""
@@ -95,19 +102,19 @@ class _Orders:
 
     def _held(self, order: Order, i: int, tables: list[FloatArray]) -> FloatArray:
         if i:
-            held: FloatArray = tables[i - 1] + self.chain.best[:, order[i - 1], order[i]]
+            held: FloatArray = tables[i - 1] + self.best[:, order[i - 1], order[i]]
             return held
         held = np.full(self.chain.num_positions, math.inf)
-        held[0] = self.chain.best[0, self.chain.source, order[0]]
+        held[0] = self.best[0, self.chain.source, order[0]]
         return held
 
     def _total(self, order: Order, tables: list[FloatArray]) -> float:
         if len(tables) < len(order):
             return math.inf
-        return float(tables[-1][-1] + self.chain.best[-1, order[-1], self.chain.sink])
+        return float(tables[-1][-1] + self.best[-1, order[-1], self.chain.sink])
 
-    def path(self, order: Order) -> Path | None:
-        """The stages of an order at its best cuts."""
+    def stages(self, order: Order) -> tuple[tuple[int, int, int], ...] | None:
+        """The stages of an order at its best cuts; None where it cannot be."""
         tables = self._tables(order, 0, [])
         if not math.isfinite(self._total(order, tables)):
             return None
@@ -118,4 +125,4 @@ class _Orders:
             start = int(computed.argmin())
             stages.append((order[i], start, stop))
             stop = start
-        return self.chain.with_fastest_codecs(tuple(reversed(stages)))
+        return tuple(reversed(stages))

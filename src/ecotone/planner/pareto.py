@@ -9,15 +9,16 @@ with a `step` near zero it is exact. Each point is proven as far as its own solu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ecotone import schema
 from ecotone.cluster import Cluster
-from ecotone.cost import PlanCost
+from ecotone.cost import CostModel, PlanCost
 from ecotone.graph import Graph
 from ecotone.plan import Plan
-from ecotone.planner.objective import Objective, PlannerError, Requirement
+from ecotone.planner.objective import P95, Asked, Lexicographic, Objective, PlannerError, Requirement, quantity
+from ecotone.planner.search import Task
 from ecotone.planner.solve import solve
 from ecotone.profile import Profile
 
@@ -27,15 +28,10 @@ SCHEMA, VERSION = "ecotone.front", 1
 STEP = 0.05
 MOST_POINTS = 40
 
-AXES: dict[str, Callable[[PlanCost], float]] = {
-    "latency": lambda cost: cost.latency_s,
-    "throughput": lambda cost: cost.bottleneck_s,
-    "bytes": lambda cost: cost.size_bytes,
-    "energy": lambda cost: cost.energy_joule,
-    "accuracy_loss": lambda cost: cost.accuracy_loss_points,
-    "error": lambda cost: cost.relative_error,
-    "memory": lambda cost: float(max((d.memory_bytes for d in cost.devices), default=0)),
-}
+AXES = (
+    "latency", "p95", "throughput", "bytes", "energy", "server", "money", "accuracy_loss", "accuracy_loss_sure", "error",
+    "memory", "stages",
+)  # fmt: skip
 """What may be traded, less is better, by the name of its requirement; throughput as seconds of the bottleneck."""
 
 
@@ -80,47 +76,57 @@ def pareto(
     step: float = STEP,
     most_points: int = MOST_POINTS,
     time_limit_s: float = 60.0,
+    p95: P95 | None = None,
 ) -> Front:
     """The front of `objective` against `axis` (see AXES) among plans that keep `require`.
 
-    Raises PlannerError where no plan keeps them, for an unknown axis, or one that is the objective itself.
+    `p95`: how the 95th percentile is found, where it is the axis. Raises PlannerError where no plan keeps them, for an
+    unknown axis, or one that is the objective itself.
     """
     check_axis(axis, objective)
     if not 0 < step < 1:
         raise PlannerError(f"step {step} of a front must be between 0 and 1")
     requirements = tuple(Requirement.parse(r) if isinstance(r, str) else r for r in require)
     deadline = time.perf_counter() + time_limit_s
+    score = None
+    if axis == "p95":
+        model = CostModel(graph, cluster, profile)
+        score = Task.of(model, Asked.of((), p95), p95 or P95(), deadline).score
     points: list[Point] = []
     limit: tuple[Requirement, ...] = ()
     is_complete = False
     while len(points) < most_points and (left_s := deadline - time.perf_counter()) > 0:
         try:
-            found = solve(graph, cluster, profile, objective, (*requirements, *limit), time_limit_s=left_s, num_runners_up=0)
+            found = solve(
+                graph, cluster, profile, objective, (*requirements, *limit), time_limit_s=left_s, num_runners_up=0,
+                nearest=not points,
+            )  # fmt: skip
         except PlannerError:
             if not points:
                 raise
             is_complete = time.perf_counter() < deadline  # else nothing was found for want of time
             break
-        other = AXES[axis](found.cost)
+        other = score(found.plan) if score is not None else quantity(axis, found.cost)
         points.append(Point(plan=found.plan, cost=found.cost, value=found.value, other=other, is_proven=found.is_proven))
         if other <= 0:
             is_complete = True
             break
-        limit = (_below(axis, other, step),)
+        limit = (_below(axis, other, step, p95),)
     return Front(objective=objective.name, axis=axis, step=step, points=_undominated(points), is_complete=is_complete)
 
 
 def check_axis(axis: str, objective: Objective) -> None:
     """Raises PlannerError where `axis` cannot be traded against `objective`."""
-    if axis not in AXES or axis == objective.name:
-        others = ", ".join(name for name in AXES if name != objective.name)
+    names = [o.name for o in (objective.objectives if isinstance(objective, Lexicographic) else (objective,))]
+    if axis not in AXES or axis in names:
+        others = ", ".join(name for name in AXES if name not in names)
         raise PlannerError(f"{axis!r} cannot be traded against {objective.name}; these can: {others}")
 
 
-def _below(axis: str, value: float, step: float) -> Requirement:
+def _below(axis: str, value: float, step: float, p95: P95 | None) -> Requirement:
     """At most (1 - step) of `value`."""
     less = value * (1 - step)
-    return Requirement(name=axis, limit=1.0 / less if axis == "throughput" else less)
+    return Requirement(name=axis, limit=1.0 / less if axis == "throughput" else less, by=p95 if axis == "p95" else None)
 
 
 def _undominated(points: Iterable[Point]) -> tuple[Point, ...]:

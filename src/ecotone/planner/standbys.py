@@ -21,11 +21,12 @@ import numpy as np
 from ecotone.cluster import Cluster
 from ecotone.cost import CostModel, FloatArray, PlanCost
 from ecotone.graph import Graph
-from ecotone.plan import LOCAL, Plan, Stage, Transfer
-from ecotone.planner.chain import Chain, build
+from ecotone.plan import Plan
+from ecotone.planner.chain import Chain, Path, build
 from ecotone.planner.failures import Element, States, states_of
-from ecotone.planner.objective import Asked, Objective
-from ecotone.planner.solve import Found, Solution, search
+from ecotone.planner.objective import Asked, Latency, Score, Throughput, exceeds
+from ecotone.planner.search import Found, Task, chains_of, search, search_all
+from ecotone.planner.solve import Solution
 from ecotone.profile import Profile
 
 __all__ = ["Candidate", "Ground", "Pool", "Variant", "gather"]
@@ -58,8 +59,8 @@ class Candidate:
 
     @property
     def may_lead(self) -> bool:
-        """Not cut on one device without need, as only a fallback is that shares a head."""
-        return all(a.device != b.device for a, b in itertools.pairwise(self.plan.stages))
+        """Not cut on one device without need (an exit is one), as only a fallback is that shares a head."""
+        return all(a.device != b.device or a.exit for a, b in itertools.pairwise(self.plan.stages))
 
     @property
     def is_local(self) -> bool:
@@ -87,7 +88,7 @@ class Ground:
         graph: Graph,
         cluster: Cluster,
         profile: Profile,
-        objective: Objective,
+        objective: Latency | Throughput,
         asked: Asked,
         elements: Sequence[Element],
         deadline: float,
@@ -95,11 +96,16 @@ class Ground:
         self.model = CostModel(graph, cluster, profile)
         self.objective, self.deadline, self.elements = objective, deadline, tuple(elements)
         inf = math.inf
-        self.asked = replace(asked, latency_s=inf, bottleneck_s=inf, size_bytes=inf, energy_joule=inf, stages=inf)
-        self.chain = build(self.model, self.asked)
-        self._index = {d.name: i for i, d in enumerate(cluster.devices)}
+        self.asked = replace(
+            asked, latency_s=inf, bottleneck_s=inf, size_bytes=inf, energy_joule=inf, stages=inf, server_s=inf, money=inf,
+            p95_s=inf,
+        )  # fmt: skip
+        self.chains = chains_of(self.model, self.asked)
+        self.task = Task.of(self.model, self.asked, objective, deadline)
+        self.limits = {d.name: min(float(d.memory_bytes), asked.memory_bytes) for d in cluster.devices}
         self._found: dict[frozenset[int], tuple[Found, frozenset[int]]] = {}
-        self._roomy: Chain | None = None
+        self._roomy: dict[str, Chain] = {}
+        self._percentile: Score | None = None
 
     def best(self, down: frozenset[int]) -> Found:
         """The best path while `down` are down; that of a state with fewer down where it still runs.
@@ -121,8 +127,8 @@ class Ground:
         if before is not None and time.perf_counter() > self.deadline:
             found = replace(before, path=None, value=math.inf)
         else:
-            found = search(self._without(down), self.asked, self.objective, self.deadline)
-        plan = None if found.path is None else self.chain.plan(found.path)
+            found = search_all([self._without(chain, down) for chain in self.chains], self.task)
+        plan = found.plan
         hit = frozenset(i for i, e in enumerate(self.elements) if plan is not None and e.hits(plan))
         self._found[down] = (found, hit)
         return found, hit
@@ -132,65 +138,92 @@ class Ground:
         reached, plans = [frozenset[int]()], []
         for down in reached:  # grows
             found, needs = self._look(down)
-            if found.path is None:
+            if found.plan is None:
                 continue
-            plans.append(self.chain.plan(found.path))
+            plans.append(found.plan)
             after = [down | {i} for i in sorted(needs) if len(down) < survive]
             reached += [state for state in after if state not in reached]
         return list(dict.fromkeys(plans))
 
     def after_head(self, plan: Plan, down: Iterable[int]) -> Plan | None:
-        """The best plan that begins with the same stage on the source and avoids the elements `down`."""
-        head = plan.stages[0]
-        if head.device != plan.source or len(plan.stages) < 2 or head.stop not in self.chain.cuts:
+        """The best plan that begins with the same stage on the source and avoids the elements `down`; of the same exits."""
+        head, whole = plan.stages[0], self._chain_of(plan)
+        if head.device != plan.source or len(plan.stages) < 2 or whole is None or head.stop not in whole.cuts:
             return None
-        chain, source, cut = self._without(down), self.chain.source, self.chain.cuts.index(head.stop)
-        stage = chain.stage.copy()
-        stage[:, 0, :] = math.inf
-        stage[source, 0, cut] = chain.stage[source, 0, cut]
-        path = search(replace(chain, stage=stage), self.asked, self.objective, self.deadline).path
-        return None if path is None else chain.plan(path)
+        chain = self._without(whole, down)
+        if head.executor not in chain.executors:
+            return None
+        begun = chain.beginning_with(chain.source, chain.cuts.index(head.stop), head.executor)
+        return search(begun, self.task).plan
 
     def local_tail(self, plan: Plan) -> Plan | None:
         """The same head, then all the rest on the source, whatever memory it takes (the set is checked as a whole); the
         whole model where the head is not on the source. None where nothing measured covers it."""
-        source = plan.source
         kept = 0
-        while kept < len(plan.stages) - 1 and plan.stages[kept].device == source:
+        while kept < len(plan.stages) - 1 and plan.stages[kept].device == plan.source:
             kept += 1
-        start = plan.stages[kept - 1].stop if kept else 0
-        if start == 0:
+        if not kept:
             return self.whole_local()
-        chain = self._roomy_chain()
-        at = (chain.source, chain.cuts.index(start), chain.num_positions - 1)
-        if not math.isfinite(chain.stage[at]) or not math.isfinite(chain.best[-1, chain.source, chain.sink]):
+        chain = self._roomy_chain(self._policy(plan))
+        if any(s.stop not in chain.cuts or s.executor not in chain.executors for s in plan.stages[:kept]):
             return None
-        codec, stop = int(chain.choice[-1, chain.source, chain.sink]), chain.cuts[-1]
-        tail = Stage(device=source, start=start, stop=stop, executor=chain.executors[int(chain.executor[at])])
-        here = Transfer(source=source, target=source, position=start, codec=LOCAL)
-        out = Transfer(source=source, target=plan.sink, position=stop, codec=LOCAL if codec < 0 else chain.codecs[codec])
-        transfers = (*plan.transfers[:kept], here, out)
-        return replace(plan, stages=(*plan.stages[:kept], tail), transfers=transfers)
+        head = [(chain.source, chain.cuts.index(s.start), chain.cuts.index(s.stop)) for s in plan.stages[:kept]]
+        executors = [chain.executors.index(s.executor) for s in plan.stages[:kept]]
+        tail = _on_source(chain, head[-1][2])
+        if not all(math.isfinite(chain.stage[s]) for s in tail) or not math.isfinite(
+            chain.best[-1, chain.source, chain.sink]
+        ):
+            return None
+        executors += [int(chain.executor[s]) for s in tail]
+        codecs = (*((-1,) * (len(head) + len(tail))), int(chain.choice[-1, chain.source, chain.sink]))
+        return replace(chain.plan(Path((*head, *tail), codecs, tuple(executors))), epoch=plan.epoch)
 
     def whole_local(self) -> Plan | None:
-        """The whole model on the source, whatever memory it takes."""
-        chain = self._roomy_chain()
-        path = chain.with_fastest_codecs(((chain.source, 0, chain.num_positions - 1),))
-        return None if path is None else chain.plan(path)
+        """The whole model on the source, whatever memory it takes: the exits that are best there, or none."""
+        found = []
+        for each in self.chains:
+            chain = self._roomy_chain(each.policy.name if each.policy else "")
+            path = chain.with_fastest_codecs(_on_source(chain, 0))
+            found += [chain.plan(path)] if path is not None else []
+        return min(found, key=lambda p: self.task.value(p, self.model.predict(p)), default=None)
 
-    def _without(self, down: Iterable[int]) -> Chain:
+    def keeps_p95(self, asked: Asked, plan: Plan) -> bool:
+        """Whether a limit on the 95th percentile is kept, where there is one."""
+        if not math.isfinite(asked.p95_s):
+            return True
+        if self._percentile is None:
+            self._percentile = Task.of(self.model, asked, self.objective, self.deadline).score
+        return self._percentile is None or not exceeds(self._percentile(plan), asked.p95_s)
+
+    def _policy(self, plan: Plan) -> str:
+        policy = self.model.policy_of(plan)
+        return policy.name if policy else ""
+
+    def _chain_of(self, plan: Plan) -> Chain | None:
+        name = self._policy(plan)
+        return next((c for c in self.chains if (c.policy.name if c.policy else "") == name), None)
+
+    def _without(self, chain: Chain, down: Iterable[int]) -> Chain:
         gone = [self.elements[i] for i in down]
-        devices = [self._index[e.devices[0]] for e in gone if not e.is_link]
-        pairs = [tuple(self._index[d] for d in e.devices) for e in gone if e.is_link]
-        return self.chain.without(devices, [p for a, b in pairs for p in ((a, b), (b, a))])
+        devices = [e.devices[0] for e in gone if not e.is_link]
+        pairs = [e.devices for e in gone if e.is_link]
+        return chain.without(devices, [p for a, b in pairs for p in ((a, b), (b, a))])
 
-    def _roomy_chain(self) -> Chain:
-        if self._roomy is None:
+    def _roomy_chain(self, policy: str) -> Chain:
+        if policy not in self._roomy:
             model = self.model
             devices = tuple(replace(d, memory_bytes=_ROOMY) for d in model.cluster.devices)
             roomy = CostModel(model.graph, replace(model.cluster, devices=devices), model.profile)
-            self._roomy = build(roomy, replace(self.asked, memory_bytes=math.inf))
-        return self._roomy
+            table = model.profile.accuracy
+            asked = replace(self.asked, memory_bytes=math.inf)
+            self._roomy[policy] = build(roomy, asked, table.policy(policy) if table and policy else None)
+        return self._roomy[policy]
+
+
+def _on_source(chain: Chain, start: int) -> tuple[tuple[int, int, int], ...]:
+    """Stages from `start` to the end on the source, parted where exits are."""
+    at = [start, *(e.position for e in chain.exits if e.position > start), chain.num_positions - 1]
+    return tuple((chain.source, a, b) for a, b in itertools.pairwise(at))
 
 
 def gather(
@@ -228,7 +261,7 @@ def _main_plans(plain: Solution, main: Ground, survive: int) -> Iterator[Plan | 
     first = [plain.plan, *later[:1]]
     yield from (*first, main.local_tail(plain.plan), main.whole_local(), *later)
     everything = main.best(frozenset(i for i, e in enumerate(main.elements) if e.hits(plain.plan)))
-    yield from _paths(main.chain, [everything])
+    yield everything.plan
     near = [r.plan for r in plain.runners_up]
     for plan in dict.fromkeys((*first, *later, *near)):
         hit = [i for i, e in enumerate(main.elements) if e.hits(plan)]
@@ -250,14 +283,11 @@ def _unlike(plans: Iterable[Plan | None]) -> Iterator[Plan]:
             yield plan
 
 
-def _paths(chain: Chain, found: Iterable[Found]) -> list[Plan]:
-    return [chain.plan(f.path) for f in found if f.path is not None]
-
-
 def _candidate(plan: Plan, ground: Ground, asked: Asked, variant: Variant | None, point_s: float) -> Candidate:
     cost = ground.model.predict(plan)
     loss = variant.loss_points if variant else 0.0
     return Candidate(
-        plan=plan, cost=cost, value_s=ground.objective.value(cost) + point_s * loss, loss_points=loss,
-        variant=variant.name if variant else "", keeps_limits=variant is None and not asked.violations(cost),
+        plan=plan, cost=cost, value_s=ground.task.value(plan, cost) + point_s * loss, loss_points=loss,
+        variant=variant.name if variant else "",
+        keeps_limits=variant is None and not asked.violations(cost) and ground.keeps_p95(asked, plan),
     )  # fmt: skip

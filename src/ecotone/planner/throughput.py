@@ -40,12 +40,16 @@ class Widest:
 
 
 def classes_of(chain: Chain) -> list[list[int]]:
-    """Devices in classes of alike ones: same tables, same links to all others, and neither is source or sink."""
+    """Devices in classes of alike ones: same tables, same links to all others, and neither is source or sink.
+
+    A place that is a class already (kinds.py) is one by itself.
+    """
     found: list[list[int]] = []
+    classes = np.nonzero(chain.is_class)[0].tolist()
     for device in range(chain.num_devices):
         if not np.isfinite(chain.stage[device]).any():
             continue
-        pinned = (chain.source, chain.sink)
+        pinned = (chain.source, chain.sink, *classes)
         for group in found:
             if device not in pinned and group[0] not in pinned and _alike(chain, group[0], device):
                 group.append(device)
@@ -75,13 +79,17 @@ def _alike(chain: Chain, d: int, e: int) -> bool:
 
 
 def relaxed_bottleneck(chain: Chain) -> float:
-    """A lower bound: the least bottleneck when a device's stages are not added up. O(P^2 D Q^2 + P D^2 Q)."""
+    """A lower bound: the least bottleneck when a device's stages are not added up, exits' transfers left out.
+
+    O(P^2 D Q + P D^2 Q).
+    """
     size, count, num_codecs = chain.num_positions, chain.num_devices, len(chain.codecs)
     send = np.where(np.isfinite(chain.transfer), chain.send, math.inf)
-    held = np.full((size, num_codecs + 1, count), math.inf)  # last option: local, at position 0 only
+    held = np.full((size, num_codecs + 1, count), math.inf)  # last option: local, at position 0 and at exits
     held[0, :-1] = np.maximum(send[0, :, chain.source, :], chain.encode[0, :, chain.source][:, None])
     held[0, -1, chain.source] = 0.0
     decode = np.concatenate([chain.decode, np.zeros((size, 1, count))], axis=1)
+    exits = {e.position for e in chain.exits}
     for q in range(1, size):
         load = chain.stage[:, :q, q].T[:, None, :] + decode[:q]
         done = np.maximum(held[:q], load).min(axis=(0, 1))
@@ -90,6 +98,8 @@ def relaxed_bottleneck(chain: Chain) -> float:
             home[chain.sink] = done[chain.sink]
             return float(home.min())
         held[q, :-1] = np.maximum(done[None, :, None], send[q]).min(axis=1)
+        if q in exits:  # it may go on by itself
+            held[q, -1] = done
     return math.inf
 
 
@@ -115,23 +125,25 @@ class _Classes:
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
         self.groups = classes_of(chain)
+        self.admitted = np.where(np.isfinite(chain.transfer), chain.send, math.inf)
         self.speaker = np.array([group[0] for group in self.groups], dtype=np.intp)
         self.options = self._useful_codecs()
-        self.num_options = max((len(o) for o in self.options), default=0)
-        self.limit = np.array([len(group) for group in self.groups])
-        self.stride = np.concatenate([[1], np.cumprod(self.limit + 1)])[: len(self.groups)].astype(np.intp)
-        self.num_counts = int(np.prod(self.limit + 1)) if self.groups else 0
+        self.num_options = max(1, *(len(o) for o in self.options))
+        counts = [sum(len(chain.members[d]) for d in group) for group in self.groups]
+        self.limit = np.array([min(n, chain.num_positions - 1) for n in counts], dtype=np.intp)
+        self.num_counts = math.prod(int(n) + 1 for n in self.limit) if self.groups else 0
         self.width = chain.num_positions * self.num_options
         self.num_cells = self.num_counts * len(self.groups) * self.width
         if self.num_cells <= LARGEST_TABLE and self.groups:
+            self.stride = np.concatenate([[1], np.cumprod(self.limit + 1)])[: len(self.groups)].astype(np.intp)
             self._tables()
 
     def _useful_codecs(self) -> list[list[int]]:
-        """Per position the codecs that no other beats at once in bytes, encoding and decoding on every device."""
+        """Per position the admissible codecs that no other one beats at once in bytes, encoding and decoding everywhere."""
         chain, found = self.chain, []
         for p in range(chain.num_positions):
             rows = np.concatenate([chain.size[p][:, None], chain.encode[p], chain.decode[p]], axis=1)
-            usable = [k for k in range(len(chain.codecs)) if math.isfinite(chain.size[p, k])]
+            usable = np.nonzero(np.isfinite(self.admitted[p]).any(axis=(1, 2)))[0].tolist()
             kept: list[int] = []
             for k in sorted(usable, key=lambda k: (float(chain.size[p, k]), k)):
                 if not any((rows[j] <= rows[k]).all() for j in kept):
@@ -152,11 +164,12 @@ class _Classes:
         encode = chain.encode[at, chosen][:, :, self.speaker].transpose(2, 0, 1)
         self.decode = np.where(absent, math.inf, decode)
         self.encode = np.where(absent, math.inf, encode)
-        send = chain.send[at, chosen].transpose(2, 3, 0, 1)
+        send = self.admitted[at, chosen].transpose(2, 3, 0, 1)
         send = np.where(absent[None], math.inf, send)
         pairs = send[np.ix_(self.speaker, self.speaker)]
         for c, group in enumerate(self.groups):
-            pairs[c, c] = send[group[0], group[1]] if len(group) > 1 else math.inf
+            alike = group[1] if len(group) > 1 else group[0]  # of a class the diagonal is the link between two of it
+            pairs[c, c] = send[group[0], alike]
         self.between, self.send = pairs, send
         compute = chain.stage[self.speaker]  # (T, P, P)
         self.load = self._loads(compute)
@@ -227,15 +240,14 @@ class _Fixed:
         self.enter = np.where(at_source, 0.0, math.inf)
         self.leave = np.where(at_sink, 0.0, math.inf)
         if sending >= 0:
-            self.enter = np.where(at_source, math.inf, chain.send[0, sending, chain.source, speaker])
+            self.enter = np.where(at_source, math.inf, classes.admitted[0, sending, chain.source, speaker])
         if taking >= 0:
-            self.leave = np.where(at_sink, math.inf, chain.send[-1, taking, speaker, chain.sink])
+            self.leave = np.where(at_sink, math.inf, classes.admitted[-1, taking, speaker, chain.sink])
         if ends.sink_starts is not None:
             self.enter = np.where(at_sink == ends.sink_starts, self.enter, math.inf)
             if ends.sink_starts:  # the link source > sink may carry both ends
-                both = float(chain.send[0, sending, chain.source, chain.sink]) + float(
-                    chain.send[-1, taking, chain.source, chain.sink]
-                )
+                both = float(classes.admitted[0, sending, chain.source, chain.sink])
+                both += float(classes.admitted[-1, taking, chain.source, chain.sink])
                 self.leave = np.where(at_source, both, self.leave)
         self.between = classes.between.reshape(count, count, classes.width)
 
@@ -316,6 +328,6 @@ class _Fixed:
         taken = dict.fromkeys(range(len(classes.groups)), 0)
         found = []
         for c, a, b in reversed(stages):
-            found.append((classes.groups[c][taken[c]], a, b))
+            found.append((classes.groups[c][min(taken[c], len(classes.groups[c]) - 1)], a, b))
             taken[c] += 1
         return Path(tuple(found), tuple(reversed(codecs)))

@@ -5,6 +5,8 @@
     dynamic_split      before each request the best natural bottleneck at the mean of the last ten rates (arXiv:2205.11269)
     oracle             knows the trace: before each request the plan that ends first; among the plans of ecotone
     ecotone            protocol/controller.py over planner/candidates.py
+    deadline           before each request the most accurate plan that will be in time, by the controller's eyes
+    learned            a trained policy among the plans of its file; both need to know the deadline
 
 All run in the same runtime and simulator (see controller.Policy), so all that keep several plans also get its failover. The
 best static plan in hindsight is no policy: measure each of `statics` and take the best.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +30,7 @@ from ecotone.planner.baselines import place
 from ecotone.planner.candidates import candidates
 from ecotone.planner.objective import Asked, Latency, PlannerError, Requirement
 from ecotone.planset import PlanSet, Standby
+from ecotone.policies.deadline import DeadlinePolicy
 from ecotone.policies.oracle import Oracle
 from ecotone.policies.rates import Prices, Rates
 from ecotone.profile import Profile
@@ -44,7 +48,7 @@ from ecotone.protocol.controller import (
 from ecotone.protocol.effects import Preferred
 from ecotone.units import EcotoneError
 
-__all__ = ["NAMES", "Contender", "DynamicSplit", "Neurosurgeon", "Static", "contender", "statics"]
+__all__ = ["NAMES", "WITH_DEADLINE", "Contender", "DynamicSplit", "Neurosurgeon", "Static", "contender", "statics"]
 
 Require = Iterable[Requirement | str]
 _STATIC = {"device_only", "server_only_raw", "server_only_jpeg", "fixed_cut", "best_fixed_cut"}
@@ -52,6 +56,7 @@ NAMES = (
     "device_only", "server_only_raw", "server_only_jpeg", "fixed_cut", "best_fixed_cut", "neurosurgeon", "dynamic_split",
     "oracle", "ecotone",
 )  # fmt: skip
+WITH_DEADLINE = ("deadline", "learned")
 FACTORS = tuple(float(f) for f in np.geomspace(1 / 128, 4, 19))
 
 
@@ -64,6 +69,14 @@ class Contender:
     policy: Policy
 
 
+class HasPlans(Protocol):
+    """A trained policy (see learned.py) as this file, which knows no tensors, sees it."""
+
+    def plan_set(self) -> PlanSet: ...
+
+    def policy(self, plans: PlanSet, graph: Graph, cluster: Cluster, profile: Profile, deadline_s: float) -> Policy: ...
+
+
 def contender(
     name: str,
     graph: Graph,
@@ -73,9 +86,16 @@ def contender(
     *,
     traces: Mapping[tuple[DeviceId, DeviceId], LinkTrace] | None = None,
     settings: ControllerSettings | None = None,
+    deadline_s: float | None = None,
+    trained: HasPlans | None = None,
 ) -> Contender:
-    """The contender of that name; `traces` of directed links are for the oracle only. Raises PlannerError, EcotoneError."""
+    """The contender of that name; `traces` of directed links are for the oracle only. Raises PlannerError, EcotoneError.
+
+    `deadline_s` is for those of WITH_DEADLINE, `trained` for "learned"; "deadline" takes its plans as well where given.
+    """
     asked = tuple(require)
+    if name in WITH_DEADLINE:
+        return _with_deadline(name, graph, cluster, profile, asked, deadline_s, trained)
     if name in _STATIC:
         loose = ("error=1e9", "codec=jpeg:90,fp32") if name == "server_only_jpeg" else ("error=1e9",)
         rule = {"fixed_cut": "fixed_int8_middle"}.get(name, name)
@@ -88,11 +108,28 @@ def contender(
         plans = _set(natural_bottlenecks(graph, cluster, profile))
         return Contender(name=name, plans=plans, policy=DynamicSplit(graph, cluster, profile))
     if name not in NAMES:
-        raise EcotoneError(f"policy {name!r} is not known; known are {', '.join(NAMES)}")
+        raise EcotoneError(f"policy {name!r} is not known; known are {', '.join((*NAMES, *WITH_DEADLINE))}")
     plans = candidates(graph, cluster, profile, Latency(), asked)
     if name == "oracle":
         return Contender(name=name, plans=plans, policy=Oracle(graph, cluster, profile, traces or {}))
     return Contender(name=name, plans=plans, policy=Controller(plans, graph, cluster, profile, Latency(), settings))
+
+
+def _with_deadline(
+    name: str,
+    graph: Graph,
+    cluster: Cluster,
+    profile: Profile,
+    require: tuple[Requirement | str, ...],
+    deadline_s: float | None,
+    trained: HasPlans | None,
+) -> Contender:
+    if deadline_s is None or (name == "learned" and trained is None):
+        raise EcotoneError(f"policy {name} needs a deadline" + (" and a trained policy" if name == "learned" else ""))
+    plans = trained.plan_set() if trained else candidates(graph, cluster, profile, Latency(), require)
+    if name == "learned" and trained is not None:
+        return Contender(name=name, plans=plans, policy=trained.policy(plans, graph, cluster, profile, deadline_s))
+    return Contender(name=name, plans=plans, policy=DeadlinePolicy(plans, graph, cluster, profile, deadline_s))
 
 
 def statics(graph: Graph, cluster: Cluster, profile: Profile, require: Require = ()) -> dict[str, Plan]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ecotone.cluster import Cluster, DeviceId
-from ecotone.cost import CostModel, PlanCost
+from ecotone.cost import CostModel, PlanCost, TransferCost
 from ecotone.graph import Graph
 from ecotone.linktrace import LinkTrace
 from ecotone.profile import Profile
@@ -23,20 +23,25 @@ Traces = Mapping[tuple[DeviceId, DeviceId], LinkTrace]
 
 
 def played_s(cost: PlanCost, traces: Traces, start_s: float) -> float:
-    """When a request that begins at `start_s` of the traces ends; links without a trace are as `cost` has them."""
-    now_s = start_s
-    for i, transfer in enumerate(cost.transfers):
-        trace = traces.get((transfer.source, transfer.target))
-        now_s += transfer.encode_s
-        if trace is None or transfer.source == transfer.target:
-            now_s += transfer.send_s + transfer.latency_s
-        else:
-            now_s = sent_at(trace, transfer.size_bytes, now_s)
-            now_s += trace.at(now_s).latency_s
-        now_s += transfer.decode_s
-        if i < len(cost.stages):
-            now_s += cost.stages[i].compute_s
-    return now_s
+    """When a request that begins at `start_s` of the traces ends, in the mean; links without one are as in `cost`."""
+    now_s, mean_s, exits = start_s, 0.0, iter(cost.exit_transfers)
+    for stage, transfer in zip(cost.stages, cost.transfers, strict=False):
+        now_s = _crossed_s(transfer, traces, now_s) + stage.compute_s
+        if stage.exit:
+            mean_s += stage.leaves * _crossed_s(next(exits), traces, now_s)
+    return mean_s + cost.transfers[-1].share * _crossed_s(cost.transfers[-1], traces, now_s)
+
+
+def _crossed_s(transfer: TransferCost, traces: Traces, now_s: float) -> float:
+    """When what is to cross from `now_s` on is at the other side."""
+    trace = traces.get((transfer.source, transfer.target))
+    now_s += transfer.encode_s
+    if trace is None or transfer.source == transfer.target:
+        now_s += transfer.send_s + transfer.latency_s
+    else:
+        now_s = sent_at(trace, transfer.size_bytes, now_s)
+        now_s += trace.at(now_s).latency_s
+    return now_s + transfer.decode_s
 
 
 class Oracle:

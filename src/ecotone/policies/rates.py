@@ -67,15 +67,15 @@ class Prices:
 
     def __init__(self, graph: Graph, cluster: Cluster, profile: Profile) -> None:
         self._model = CostModel(graph, cluster, profile)
-        self._parts: dict[int, tuple[float, tuple[tuple[Pair, int, float], ...]]] = {}
+        self._parts: dict[int, tuple[float, tuple[tuple[Pair, float, float], ...]]] = {}
 
     def take(self, plans: PlanSet) -> None:
         """The plans that are resident now."""
         self._parts = {plan.epoch: self._part(plan) for plan in plans.plans}
 
-    def _part(self, plan: Plan) -> tuple[float, tuple[tuple[Pair, int, float], ...]]:
+    def _part(self, plan: Plan) -> tuple[float, tuple[tuple[Pair, float, float], ...]]:
         cost = self._model.predict(plan)
-        on_links = sum(t.latency_s + t.send_s for t in cost.transfers)
+        on_links = sum(t.share * (t.latency_s + t.send_s) for t in cost.edges)
         return cost.latency_s - on_links, link_terms(plan, self._model)
 
     def uses(self, epoch: int) -> frozenset[Pair]:

@@ -6,7 +6,7 @@ disagreement come from real inputs through the real codec and the rest of the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -15,13 +15,16 @@ from ecotone.cluster import DeviceId
 from ecotone.codec import CodecError, ImageSpec
 from ecotone.model import Captured
 from ecotone.profile import CodecCost, Payload
+from ecotone.profiling.crossings import Answer, Crossings, Sent
+from ecotone.profiling.decisions import count_differing, decided
 from ecotone.profiling.job import Frontiers, frontier_values
+from ecotone.profiling.ladders import value_codec
 from ecotone.profiling.link import fit_line
 from ecotone.profiling.measurement import Progress
 from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
-from ecotone.profiling.work import relative_error
+from ecotone.profiling.work import error_of, error_terms
 
-__all__ = ["codec_ids", "disagreement", "payloads", "profile_codecs"]
+__all__ = ["PayloadSums", "codec_ids", "learned_positions", "payloads", "profile_codecs"]
 
 SIZES_BYTES = (1 << 14, 1 << 18, 1 << 20)
 ROUNDS = 5
@@ -35,6 +38,12 @@ def codec_ids(stated: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def learned_positions(codecs: Sequence[str]) -> tuple[int, ...]:
+    """The cuts of the learned codecs among `codecs`; raises CodecError where one is not here."""
+    found = {codec.position_of(name) for name in codecs if name.startswith("learned:")}
+    return tuple(sorted(position for position in found if position is not None))
+
+
 def profile_codecs(
     device: DeviceId,
     codecs: Sequence[str] = (),
@@ -43,12 +52,13 @@ def profile_codecs(
     rounds: int = ROUNDS,
     image: ImageSpec | None = None,
     picture: torch.Tensor | None = None,
+    frontiers: Frontiers | None = None,
     progress: Progress | None = None,
 ) -> tuple[CodecCost, ...]:
-    """Encode and decode seconds of each codec here, one thread, as `device`.
+    """Encode and decode seconds of each codec here, one thread, as `device`; one that this machine lacks is left out.
 
     `picture` is a real input, `image` how its pixels became it: image codecs are timed on that one, since their time
-    depends on what is seen and they carry nothing else.
+    depends on what is seen and they carry nothing else. Learned codecs are timed on the tensor of `frontiers` at their cut.
     """
     names = codec_ids(codecs)
     costs = []
@@ -57,9 +67,14 @@ def profile_codecs(
     sweep = Sweep()
     try:
         for number, name in enumerate(names):
-            tensors = _to_code(name, sizes_bytes, image, picture)
-            with collector_off():
-                points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            tensors = _to_code(name, sizes_bytes, image, picture, frontiers)
+            try:
+                with collector_off():
+                    points = [_codec_times(name, tensor, image, rounds, sweep) for tensor in tensors]
+            except CodecError:
+                points = []  # no AVIF here
+            if not points:
+                continue
             encode_fixed, encode_rate = fit_line([(size, encode) for size, encode, _ in points])
             decode_fixed, decode_rate = fit_line([(size, decode) for size, _, decode in points])
             costs.append(
@@ -80,8 +95,14 @@ def profile_codecs(
 
 
 def _to_code(
-    name: str, sizes_bytes: Sequence[int], image: ImageSpec | None, picture: torch.Tensor | None
+    name: str,
+    sizes_bytes: Sequence[int],
+    image: ImageSpec | None,
+    picture: torch.Tensor | None,
+    frontiers: Frontiers | None,
 ) -> list[torch.Tensor]:
+    if name.startswith("learned:"):
+        return [tensors[0] for tensors in (frontiers or {}).get(codec.position_of(name) or 0, ())[:1]]
     if not codec.info(name).is_image:
         return [_activation(size) for size in sizes_bytes]
     return [_picture(size, image) for size in sizes_bytes] if picture is None else [picture]
@@ -124,20 +145,6 @@ def _noise(size_bytes: int, channels: int) -> torch.Tensor:
     return smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
 
 
-def disagreement(made: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]) -> float:
-    """Share of decisions that differ: arg-max over the classes (dimension 1 of four or more, else the last)."""
-    differ = total = 0
-    for mine, theirs in zip(made, wanted, strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            if not b.is_floating_point() or b.dim() == 0:
-                continue
-            classes = 1 if b.dim() >= 4 else b.dim() - 1
-            if b.shape[classes] > 1:
-                flips = a.argmax(classes) != b.argmax(classes)
-                differ, total = differ + int(flips.sum()), total + flips.numel()
-    return differ / total if total else 0.0
-
-
 def payloads(
     captured: Captured,
     samples: Sequence[Sequence[torch.Tensor]],
@@ -152,52 +159,52 @@ def payloads(
 
     `image` says how pixels became the input, as for `codec.pack`: without it image codecs stretch the range of each.
     """
-    names = codec_ids(codecs)
     cuts = tuple(cuts)
     values = frontiers or frontier_values(captured, samples, cuts)
-    length = captured.graph.num_blocks
-    found = []
+    crossings = Crossings(captured, cuts, codec_ids(codecs), image=image)
+    sums = PayloadSums(codec_ids(codecs))
+    answers = [Answer(outputs, {}) for outputs in values[cuts[-1]]]
     for number, cut in enumerate(cuts):
-        tensors = captured.graph.frontier(cut)
-        rest = captured.segment(cut, length).module() if cut < length else None
-        for name in names:
-            if codec.info(name).is_image and cut != 0:
-                continue
-            labels = [captured.graph.tensors[t].name for t in tensors]
-            try:
-                found.append(_payload(cut, name, labels, values[cut], values[cuts[-1]], rest, image))
-            except CodecError:
-                continue  # this frontier is no picture
+        for sent in crossings.sent_at(cut, values[cut], answers):
+            sums.add(sent, answers)
         if progress:
             progress(number + 1, len(cuts), f"payloads at {cut}")
-    return tuple(found)
+    return sums.payloads()
 
 
-def _payload(
-    cut: int,
-    name: str,
-    labels: Sequence[str],
-    values: Sequence[tuple[torch.Tensor, ...]],
-    wanted: Sequence[tuple[torch.Tensor, ...]],
-    rest: Callable[..., tuple[torch.Tensor, ...]] | None,
-    image: ImageSpec | None,
-) -> Payload:
-    size, made = 0, []
-    for tensors in values:
-        body = codec.pack(list(zip(labels, tensors, strict=True)), name, image=image)
-        size += len(body)
-        decoded = codec.unpack(body)
-        if rest is None:
-            made.append(tuple(decoded))
-            continue
-        same = all(torch.equal(a, b) for a, b in zip(decoded, tensors, strict=True))
-        with torch.no_grad():
-            made.append(wanted[len(made)] if same else tuple(rest(*decoded)))
-    return Payload(
-        position=cut,
-        codec=name,
-        size_bytes=size / len(values),
-        relative_error=min(relative_error(made, wanted), 1e9),
-        disagreement=disagreement(made, wanted),
-        num_samples=len(values),
-    )
+class PayloadSums:
+    """What payloads are made of, added up batch by batch: bytes, error and changed decisions at every cut."""
+
+    def __init__(self, codecs: Sequence[str]) -> None:
+        self._codecs = tuple(codecs)
+        self._bytes: dict[tuple[int, str], tuple[int, int]] = {}  # sum, samples
+        self._errors: dict[tuple[int, str], tuple[float, float]] = {}  # by what gives equal values
+        self._differ: dict[tuple[int, str], tuple[int, int, int]] = {}  # decisions unlike, decisions, samples
+
+    def add(self, sent: Sent, wanted: Sequence[Answer]) -> None:
+        """One batch; `wanted`: the answers with nothing sent."""
+        for name, sizes in sent.sizes.items():
+            total, count = self._bytes.get((sent.cut, name), (0, 0))
+            self._bytes[sent.cut, name] = (total + sum(sizes), count + len(sizes))
+        for mine, theirs in zip(sent.answers, wanted, strict=True):
+            gap, size = error_terms(mine.outputs, theirs.outputs)
+            differ, decisions = count_differing(decided(mine.outputs), decided(theirs.outputs))
+            key = (sent.cut, sent.values)
+            e, d = self._errors.get(key, (0.0, 0.0)), self._differ.get(key, (0, 0, 0))
+            self._errors[key] = (e[0] + gap, e[1] + size)
+            self._differ[key] = (d[0] + differ, d[1] + decisions, d[2] + 1)
+
+    def payloads(self) -> tuple[Payload, ...]:
+        """By cut, then in the order of the codecs."""
+        found = []
+        for cut, name in sorted(self._bytes, key=lambda key: (key[0], self._codecs.index(key[1]))):
+            total, count = self._bytes[cut, name]
+            differ, decisions, samples = self._differ[cut, value_codec(name)]
+            error = error_of(*self._errors[cut, value_codec(name)])
+            found.append(
+                Payload(
+                    position=cut, codec=name, size_bytes=total / count, relative_error=min(error, 1e9),
+                    disagreement=differ / decisions if decisions else 0.0, num_samples=samples,
+                )
+            )  # fmt: skip
+        return tuple(found)

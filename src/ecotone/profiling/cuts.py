@@ -2,10 +2,13 @@
 
 All of them where there are few. Else the strict prefix minima of the frontier's bytes (where sending became cheaper than
 ever before), and, spread evenly over the model's FLOP, the cheapest single-tensor frontier of each stretch: minima alone
-are the wrong set once the far machine is loaded. Pure. O(L log L) beside the frontiers themselves.
+are the wrong set once the far machine is loaded. Where an exit stands a stage must be able to end, so those positions are
+always there, beside the limit. Pure. O(L log L) beside the frontiers themselves.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from ecotone.graph import Graph
 
@@ -14,8 +17,8 @@ __all__ = ["DEFAULT_LIMIT", "candidate_cuts"]
 DEFAULT_LIMIT = 24
 
 
-def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT) -> tuple[int, ...]:
-    """At most `limit` inner positions, ascending, with 0 and L round them."""
+def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT, also: Iterable[int] = ()) -> tuple[int, ...]:
+    """At most `limit` inner positions, those of exits and of `also`, ascending, with 0 and L round them."""
     length = graph.num_blocks
     inner = range(1, length)
     if len(inner) <= limit:
@@ -32,6 +35,7 @@ def candidate_cuts(graph: Graph, limit: int = DEFAULT_LIMIT) -> tuple[int, ...]:
         # A stretch may hold no position of the pool: what it leaves free is spread again.
         while len(chosen) < limit and (rest := [p for p in pool if p not in chosen]):
             chosen.update(_spread(graph, rest, size, limit - len(chosen)))
+    chosen.update(also, (place.position for place in graph.exits))
     return (0, *sorted(chosen), length)
 
 

@@ -2,7 +2,8 @@
 
 First pass: all executors on [0, L), quickly. Then, of those within the error asked, the fastest of each class of accuracy
 (exact: below 1e-3, fine: below 0.02, coarse: the rest) goes on to the second pass over [0, c) and [c, L) for every
-candidate cut c. Executors that take long to prepare (torch.compile, int8) take part where they are named, or where
+candidate cut c, and over the blocks before each exit with its head and without: the difference, decision included, is the
+exit's time. Executors that take long to prepare (torch.compile, int8) take part where they are named, or where
 nothing faster is there. O(cuts * executors kept) segments, in groups that fit into memory.
 """
 
@@ -19,15 +20,16 @@ from ecotone import executors
 from ecotone.cluster import Device
 from ecotone.codec import ImageSpec, is_picture
 from ecotone.executors import ExecutorError
+from ecotone.graph import Exit, Graph
 from ecotone.model import Captured
-from ecotone.profile import ExecutorFailure, SegmentTime
+from ecotone.profile import ExecutorFailure, ExitTime, SegmentTime
 from ecotone.profiling.codecs import profile_codecs
 from ecotone.profiling.isolation import COMMAND, Outcome, run_here, run_isolated
 from ecotone.profiling.job import Frontiers, Job, Step, frontier_values, write_model
 from ecotone.profiling.measurement import DeviceMeasurement, MeasureOptions, Progress
 from ecotone.units import EcotoneError
 
-__all__ = ["profile_device"]
+__all__ = ["before_exits", "profile_device"]
 
 GROUP_BYTES = 1 << 30  # weights of the segments that are held, and timed in turn, at once
 CLASSES = (1e-3, 0.02, float("inf"))
@@ -54,8 +56,7 @@ def profile_device(
     """Measure `captured` on this machine as `device` (its accelerator, threads, executors; times stretched by slowdown).
 
     `cuts` ascend from 0 to L; `samples` are flat inputs, empty: the capture's examples; `frontiers` saves computing them;
-    `image` says how pixels became the input.
-    Raises EcotoneError where no executor runs the whole model.
+    `image` says how pixels became the input. Raises EcotoneError where no executor runs the whole model.
     """
     options = options or MeasureOptions()
     cuts = tuple(cuts)
@@ -63,7 +64,7 @@ def profile_device(
     values = frontiers or frontier_values(captured, samples, cuts)
     names, failures = _candidates(device, options)
     inner = len(cuts) - 2
-    steps = len(names) + options.screening_rounds + 2 * inner * options.keep + options.rounds
+    steps = len(names) + options.screening_rounds + 2 * (inner + len(captured.graph.exits)) * options.keep + options.rounds
     bar = _Bar(progress, steps)
 
     def run(folder: Path, job: Job) -> Outcome:
@@ -75,7 +76,9 @@ def profile_device(
     with tempfile.TemporaryDirectory(prefix="ecotone-measure-") as name:
         folder = Path(name)
         ranges = [(0, length), *((0, c) for c in cuts[1:-1]), *((c, length) for c in cuts[1:-1])]
-        write_model(folder, captured, ranges, values)
+        before = before_exits(captured.graph, cuts)
+        pieces = [(start, place.position, name) for place, start in before for name in ("", place.name)]
+        write_model(folder, captured, [*ranges, *pieces], values)
         whole = [Step(executor=executor, start=0, stop=length) for executor in names]
         outcomes = [_do(folder, device, whole, options.screening_rounds, run)]
         if not outcomes[0].timed:
@@ -84,19 +87,36 @@ def profile_device(
         kept = _kept(outcomes[0].timed, options)
         for group in _groups(captured, kept, cuts):
             outcomes.append(_do(folder, device, group, options.rounds, run))
+        both = [Step(executor=name, start=a, stop=b, exit=exit_name) for a, b, exit_name in pieces for name in kept]
+        exits = _exit_times(device, _do(folder, device, both, options.rounds, run)) if both else ()
     picture = next((t for t in values[cuts[0]][0] if t.is_floating_point() and is_picture(tuple(t.shape))), None)
-    codecs = profile_codecs(device.name, options.codecs, image=image, picture=picture, progress=bar.more)
+    codecs = profile_codecs(device.name, options.codecs, image=image, picture=picture, frontiers=values, progress=bar.more)
     bar.finish()
     # The whole model is in every pass; the last pass is the thorough one.
     latest = {(e["executor"], e["start"], e["stop"]): e for outcome in outcomes for e in outcome.timed}
     found = [_segment_time(device, event) for event in latest.values()]
-    failures += [
-        ExecutorFailure(device=device.name, executor=s.executor, start=s.start, stop=s.stop, reason=reason)
-        for outcome in outcomes
-        for s, reason in outcome.failed
-    ]
-    measured = DeviceMeasurement(device=device.name, segments=tuple(found), codecs=codecs, failures=tuple(failures))
-    return measured.for_device(device)
+    failures += [_failure(device, step, reason) for outcome in outcomes for step, reason in outcome.failed]
+    return DeviceMeasurement(
+        device=device.name, segments=tuple(found), codecs=codecs, failures=tuple(failures), exits=exits
+    ).for_device(device)
+
+
+def before_exits(graph: Graph, cuts: Sequence[int]) -> list[tuple[Exit, int]]:
+    """Each exit with the cut before it: between the two its time is measured."""
+    return [(place, max(c for c in cuts if c < place.position)) for place in graph.exits]
+
+
+def _exit_times(device: Device, outcome: Outcome) -> tuple[ExitTime, ...]:
+    """With head and decision less without, per executor and exit; one that failed has none."""
+    plain = {(e["executor"], e["stop"]): e["median_s"] for e in outcome.timed if not e["exit"]}
+    return tuple(
+        ExitTime(
+            device=device.name, executor=e["executor"], exit=e["exit"], relative_error=e["relative_error"],
+            median_s=max(0.0, e["median_s"] - plain[e["executor"], e["stop"]]),
+        )
+        for e in outcome.timed
+        if e["exit"] and (e["executor"], e["stop"]) in plain
+    )  # fmt: skip
 
 
 def _candidates(device: Device, options: MeasureOptions) -> tuple[list[str], list[ExecutorFailure]]:
@@ -158,6 +178,10 @@ def _groups(captured: Captured, names: Sequence[str], cuts: Sequence[int]) -> li
 
 def _do(folder: Path, device: Device, steps: Sequence[Step], rounds: int, run: Run) -> Outcome:
     return run(folder, Job(accelerator=device.accelerator, threads=device.threads, rounds=rounds, steps=tuple(steps)))
+
+
+def _failure(device: Device, step: Step, reason: str) -> ExecutorFailure:
+    return ExecutorFailure(device=device.name, executor=step.executor, start=step.start, stop=step.stop, reason=reason)
 
 
 def _segment_time(device: Device, event: dict[str, Any]) -> SegmentTime:

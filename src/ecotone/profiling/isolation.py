@@ -138,4 +138,4 @@ def _note(outcome: Outcome, event: dict[str, Any], tick: Any) -> None:
 
 
 def _step(event: dict[str, Any]) -> Step:
-    return Step(executor=event["executor"], start=event["start"], stop=event["stop"])
+    return Step(executor=event["executor"], start=event["start"], stop=event["stop"], exit=event.get("exit", ""))

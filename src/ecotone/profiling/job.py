@@ -1,7 +1,7 @@
 """A measuring job on disk: segments, weights and frontiers in a folder, so that a process of its own can do it.
 
-Folder: `job.json` (what to do), `programs/START-STOP.json`, `blobs/SHA256` (weights once each), `frontiers.safetensors`
-(float32 values of every cut for every sample, by eager torch: inputs and the reference at once).
+Folder: `job.json` (what to do), `programs/START-STOP[-EXIT].json`, `blobs/SHA256` (weights once each) and
+`frontiers.safetensors` (float32 values of every cut for every sample, by eager torch: inputs and the reference at once).
 """
 
 from __future__ import annotations
@@ -37,11 +37,17 @@ Frontiers = Mapping[int, Sequence[tuple[torch.Tensor, ...]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Blocks [start, stop) by `executor`."""
+    """Blocks [start, stop) by `executor`; with `exit` its head, and the decision, as well."""
 
     executor: str
     start: int
     stop: int
+    exit: str = ""
+
+    @property
+    def program(self) -> str:
+        """Name of its program's file."""
+        return f"{self.start}-{self.stop}" + (f"-{self.exit}" if self.exit else "") + ".json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +74,15 @@ def frontier_values(captured: Captured, samples: Sequence[Sequence[torch.Tensor]
     return values
 
 
-def write_model(folder: Path, captured: Captured, ranges: Sequence[tuple[int, int]], frontiers: Frontiers) -> None:
-    """Lay out programs, weights and frontiers for `ranges` under `folder`."""
+def write_model(
+    folder: Path, captured: Captured, ranges: Sequence[tuple[int, int] | tuple[int, int, str]], frontiers: Frontiers
+) -> None:
+    """Lay out programs, weights and frontiers for `ranges` (what Captured.segment takes) under `folder`."""
     (folder / "programs").mkdir(exist_ok=True)
     (folder / "blobs").mkdir(exist_ok=True)
-    for start, stop in ranges:
-        segment = captured.segment(start, stop)
-        (folder / "programs" / f"{start}-{stop}.json").write_text(segment.program_json())
+    for piece in ranges:
+        segment = captured.segment(*piece)
+        (folder / "programs" / _step_of(piece).program).write_text(segment.program_json())
         for name, (sha256, _) in segment.manifest().items():
             path = folder / "blobs" / sha256
             if not path.exists():
@@ -86,6 +94,11 @@ def write_model(folder: Path, captured: Captured, ranges: Sequence[tuple[int, in
         for i, tensor in enumerate(tensors)
     }
     safetensors.torch.save_file(flat, str(folder / "frontiers.safetensors"))
+
+
+def _step_of(piece: tuple[int, int] | tuple[int, int, str]) -> Step:
+    start, stop, *exit_name = piece
+    return Step(executor="", start=start, stop=stop, exit="".join(exit_name))
 
 
 def load_frontiers(folder: Path) -> Frontiers:
@@ -102,7 +115,7 @@ def load_frontiers(folder: Path) -> Frontiers:
 
 def load_segment(folder: Path, step: Step) -> Segment:
     """Rebuild the segment of a step from the folder; raises ModelError where the folder does not fit."""
-    text = (folder / "programs" / f"{step.start}-{step.stop}.json").read_text()
+    text = (folder / "programs" / step.program).read_text()
     return Segment.from_parts(text, lambda sha256: (folder / "blobs" / sha256).read_bytes())
 
 

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ecotone import schema
+from ecotone.accuracy import AccuracyTable, ExitPolicy
 from ecotone.cluster import Device, DeviceId
-from ecotone.profile import CodecCost, ExecutorFailure, SegmentTime
+from ecotone.graph import Graph
+from ecotone.model import Captured
+from ecotone.profile import CodecCost, ExecutorFailure, ExitTime, SegmentTime
+from ecotone.profiling.crossings import ExitRun
+from ecotone.profiling.cuts import candidate_cuts
 
-__all__ = ["DeviceMeasurement", "MeasureOptions", "Progress"]
+__all__ = ["AccuracyOptions", "DeviceMeasurement", "MeasureOptions", "Progress"]
 
 SCHEMA, VERSION = "ecotone.measurement", 1
 
@@ -26,12 +31,14 @@ class MeasureOptions:
 
     `executors`: the ids to try; empty: those the device allows, else the usual ones that work there. After one pass over
     the whole model the `keep` best of different accuracy within `max_error` are measured at every cut. `codecs`: ids,
-    empty: the usual ones. `isolate`: run segments in a process whose death is survived.
+    empty: the usual ones. `cuts`: measure at these positions; empty: at the `max_cuts` most promising ones. `isolate`: run
+    segments in a process whose death is survived.
     """
 
     executors: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ()
     max_cuts: int = 20
+    cuts: tuple[int, ...] = ()
     max_error: float = 0.2
     keep: int = 2
     rounds: int = 11
@@ -49,6 +56,29 @@ class MeasureOptions:
             wrong.append("max_error must not be negative and step_timeout_s must be above zero")
         schema.check("measure options", wrong)
 
+    def cuts_of(self, graph: Graph, also: Iterable[int] = ()) -> tuple[int, ...]:
+        """The positions to measure at, ascending, with 0 and L round them; `also` where `cuts` names none."""
+        length = graph.num_blocks
+        inner = {c for c in self.cuts if 0 < c < length}
+        return (0, *sorted(inner), length) if self.cuts else candidate_cuts(graph, self.max_cuts, also)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyOptions:
+    """What the accuracy table holds beside cuts and codecs. `limit`: at most so many samples (None: all, 0: no table).
+
+    `given`: a table made elsewhere, such as that of exit policies alone; held where none is measured. The others as for
+    `measure_accuracy`. No part of a profile's key: the table has its own.
+    """
+
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    policies: tuple[ExitPolicy, ...] = ()
+    exits: tuple[ExitRun, ...] = ()
+    variants: tuple[Captured, ...] = ()
+    confidence: float = 0.95
+    given: AccuracyTable | None = None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMeasurement:
@@ -58,6 +88,7 @@ class DeviceMeasurement:
     segments: tuple[SegmentTime, ...] = ()
     codecs: tuple[CodecCost, ...] = ()
     failures: tuple[ExecutorFailure, ...] = ()
+    exits: tuple[ExitTime, ...] = ()
     slowdown: float = 1.0
 
     def for_device(self, device: Device) -> DeviceMeasurement:
@@ -78,11 +109,13 @@ class DeviceMeasurement:
             for c in self.codecs
         ]
         failures = [replace(f, device=device.name) for f in self.failures]
+        exits = [replace(e, device=device.name, median_s=e.median_s * factor) for e in self.exits]
         return DeviceMeasurement(
             device=device.name,
             segments=tuple(segments),
             codecs=tuple(codecs),
             failures=tuple(failures),
+            exits=tuple(exits),
             slowdown=device.slowdown,
         )
 

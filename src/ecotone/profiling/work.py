@@ -22,11 +22,12 @@ import torch
 from ecotone import executors
 from ecotone.executors import Compiled
 from ecotone.executors.memory import keep_freed_memory
+from ecotone.model.confidence import ExitRule
 from ecotone.profiling.job import Frontiers, Job, Step, load_frontiers, load_segment, read_job
 from ecotone.profiling.timing import Sweep, collector_off, median_and_spread, timed_s
 from ecotone.units import EcotoneError
 
-__all__ = ["Emit", "do_job", "main", "relative_error"]
+__all__ = ["Emit", "do_job", "error_of", "error_terms", "main", "relative_error"]
 
 Emit = Callable[[dict[str, object]], None]
 
@@ -36,20 +37,30 @@ def relative_error(made: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequ
 
     A tensor that is not floating counts 1 per element that differs. Infinite where a value is not finite.
     """
+    terms = [error_terms(mine, theirs) for mine, theirs in zip(made, wanted, strict=True)]
+    return error_of(sum(difference for difference, _ in terms), sum(size for _, size in terms))
+
+
+def error_terms(made: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Of one sample: the squared norm of the difference, and of what was wanted. They add up over samples."""
     difference = size = 0.0
-    for mine, theirs in zip(made, wanted, strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            if b.is_floating_point():
-                x, y = a.double(), b.double()
-                gap = torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(x), x - y)  # inf == inf
-                difference += float(gap.square().sum())
-                size += float(torch.nan_to_num(y, posinf=0.0, neginf=0.0).square().sum())
-            else:
-                difference += float((a != b).sum())
-                size += b.numel()
+    for a, b in zip(made, wanted, strict=True):
+        if b.is_floating_point():
+            x, y = a.double(), b.double()
+            gap = torch.where((x == y) | (x.isnan() & y.isnan()), torch.zeros_like(x), x - y)  # inf == inf
+            difference += float(gap.square().sum())
+            size += float(torch.nan_to_num(y, posinf=0.0, neginf=0.0).square().sum())
+        else:
+            difference += float((a != b).sum())
+            size += b.numel()
+    return difference, size
+
+
+def error_of(difference: float, size: float) -> float:
+    """The relative error that summed `error_terms` make."""
     if difference == 0:
         return 0.0
-    return (difference / size) ** 0.5 if size else float("inf")
+    return float((difference / size) ** 0.5) if size else float("inf")
 
 
 def do_job(folder: Path, emit: Emit) -> None:
@@ -58,7 +69,7 @@ def do_job(folder: Path, emit: Emit) -> None:
     frontiers = load_frontiers(folder)
     prepared: list[tuple[Step, Compiled, dict[str, object]]] = []
     for step in job.steps:
-        key: dict[str, object] = {"executor": step.executor, "start": step.start, "stop": step.stop}
+        key: dict[str, object] = {"executor": step.executor, "start": step.start, "stop": step.stop, "exit": step.exit}
         emit({"event": "begin"} | key)
         try:
             compiled, facts = _prepared(folder, job, step, frontiers)
@@ -79,8 +90,10 @@ def _prepared(folder: Path, job: Job, step: Step, frontiers: Frontiers) -> tuple
     wanted = frontiers.get(step.stop, [() for _ in inputs])
     before = _resident_bytes(job.accelerator)
     segment = load_segment(folder, step)
+    if segment.program.exit is not None:
+        wanted = [tuple(segment.module()(*tensors)) for tensors in inputs]
     executor = executors.with_calibration(executors.by_id(step.executor), inputs[1:])
-    compiled = executor.compile(segment, inputs[0], job.accelerator, job.threads)
+    compiled = _deciding(executor.compile(segment, inputs[0], job.accelerator, job.threads), segment.program.exit)
     del segment
     _forget_peak(job.accelerator)
     made = [compiled(tensors) for tensors in inputs]
@@ -89,6 +102,19 @@ def _prepared(folder: Path, job: Job, step: Step, frontiers: Frontiers) -> tuple
     if not error < float("inf"):
         raise EcotoneError(f"{step.executor}: the result holds values that are not finite; use another executor")
     return compiled, {"memory_bytes": memory, "relative_error": error}
+
+
+def _deciding(compiled: Compiled, rule: ExitRule | None) -> Compiled:
+    """A stage with an exit as a node runs it: its confidence is worked out as well."""
+    if rule is None:
+        return compiled
+
+    def run(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        made = compiled(tensors)
+        rule.of_request(made[-rule.num_outputs :])
+        return made
+
+    return run
 
 
 def _timed(
@@ -103,7 +129,7 @@ def _timed(
         for number in range(job.rounds):
             for (step, compiled, facts), taken in zip(prepared, times, strict=True):
                 if number == 0:
-                    key = {name: facts[name] for name in ("executor", "start", "stop")}
+                    key = {name: facts[name] for name in ("executor", "start", "stop", "exit")}
                     emit({"event": "begin"} | key)
                 inputs = frontiers.get(step.start, [()])
                 tensors = inputs[number % len(inputs)]

@@ -5,14 +5,16 @@ One request is one token. Per transfer i that leaves its device, and per stage i
     stage i-1 -> [to encode] -> encode i -> [encoded] -> link i -> [under way, arrived] -> decode i -> [inputs] -> stage i
         ^------------- slots: queue_limit ------------'        credit: window bytes               queue_limit
 
-Between stages of one device only [inputs] stands. The asker admits `queue_limit` waiting requests; the coordinator's window
-of `max_in_flight` is a loop from the delivery of results back to the dispatch. A set is a subgraph: the dispatch selects a
-plan (and its active twins), the first result merges; each set of plans that can run together is a setting, so the loss of a
-node is a change of rates. A device computes one stage at a time and codes one body at a time; a firing begins only with room
-for what it makes and then ends, so sharing a processor stops nobody for good and is no part of the graph. `slack` counts
-what is in work outside a queue, and runs that begin at a kept boundary, which take no slot; `stale` what runs hold that
-have ended at the asker (their Cancel travels, or their work is not interrupted). Not counted: letters, weights,
-and runs begun again while an earlier run of the same request still occupies the same plan.
+Between stages of one device only [inputs] stands. A stage with an exit has two edges out, of which a request takes one:
+where it leaves is a setting, rates 0 and 1. (It begins only with room on both; both drain, so that stops nobody for good.)
+The asker admits `queue_limit` waiting requests; the coordinator's window of `max_in_flight` is a loop from the delivery of
+results back to the dispatch. A set is a subgraph: the dispatch selects a plan (and its active twins), the first result
+merges; each set of plans that can run together is a setting, so the loss of a node is a change of rates. A device computes
+one stage at a time and codes one body at a time; a firing begins only with room for what it makes and then ends, so sharing
+a processor stops nobody for good and is no part of the graph. `slack` counts what is in work outside a queue, and runs that
+begin at a kept boundary, which take no slot; `stale` what runs hold that have ended at the asker (their Cancel travels, or
+their work is not interrupted). Not counted: letters, weights, and runs begun again while an earlier run of the same request
+still occupies the same plan.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +48,8 @@ from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerS
 __all__ = ["Sizes", "fan_in_dataflow", "plan_dataflow", "require_sound", "sizes_of"]
 
 Sizes = Callable[[Plan, int], tuple[int, int]]
-"""(bytes of the tensors, bytes encoded) of transfer i of a plan."""
+"""(bytes of the tensors, bytes encoded) of edge i of a plan."""
+_MAX_WAYS = 64  # combinations of exits under one set of running plans; above it one plan's at a time
 _MAX_TWINS = 6  # above it only none, one or all of the twins beside a plan are looked at
 _MAX_DEAD = 3  # devices lost at once that a setting is named after
 _MAX_BRANCHES = 10  # of a fan-in, above it at most two missing ones are looked at
@@ -80,7 +83,7 @@ def sizes_of(graphs: Mapping[str, Graph]) -> Sizes:
     """Bytes from the graphs by content hash; a codec without a formula counts as the raw tensors (an upper estimate)."""
 
     def sizes(plan: Plan, edge: int) -> tuple[int, int]:
-        graph, transfer = graphs[plan.graph_hash], plan.transfers[edge]
+        graph, transfer = graphs[plan.graph_hash], plan.edges[edge]
         raw = graph.frontier_bytes(transfer.position)
         packed = None if transfer.is_local else packed_bytes(graph, transfer.position, transfer.codec)
         return raw, raw if packed is None else math.ceil(packed)
@@ -122,16 +125,16 @@ def plan_dataflow(
         Channel(name="window", source=deliver, target=dispatch, initial=limits.window, place=source),
     ]
     branches = []
+    is_static = len(labels) == 1 and not plan_set.primary.exit_transfers
     for label, plan in zip(labels, plan_set.plans, strict=True):
         others = [p for p in plan_set.plans if p is not plan]
-        before = len(draft.channels)
-        _branch(draft, label, plan, others, limits, ON_OFF if label else ONE)
-        branches.append([c.name for c in draft.channels[before:] if c.is_dynamic])
+        branches.append(_branch(draft, label, plan, others, limits, ONE if is_static else ON_OFF))
     subgraphs: tuple[Subgraph, ...] = ()
-    if len(labels) > 1:
+    if not is_static:
         settings = tuple(
-            Setting(name=name, rates=tuple((c, int(i in active)) for i, names in enumerate(branches) for c in names))
-            for name, active in _modes(plan_set, labels)
+            Setting(name=name, rates=tuple(r for i, branch in enumerate(branches) for r in _rates(branch, leaves.get(i))))
+            for mode, active in _modes(plan_set, labels)
+            for name, leaves in _ways(plan_set, labels, mode, active)
         )
         subgraphs = (Subgraph(name="plans", select=dispatch, merge=first, settings=settings),)
     return DataflowGraph(actors=tuple(draft.actors), channels=tuple(draft.channels), subgraphs=subgraphs)
@@ -200,11 +203,22 @@ def _checked(
 # ---- one plan ------------------------------------------------------------------------------------------------------------
 
 
-def _branch(draft: _Draft, label: str, plan: Plan, others: Sequence[Plan], limits: _Limits, active: Rate) -> None:
+_Branch = list[tuple[str, int, bool]]
+"""Channels of a plan: name, the stage that a request must reach to use it, and whether it must leave just there."""
+
+
+def _rates(branch: _Branch, leaves: int | None) -> list[tuple[str, int]]:
+    """Active rates where requests leave at the end of stage `leaves` (number of stages: at the end); None: plan not used."""
+    used = [leaves is not None and (leaves == at if is_exit else leaves >= at) for _, at, is_exit in branch]
+    return [(name, int(on)) for (name, _, _), on in zip(branch, used, strict=True)]
+
+
+def _branch(draft: _Draft, label: str, plan: Plan, others: Sequence[Plan], limits: _Limits, active: Rate) -> _Branch:
     """Stages and transfers of one plan between dispatch and first result; `active`: the rate of all its channels."""
     sign = f"{label}: " if label else ""
     shared = {e for other in others if 0 < (e := shared_edge(plan, other)) < len(plan.stages)}
-    before, length, window = "dispatch", len(plan.stages), limits.link.window_bytes
+    length, window = len(plan.stages), limits.link.window_bytes
+    found: _Branch = []
     room, ended = (
         limits.worker.queue_limit,
         limits.window,
@@ -214,11 +228,16 @@ def _branch(draft: _Draft, label: str, plan: Plan, others: Sequence[Plan], limit
         ends: dict[str, Any] = {"source": source, "target": target, "produce": active, "consume": active, "place": place}
         draft.channels.append(Channel(name=sign + name, token_bytes=size_bytes, **ends, **more))
 
-    for i, transfer in enumerate(plan.transfers):
+    at = ["dispatch"]  # what makes the tensors of edge i
+    exits = {plan.exit_edge(i): i for i in range(length) if plan.stages[i].exit}
+    for i, transfer in enumerate(plan.edges):
         raw, packed = limits.sizes(plan, i) if limits.sizes else (0, 0)
         here, there = str(transfer.source), str(transfer.target)
-        free = limits.window if i in shared else 0  # runs that begin here, of their own accord
-        after = "first result" if i == length else draft.actor(sign + f"stage {i} on {there}", "stage", there)
+        stage, first = exits.get(i), len(draft.channels)
+        before = at[i if stage is None else stage + 1]
+        # Runs that begin here, of their own accord; or a stage that computes because a twin waits for the other edge.
+        free = limits.window if i in shared or (stage is not None and stage < max(shared, default=0)) else 0
+        after = "first result" if i >= length else draft.actor(sign + f"stage {i} on {there}", "stage", there)
         if i in shared:
             add(f"kept boundary {i}", before, "first result", here, raw, limit_bytes=limits.coordinator.held_limit_bytes)
         if not transfer.is_local:
@@ -237,14 +256,16 @@ def _branch(draft: _Draft, label: str, plan: Plan, others: Sequence[Plan], limit
             add(f"not acknowledged {i}", link, decode, here, packed, **credit)
             add(f"under way or arrived {i}", link, decode, there, packed, **credit)
             before = decode
-        name = f"inputs {i}" if i < length else "results"
-        if i == length:  # the sink always takes
+        name = f"inputs {i}" if i < length else "results" if i == length else f"results {i}"
+        if i >= length:  # the sink always takes
             add(name, before, after, there, raw)
         elif i == 0 and transfer.is_local:  # the asker begins what the window allows
             add(name, before, after, there, raw, stale=1)
         else:
             add(name, before, after, there, raw, capacity=room, slack=1 + (free if transfer.is_local else 0), stale=ended)
-        before = after
+        at.append(after)
+        found += [(c.name, i if stage is None else stage, stage is not None) for c in draft.channels[first:] if c.is_dynamic]
+    return found
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------------
@@ -280,3 +301,19 @@ def _modes(plan_set: PlanSet, labels: Sequence[str]) -> Iterator[tuple[str, froz
             causes.setdefault(active, " with ".join(labels[j] for j in (i, *chosen)) + " in force")
     for active, reason in causes.items():
         yield reason, active
+
+
+def _ways(
+    plan_set: PlanSet, labels: Sequence[str], mode: str, active: frozenset[int]
+) -> Iterator[tuple[str, dict[int, int]]]:
+    """Every way in which requests can leave the active plans: the stage at whose end each does, by number of the plan."""
+    plans, numbers = plan_set.plans, sorted(active)
+    choices = [[len(plans[n].stages), *(i for i, s in enumerate(plans[n].stages) if s.exit)] for n in numbers]
+    every: Iterable[tuple[int, ...]] = itertools.product(*choices)
+    if math.prod(map(len, choices)) > _MAX_WAYS:
+        ends = [len(plans[n].stages) for n in numbers]
+        every = dict.fromkeys((*ends[:j], stage, *ends[j + 1 :]) for j, own in enumerate(choices) for stage in own)
+    for chosen in every:
+        leaves = dict(zip(numbers, chosen, strict=True))
+        told = [f"{labels[n]} leaves after stage {s}".strip() for n, s in leaves.items() if s < len(plans[n].stages)]
+        yield ", ".join([mode, *told]), leaves

@@ -10,7 +10,8 @@ times and on which a plan that may be better depends. It is the same object on t
  (1) t(plan)  = sum over its work w on device d of  lambda_d b_w T_w  +  sum over links k of (n_k a_k + B_k s_k)
                 + sum over its devices of queue_d c_d          (latency; throughput: the largest sum of one device or link)
                 T_w: as profiled; n_k, B_k: messages and bytes over k; s: seconds a byte takes; a: latency; c_d: mean seconds
-                of a computation on d, queue_d: how many wait there
+                of a computation on d, queue_d: how many wait there. With exits T_w, n_k, B_k count by the share of
+                requests that need them (cost.py), and the coordinator is told of the longest way instead of the mean
  (2) lambda_d <- lambda_d + g (x / (b_w T_w) - lambda_d)        for each sample x of work w on d       (g: `work_gain`)
  (3) b_w      <- b_w + h (x / (lambda_d T_w) - b_w)             what the profile missed of this work   (h: `bias_gain`)
  (4) s_k      <- s_k + g (x - s_k)       x: the point nearest to s_k of [busy - jitter, busy + jitter] / bytes, where busy =
@@ -184,6 +185,7 @@ class _Work:
     kind: str  # "compute", "encode", "decode"
     index: int
     seconds: float  # as profiled
+    share: float = 1.0  # of requests that need it
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,29 +195,31 @@ class _Priced:
     plan: Plan
     label: str
     work: tuple[_Work, ...]
-    links: tuple[tuple[Pair, int, float], ...]  # messages and bytes of each directed link
+    links: tuple[tuple[Pair, float, float], ...]  # messages and bytes of each directed link
     devices: frozenset[DeviceId]
+    longest: float = 1.0  # longest way over mean latency
 
 
-def link_terms(plan: Plan, model: CostModel) -> tuple[tuple[Pair, int, float], ...]:
-    """Messages and bytes that `plan` sends over each directed link."""
-    found: dict[Pair, tuple[int, float]] = {}
-    for cost, transfer in zip(model.predict(plan).transfers, plan.transfers, strict=True):
+def link_terms(plan: Plan, model: CostModel) -> tuple[tuple[Pair, float, float], ...]:
+    """Messages and bytes that `plan` sends over each directed link, per request in the mean."""
+    found: dict[Pair, tuple[float, float]] = {}
+    for cost, transfer in zip(model.predict(plan).edges, plan.edges, strict=True):
         if not transfer.is_local:
-            count, size = found.get((cost.source, cost.target), (0, 0.0))
-            found[cost.source, cost.target] = (count + 1, size + cost.size_bytes)
+            count, size = found.get((cost.source, cost.target), (0.0, 0.0))
+            found[cost.source, cost.target] = (count + cost.share, size + cost.share * cost.size_bytes)
     return tuple((pair, count, size) for pair, (count, size) in found.items())
 
 
 def _take_apart(plan: Plan, label: str, model: CostModel) -> _Priced:
     cost = model.predict(plan)
-    work = [_Work(s.device, "compute", i, s.compute_s) for i, s in enumerate(cost.stages)]
-    for i, transfer in enumerate(cost.transfers):
+    work = [_Work(s.device, "compute", i, s.compute_s, s.share) for i, s in enumerate(cost.stages)]
+    for i, transfer in enumerate(cost.edges):
         if transfer.source != transfer.target:
-            work.append(_Work(transfer.source, "encode", i, transfer.encode_s))
-            work.append(_Work(transfer.target, "decode", i, transfer.decode_s))
+            work.append(_Work(transfer.source, "encode", i, transfer.encode_s, transfer.share))
+            work.append(_Work(transfer.target, "decode", i, transfer.decode_s, transfer.share))
     devices = frozenset((plan.source, *plan.devices, plan.sink))
-    return _Priced(plan, label, tuple(work), link_terms(plan, model), devices)
+    longest = cost.longest_s / cost.latency_s if plan.exit_transfers and cost.latency_s > 0 else 1.0
+    return _Priced(plan, label, tuple(work), link_terms(plan, model), devices, longest)
 
 
 @dataclass(slots=True)
@@ -404,11 +408,16 @@ class Controller:
         busy: dict[DeviceId, float] = {}
         for work in priced.work:
             seconds = self._devices[work.device].factor * self._bias.get(_key(priced.plan, work), 1.0) * work.seconds
-            busy[work.device] = busy.get(work.device, 0.0) + seconds
+            busy[work.device] = busy.get(work.device, 0.0) + work.share * seconds
         if self.objective.name == "throughput":
             return max([*busy.values(), *(size * links[pair][0] for pair, _, size in priced.links)])
         waits = sum(self._devices[d].queue * self._devices[d].compute_s for d in busy)
         return sum(busy.values()) + sum(n * links[pair][1] + size * links[pair][0] for pair, n, size in priced.links) + waits
+
+    @property
+    def usable(self) -> tuple[int, ...]:
+        """Epochs of the resident plans of which every device answers."""
+        return tuple(self._usable())
 
     def _usable(self) -> Iterable[int]:
         away = self._lost | self._doubted
@@ -480,7 +489,7 @@ class Controller:
         """Tell the coordinator what the plan asked for should take, where that changed."""
         if self.objective.name != "latency" or self.asked not in self._priced:
             return ()
-        seconds = self.value_s(self.asked, now_s)
+        seconds = self.value_s(self.asked, now_s) * self._priced[self.asked].longest
         told = self._told.get(self.asked)
         if told is not None and abs(math.log(seconds / told)) < math.log1p(self.settings.expect_change):
             return ()
@@ -564,7 +573,7 @@ def _key(plan: Plan, work: _Work) -> tuple[str, int, str, int]:
     if work.kind == "compute":
         stage = plan.stages[work.index]
         return (f"{stage.device} {stage.executor}", stage.start, work.kind, stage.stop)
-    transfer = plan.transfers[work.index]
+    transfer = plan.edges[work.index]
     return (f"{work.device} {transfer.codec}", transfer.position, work.kind, -1)
 
 

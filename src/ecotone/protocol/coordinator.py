@@ -197,8 +197,8 @@ class Coordinator:
         """A node's answer; of another session or an unknown epoch it is ignored."""
         self._now_s = now_s
         match content:
-            case RequestFinished(epoch=epoch, request=run):
-                return self._finished(peer, epoch, run) + self._settle()
+            case RequestFinished(epoch=epoch, request=run, edge=edge):
+                return self._finished(peer, epoch, run, edge) + self._settle()
             case RequestFailed():
                 return self._run_failed(peer, content) + self._settle(content.reason)
             case Ready(epoch=epoch) if self.sets.has(epoch, peer):
@@ -365,24 +365,25 @@ class Coordinator:
             items += self._lose(run, reason)
         return items
 
-    def _finished(self, peer: NodeId, epoch: int, run: int) -> list[Item]:
+    def _finished(self, peer: NodeId, epoch: int, run: int, edge: int) -> list[Item]:
         number = request_of(run)
         request, deployment = self._requests.get(number), self.sets.get(epoch)
-        if deployment is None or peer != NodeId(deployment.plan.sink):
+        if deployment is None or peer != NodeId(deployment.plan.sink) or edge not in deployment.last_edges:
             return []
-        body = BodyId(self.settings.session, epoch, len(deployment.plan.stages), run)
+        body = BodyId(self.settings.session, epoch, edge, run)
         if request is None or request.runs.get(run) != epoch or request.result is not None:
             return [DropRequest(body)]
-        self._learn(request, run, epoch)
+        self._learn(request, body)
         request.result = body
         items: list[Item] = [*self.runs.end_all(request, but=run), CancelTimer(timer=("attempt", number))]
         self.suspicion.forget(number)
         self._stuck.pop(number, None)
         return items + ([] if self.settings.ordered else self._deliver(number, request))
 
-    def _learn(self, request: Request, run: int, epoch: int) -> None:
+    def _learn(self, request: Request, body: BodyId) -> None:
         """What a result says of plans: how long one takes, and which failed or were overtaken by a run begun later."""
-        self.suspicion.took(self.sets[epoch], self._now_s - request.begun_s[run])
+        run, epoch = body.request, body.epoch
+        self.suspicion.took(self.sets[epoch], self._now_s - request.begun_s[run], body.edge)
         self.sets.trust(epoch)
         doubted = set(request.tried)
         if run in request.hedges:

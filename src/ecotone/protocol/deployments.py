@@ -46,6 +46,7 @@ class Deployment:
     expected_s: float = 0.0
     told_s: float = 0.0  # what a controller expects as things are now
     boundary_bytes: int = 0
+    loads: dict[NodeId, float] = field(default_factory=dict)  # declared shares of processors
     down: set[NodeId] = field(default_factory=set)
     gaps: dict[NodeId, str] = field(default_factory=dict)  # nodes that lost the next one, and what they said
     running: set[int] = field(default_factory=set)
@@ -58,6 +59,11 @@ class Deployment:
     @property
     def is_usable(self) -> bool:
         return not self.not_ready and not self.down and not self.gaps
+
+    @property
+    def last_edges(self) -> range:
+        """The edges that a result can come over."""
+        return range(len(self.plan.stages), len(self.plan.transfers) + len(self.plan.exit_transfers))
 
 
 class Deployments:
@@ -214,6 +220,7 @@ class Deployments:
                 is_active=resident.is_active,
                 expected_s=resident.expected_s,
                 boundary_bytes=resident.boundary_bytes,
+                loads=dict(resident.loads),
                 down=self.down.intersection(nodes),
             )
             self.pending.append(plan.epoch)
@@ -231,7 +238,9 @@ class Deployments:
         plan = deployment.plan
         parts = tuple(p for p in deployment.parts if plan.stages[p.stage].device == DeviceId(node))
         text, session = deployment.plan_json, self.settings.session
-        return Post(node, Deploy(session=session, epoch=plan.epoch, plan_json=text, parts=parts))
+        load, weight = deployment.loads.get(node, 0.0), self.settings.weight
+        deploy = Deploy(session=session, epoch=plan.epoch, plan_json=text, parts=parts, weight=weight, load=load)
+        return Post(node, deploy)
 
     def ready(self, peer: NodeId, epoch: int) -> list[Item]:
         """`peer` has loaded its part of the epoch."""
@@ -432,5 +441,8 @@ def _nodes(plan: Plan) -> tuple[NodeId, ...]:
 
 
 def _residents(event: DeployRequested) -> list[Resident]:
-    primary = Resident(plan=event.plan, parts=event.parts, expected_s=event.expected_s, boundary_bytes=event.boundary_bytes)
+    primary = Resident(
+        plan=event.plan, parts=event.parts, expected_s=event.expected_s, boundary_bytes=event.boundary_bytes,
+        loads=event.loads,
+    )  # fmt: skip
     return [primary, *event.standbys]

@@ -156,7 +156,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deliver:
-    """`request` has its result: the tensors of `body` (edge k). They are the asker's now; no Release follows."""
+    """`request` has its result: the tensors of `body` (edge k or an exit's). They are the asker's; no Release follows."""
 
     request: int
     body: BodyId

@@ -1,7 +1,8 @@
 """What happens to a node: the only inputs of its machine, immutable. A shell (simulator, runtime) makes them.
 
 `Node.handle(event, now_s)` takes one; `now_s` is the shell's monotonic clock in seconds, and the only clock there is.
-Bodies and tensors are named by BodyId; edge i is transfer i of the plan, stage i reads edge i and writes edge i + 1.
+Bodies and tensors are named by BodyId; edge i is that of Plan.edges, stage i reads edge i and writes edge i + 1, or the
+edge of its exit where the request leaves.
 """
 
 from __future__ import annotations
@@ -66,10 +67,14 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """Compute(body) is done in `seconds`: stage body.edge made the tensors of edge body.edge + 1."""
+    """Compute(body) is done in `seconds`: stage body.edge made the tensors of edge body.edge + 1.
+
+    `exited`: it was sure enough at the stage's exit, and made those of Plan.exit_edge(body.edge) instead.
+    """
 
     body: BodyId
     seconds: float = 0.0
+    exited: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +134,7 @@ class Resident:
     """One plan of a set, with the parts of all its stages and its predicted latency (0: unknown).
 
     `boundary_bytes`: of the tensors that leave the source, kept for a re-run where another plan shares what came before.
+    `loads`: shares of nodes' processors that requests at their declared rate take under this plan.
     """
 
     plan: Plan
@@ -136,6 +142,7 @@ class Resident:
     is_active: bool = False  # a twin: every request runs under it as well, the first result counts
     expected_s: float = 0.0
     boundary_bytes: int = 0
+    loads: tuple[tuple[NodeId, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +162,7 @@ class DeployRequested:
     standbys: tuple[Resident, ...] = ()
     expected_s: float = 0.0
     boundary_bytes: int = 0
+    loads: tuple[tuple[NodeId, float], ...] = ()
     pause: bool = False
 
 

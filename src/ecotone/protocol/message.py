@@ -38,7 +38,7 @@ class Priority(enum.IntEnum):
 
 
 class BodyId(NamedTuple):
-    """One frontier of one run of a request: transfer `edge` in [0, k] of plan `epoch` of `session` (random, 63 bits).
+    """One frontier of one run of a request: edge `edge` (of Plan.edges) of plan `epoch` of `session` (random, 63 bits).
 
     `request` is the number of the *run*: see run_of. The first run of a request has the request's own number.
     """
@@ -192,12 +192,18 @@ class StagePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deploy:
-    """Asker to node: take part in this plan. `plan_json` is Plan.to_json(); `parts` are the stages of that node only."""
+    """Asker to node: take part in this plan. `plan_json` is Plan.to_json(); `parts` are the stages of that node only.
+
+    `weight`: the session's share of the node beside other sessions; `load`: the share of the node's processor that requests
+    at their declared rate will take (0: not declared).
+    """
 
     session: int
     epoch: int
     plan_json: str
     parts: tuple[StagePart, ...] = ()
+    weight: float = 1.0
+    load: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,11 +268,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFinished:
-    """Sink to asker: the outputs are at the sink."""
+    """Sink to asker: the outputs are at the sink, as the tensors of `edge`: the last of the plan, or an exit's."""
 
     session: int
     epoch: int
     request: int
+    edge: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,11 +98,14 @@ class Node:
         match event:
             case ev.MessageReceived():
                 return self._received(event.peer, event.message, now_s)
-            case ev.Computed(body=body, seconds=seconds):
-                return self.observer.worked(body, "compute", seconds, now_s) + self.worker.computed(body)
+            case ev.Computed(body=body, seconds=seconds, exited=exited):
+                self.worker.shares.charge("processor", body.session, seconds)
+                return self.observer.worked(body, "compute", seconds, now_s) + self.worker.computed(body, exited)
             case ev.Encoded(body=body, size_bytes=size_bytes, seconds=seconds):
+                self.worker.shares.charge("coder", body.session, seconds)
                 return self.observer.worked(body, "encode", seconds, now_s) + self.worker.encoded(body, size_bytes, now_s)
             case ev.Decoded(body=body, seconds=seconds):
+                self.worker.shares.charge("coder", body.session, seconds)
                 return self.observer.worked(body, "decode", seconds, now_s) + self.worker.decoded(body)
             case ev.ProbeLink(peer=peer, size_bytes=size_bytes):
                 return self._peer(peer).sender.probe(size_bytes, now_s)

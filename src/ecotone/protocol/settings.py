@@ -30,13 +30,18 @@ class LinkSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """Bounds of a worker. `queue_limit`: decoded inputs per stage, and outputs per stage not yet handed to the link."""
+    """Bounds of a worker. `queue_limit`: decoded inputs per stage, and outputs per stage not yet handed to the link.
+
+    `max_sessions`, `max_load`: what askers may take here together, see fairness.py; 0: no limit.
+    """
 
     queue_limit: int = 2
     park_limit_bytes: int = 64 * MIB
     session_timeout_s: float = 30.0  # the asker silent for so long: its session is dropped, and deployed again if it returns
     reach_timeout_s: float = 1.0  # the next node lost for so long: the asker is told that the run cannot go on
     report_s: float = 0.25  # at most so often a node tells the asker what it measured; 0: never
+    max_sessions: int = 0
+    max_load: float = 0.0  # sum of the declared shares of the processor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,7 @@ class CoordinatorSettings:
 
     `held_limit_bytes`: inputs and boundary tensors kept for accepted requests; above it a request is refused as BUSY.
     `record`: a request is accepted only once the shell wrote it to its journal.
+    `weight`: this session's share where nodes serve several.
     `suspect_after_s`: a run that takes so much longer than the slowest of late (or its prediction) is doubted: its nodes are
     pinged, and one that stays silent for `pong_timeout_s` counts as lost until it is heard again.
     """
@@ -59,3 +65,4 @@ class CoordinatorSettings:
     record: bool = False
     suspect_after_s: float = 0.05
     pong_timeout_s: float = 0.1
+    weight: float = 1.0

@@ -55,8 +55,13 @@ class Suspicion:
         """What a controller said, else the slowest of late, or the prediction; 0: nothing is known."""
         return deployment.told_s or max(deployment.latencies_s, default=deployment.expected_s)
 
-    def took(self, deployment: Deployment, seconds: float) -> None:
-        """A run ended with a result. One that was stopped for long must not make us patient for as long."""
+    def took(self, deployment: Deployment, seconds: float, edge: int) -> None:
+        """A run ended with a result at `edge`. One that was stopped for long must not make us patient for as long.
+
+        One that left early tells how long others take only where it took longer than is known of them.
+        """
+        if edge > len(deployment.plan.stages) and not 0 < self.known_s(deployment) < seconds:
+            return
         known = bool(deployment.latencies_s) or deployment.expected_s > 0
         deployment.latencies_s.append(min(seconds, 2 * self.patience_s(deployment)) if known else seconds)
 

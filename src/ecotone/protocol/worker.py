@@ -1,16 +1,18 @@
 """The worker of one node: which stage computes next, what is encoded, decoded, sent and freed. Pure.
 
-Theory of operation. A request has one live frontier at a time; it moves along edges 0..k of its plan (see plan.py). Here:
+Theory of operation. A request has one live frontier at a time; it moves along edges 0..k of its plan (see plan.py), and may
+leave after a stage with an exit: what it has made then goes over the stage's exit edge to the sink. Here:
 
     body arrives -> [arrived] -> Decode -> [inputs of stage i] -> Compute -> [to encode] -> Encode -> link
                                                   ^ local edges, and edge 0 at the source: tensors enter here
 
 One Compute at a time (one processor), and one Encode or Decode at a time beside it, so that transfer overlaps compute; the
-latest stage and edge go first, which drains the pipeline. Queues are bounded: a body is decoded only while fewer than
-`queue_limit` inputs of its stage wait, and its bytes (the link's credit) are freed by that; a stage starts only while fewer
-than `queue_limit` of its outputs are not yet given to the wire. (Boundaries that a twin waits for are made even so: one for
-each request in flight at most.) Every edge has its own credit and the sink always takes, so by induction from the sink each
-stage moves on: no deadlock, also where a device holds several stages.
+latest stage and edge go first, which drains the pipeline; of several sessions each has its share (fairness.py). Queues are
+bounded: a body is decoded only while fewer than `queue_limit` inputs of its stage wait, and its bytes (the link's credit)
+are freed by that; a stage starts only while fewer than `queue_limit` of its outputs are not yet given to the wire, on its
+exit edge as well. (Boundaries that a twin waits for are made even so: one for each request in flight at most.) Every edge
+has its own credit and the sink always takes, so exit edges drain, and by induction from the sink each stage moves on: no
+deadlock, also where a device holds several stages.
 
 Plans are kept by (session, epoch). Bodies of an unknown, newer epoch are parked within a byte limit until their plan comes;
 those of a retired one are dropped. A run whose budget ends, that is cancelled or that fails here, is dropped here and
@@ -20,14 +22,16 @@ remembered for a while, since its body may still arrive. All is keyed by runs, s
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
 
 from ecotone.cluster import DeviceId
 from ecotone.plan import Plan
 from ecotone.protocol.effects import CancelTimer, Compute, Decode, Encode, Held, Output, Prepare, Release, SetTimer, Unload
+from ecotone.protocol.epochs import ActiveRun, EpochWork, removed
 from ecotone.protocol.events import BlobsMissing, ErrorKind, TimerId
+from ecotone.protocol.fairness import Shares
 from ecotone.protocol.intake import BLOB_NUMBER_MASK
 from ecotone.protocol.message import (
     BLOB_EDGE,
@@ -42,7 +46,6 @@ from ecotone.protocol.message import (
     RequestFailed,
     RequestFinished,
     Retire,
-    StagePart,
     Want,
     request_of,
 )
@@ -59,47 +62,26 @@ _K = TypeVar("_K")
 _REMEMBERED = 4096  # dropped requests and closed sessions that are remembered
 
 
-@dataclass(slots=True)
-class _Epoch:
-    plan: Plan
-    asker: NodeId
-    parts: tuple[StagePart, ...]
-    is_ready: bool = False
-    wanted: set[int] = field(default_factory=set)  # numbers of blobs on their way
-    inputs: dict[int, deque[BodyId]] = field(default_factory=dict)  # by stage: tensors are here
-    arrived: dict[int, deque[BodyId]] = field(default_factory=dict)  # by edge: encoded bytes are here
-    to_encode: dict[int, deque[BodyId]] = field(default_factory=dict)  # by edge
-    unsent: dict[int, set[BodyId]] = field(default_factory=dict)  # by edge: from Computed until the wire has all
-
-
-@dataclass(slots=True)
-class _Active:
-    """A request that has something at this node."""
-
-    deadline_s: float | None
-    bodies: set[BodyId] = field(default_factory=set)
-    tell: tuple[int, ...] = ()  # edges that the coordinator, in this node, wants to know of
-    is_awaited: bool = False  # another run waits for these
-
-
 class Worker:
     """Items that it returns are effects for the shell and notices for the links (see notices.py)."""
 
     def __init__(self, name: NodeId, settings: WorkerSettings) -> None:
         self.name, self.settings = name, settings
+        self.shares = Shares(settings.max_sessions, settings.max_load)
         self._device = DeviceId(name)
-        self._epochs: dict[EpochKey, _Epoch] = {}
+        self._epochs: dict[EpochKey, EpochWork] = {}
         self._newest: dict[int, int] = {}  # session -> newest epoch that was deployed here
         self._gone: dict[EpochKey, None] = {}  # retired, or could not be prepared
         self._lapsed: dict[int, NodeId] = {}  # sessions that were dropped because their asker was silent
         self._handed_out: dict[tuple[int, int], None] = {}  # requests whose outputs this sink has
         self._closed: dict[int, None] = {}
-        self._active: dict[RequestKey, _Active] = {}
+        self._active: dict[RequestKey, ActiveRun] = {}
         self._dropped: dict[RequestKey, None] = {}
         self._parking = Parking(settings.park_limit_bytes)
         self._unreachable: dict[NodeId, bool] = {}  # lost peers; whether the timer is set
         self._gaps: dict[NodeId, set[EpochKey]] = {}  # plans whose asker was told that this peer is lost
         self._computing: BodyId | None = None
+        self._exit_edge: int | None = None  # of the stage that computes, while its plan may be retired
         self._coding: BodyId | None = None
 
     @property
@@ -208,7 +190,7 @@ class Worker:
         found = []
         for key, active in self._active.items():
             epoch = self._epochs[key[:2]]
-            ends = (epoch.plan.transfers[body.edge] for body in active.bodies)
+            ends = (epoch.edges[body.edge] for body in active.bodies)
             if epoch.asker not in (self.name, peer) and any(
                 t.source == self._device != t.target == DeviceId(peer) for t in ends
             ):
@@ -246,9 +228,8 @@ class Worker:
         if epoch is not None:
             if edge == BLOB_EDGE:
                 return peer == epoch.asker and request & BLOB_NUMBER_MASK in epoch.wanted
-            transfers = epoch.plan.transfers
-            ours = 0 <= edge < len(transfers) and transfers[edge].target == self._device
-            return ours and transfers[edge].source == DeviceId(peer) and (session, number, request) not in self._dropped
+            ours = 0 <= edge < len(epoch.edges) and epoch.edges[edge].target == self._device
+            return ours and epoch.edges[edge].source == DeviceId(peer) and (session, number, request) not in self._dropped
         known_old = session in self._closed or number <= self._newest.get(session, -1) or edge == BLOB_EDGE
         return not known_old and self._parking.admits(body, size_bytes)
 
@@ -292,10 +273,10 @@ class Worker:
         active.tell, active.is_awaited = start.tell, start.is_awaited
         return items + self._route(epoch, body) + self._advance()
 
-    def computed(self, body: BodyId) -> list[Item]:
-        """Stage body.edge is done with this request."""
+    def computed(self, body: BodyId, exited: bool = False) -> list[Item]:
+        """Stage body.edge is done with this request, which leaves there if it `exited`."""
         self._computing = None
-        made = body._replace(edge=body.edge + 1)
+        made = body._replace(edge=self._exit_edge if exited and self._exit_edge is not None else body.edge + 1)
         items: list[Item] = [Release(body=body, held=Held.TENSORS)]
         epoch, active = self._epochs.get((body.session, body.epoch)), self._active.get(_key(body))
         if epoch is None or active is None or body not in active.bodies:
@@ -313,7 +294,7 @@ class Worker:
         epoch, active = self._epochs.get((body.session, body.epoch)), self._active.get(_key(body))
         if epoch is None or active is None or body not in active.bodies:
             return [*items, Release(body=body, held=Held.BYTES), *self._advance()]
-        peer = NodeId(epoch.plan.transfers[body.edge].target)
+        peer = NodeId(epoch.edges[body.edge].target)
         items.append(Transmit(peer, body, size_bytes, active.deadline_s))
         return items + self._watch_reach(peer, now_s) + self._advance()
 
@@ -323,7 +304,7 @@ class Worker:
         epoch, active = self._epochs.get((body.session, body.epoch)), self._active.get(_key(body))
         items: list[Item] = [Release(body=body, held=Held.BYTES)]
         if epoch is not None:
-            items.append(FreeBody(NodeId(epoch.plan.transfers[body.edge].source), body))
+            items.append(FreeBody(NodeId(epoch.edges[body.edge].source), body))
         if epoch is None or active is None or body not in active.bodies:
             return [*items, Release(body=body, held=Held.TENSORS), *self._advance()]
         return items + self._route(epoch, body) + self._advance()
@@ -337,7 +318,7 @@ class Worker:
         items: list[Item] = [Release(body=body, held=Held.TENSORS), Release(body=body, held=Held.BYTES)]
         epoch = self._epochs.get((body.session, body.epoch))
         if epoch is not None and work == "decode":
-            items.append(FreeBody(NodeId(epoch.plan.transfers[body.edge].source), body))
+            items.append(FreeBody(NodeId(epoch.edges[body.edge].source), body))
         if epoch is not None and _key(body) in self._active:
             self._active[_key(body)].bodies.discard(body)
             epoch.unsent.get(body.edge, set()).discard(body)
@@ -362,7 +343,7 @@ class Worker:
         if body.edge == BLOB_EDGE:
             return []
         if kind is ErrorKind.NODE_LOST and epoch is not None:
-            peer = NodeId(epoch.plan.transfers[body.edge].target)
+            peer = NodeId(epoch.edges[body.edge].target)
             self._gaps.setdefault(peer, set()).add((body.session, body.epoch))
         return self._fail(_key(body), kind, reason)
 
@@ -373,7 +354,7 @@ class Worker:
         if active is not None:
             active.bodies.add(body)
             return []
-        self._active[_key(body)] = _Active(deadline_s, {body})
+        self._active[_key(body)] = ActiveRun(deadline_s, {body})
         return [] if deadline_s is None else [SetTimer(timer=("deadline", *_key(body)), at_s=deadline_s)]
 
     def _leave(self, body: BodyId) -> list[Item]:
@@ -386,14 +367,14 @@ class Worker:
         del self._active[_key(body)]
         return [] if active.deadline_s is None else [CancelTimer(timer=("deadline", *_key(body)))]
 
-    def _route(self, epoch: _Epoch, body: BodyId) -> list[Item]:
+    def _route(self, epoch: EpochWork, body: BodyId) -> list[Item]:
         """Tensors of edge body.edge are at this node: into a stage, to the coder, or out."""
-        transfer = epoch.plan.transfers[body.edge]
+        transfer = epoch.edges[body.edge]
         if transfer.target != self._device:
             epoch.to_encode.setdefault(body.edge, deque()).append(body)
             epoch.unsent.setdefault(body.edge, set()).add(body)
             return []
-        if body.edge < len(epoch.plan.stages):
+        if epoch.feeds_stage(body.edge):
             epoch.inputs.setdefault(body.edge, deque()).append(body)
             return []
         items = self._leave(body)
@@ -401,7 +382,7 @@ class Worker:
             request = (body.session, request_of(body.request))
             items.append(Release(body=body, held=Held.TENSORS) if request in self._handed_out else Output(body=body))
             _remember(self._handed_out, request)
-        finished = RequestFinished(session=body.session, epoch=body.epoch, request=body.request)
+        finished = RequestFinished(session=body.session, epoch=body.epoch, request=body.request, edge=body.edge)
         return [*items, Post(epoch.asker, finished)]
 
     def _fail(self, key: RequestKey, kind: ErrorKind, reason: str) -> list[Item]:
@@ -424,17 +405,17 @@ class Worker:
         for body in sorted(active.bodies):
             if body in (self._computing, self._coding):
                 epoch.unsent.get(body.edge, set()).discard(body)
-            elif _removed(epoch.arrived, body):
-                peer = NodeId(epoch.plan.transfers[body.edge].source)
+            elif removed(epoch.arrived, body):
+                peer = NodeId(epoch.edges[body.edge].source)
                 items += [Release(body=body, held=Held.BYTES), FreeBody(peer, body)]
-            elif _removed(epoch.inputs, body):
+            elif removed(epoch.inputs, body):
                 items.append(Release(body=body, held=Held.TENSORS))
-            elif _removed(epoch.to_encode, body):
+            elif removed(epoch.to_encode, body):
                 epoch.unsent[body.edge].discard(body)
                 items.append(Release(body=body, held=Held.TENSORS))
             else:
                 epoch.unsent[body.edge].discard(body)
-                items.append(GiveUp(NodeId(epoch.plan.transfers[body.edge].target), body))
+                items.append(GiveUp(NodeId(epoch.edges[body.edge].target), body))
         return items
 
     # ---- inside: epochs ---------------------------------------------------------------------------------------------
@@ -456,7 +437,7 @@ class Worker:
         if plan is None:
             return [Post(peer, DeployFailed(session=deploy.session, epoch=deploy.epoch, reason=f"{self.name}: {reason}"))]
         self._newest[deploy.session] = max(deploy.epoch, self._newest.get(deploy.session, -1))
-        self._epochs[key] = _Epoch(plan=plan, asker=peer, parts=deploy.parts)
+        self._epochs[key] = EpochWork(plan=plan, asker=peer, parts=deploy.parts)
         items: list[Item] = [Prepare(session=deploy.session, epoch=deploy.epoch, plan=plan, parts=deploy.parts)]
         for arrival in self._parking.take(key):
             if self.wants(arrival.peer, arrival.body, arrival.size_bytes):
@@ -480,7 +461,8 @@ class Worker:
         mine = {i for i, stage in enumerate(plan.stages) if stage.device == self._device}
         if not {part.stage for part in deploy.parts} <= mine:
             return "parts of other nodes were sent", None
-        return "", plan
+        refusal = self.shares.admit(deploy, self._epochs)
+        return refusal, None if refusal else plan
 
     def _retire(self, session: int, number: int) -> list[Item]:
         if (session, number) in self._epochs:
@@ -523,27 +505,27 @@ class Worker:
 
     def _advance(self) -> list[Item]:
         items: list[Item] = []
-        if self._computing is None:
-            self._computing = self._next_compute()
-            if self._computing is not None:
-                items.append(Compute(body=self._computing))
-        if self._coding is None:
-            coding = self._next_coding()
-            if coding is not None:
-                self._coding = coding.body
-                items.append(coding)
+        if self._computing is None and (body := self._next_compute()) is not None:
+            self._computing = body
+            items.append(Compute(body=body))
+        if self._coding is None and (coding := self._next_coding()) is not None:
+            self._coding = coding.body
+            items.append(coding)
         return items
 
     def _next_compute(self) -> BodyId | None:
-        """The latest stage whose outputs have room, of the oldest epoch that has one."""
-        for epoch in self._epochs.values():
+        """The latest stage whose outputs have room, of the oldest epoch that has one, of the session whose turn it is."""
+        limit = self.settings.queue_limit
+        for (session, _), epoch in self.shares.order("processor", self._epochs):
             best = -1
             for stage, waiting in epoch.inputs.items():
                 if not waiting or stage <= best or not epoch.is_ready:
                     continue
-                if self._has_room(epoch, stage + 1) or self._is_awaited(waiting[0]):
+                if epoch.may_start(stage, self._device, limit) or self._is_awaited(waiting[0]):
                     best = stage
             if best >= 0:
+                self.shares.picked("processor", session)
+                self._exit_edge = epoch.exit_edges.get(best)
                 return epoch.inputs[best].popleft()
         return None
 
@@ -552,24 +534,20 @@ class Worker:
         active = self._active[_key(body)]
         return active.is_awaited and bool(active.tell) and body.edge < active.tell[-1]
 
-    def _has_room(self, epoch: _Epoch, edge: int) -> bool:
-        limit = self.settings.queue_limit
-        if epoch.plan.transfers[edge].target != self._device:
-            return len(epoch.unsent.get(edge, ())) < limit
-        return edge == len(epoch.plan.stages) or len(epoch.inputs.get(edge, ())) < limit
-
     def _next_coding(self) -> Encode | Decode | None:
-        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch."""
-        for epoch in self._epochs.values():
+        """The latest edge that waits to be encoded, or decoded where its stage has room, of the oldest epoch, in turn."""
+        limit = self.settings.queue_limit
+        for (session, _), epoch in self.shares.order("coder", self._epochs):
             best, queues = -1, epoch.to_encode
             for edge, waiting in epoch.to_encode.items():
                 if waiting and edge > best:
                     best = edge
             for edge, waiting in epoch.arrived.items():
-                if waiting and edge > best and self._has_room(epoch, edge):
+                if waiting and edge > best and epoch.has_room(edge, self._device, limit):
                     best, queues = edge, epoch.arrived
             if best >= 0:
-                body, codec = queues[best].popleft(), epoch.plan.transfers[best].codec
+                self.shares.picked("coder", session)
+                body, codec = queues[best].popleft(), epoch.edges[best].codec
                 return Encode(body=body, codec=codec) if queues is epoch.to_encode else Decode(body=body, codec=codec)
         return None
 
@@ -581,14 +559,6 @@ def _read_plan(text: str) -> Plan:
 
 def _key(body: BodyId) -> RequestKey:
     return (body.session, body.epoch, body.request)
-
-
-def _removed(queues: dict[int, deque[BodyId]], body: BodyId) -> bool:
-    queue = queues.get(body.edge)
-    if queue is None or body not in queue:
-        return False
-    queue.remove(body)
-    return True
 
 
 def _remember(known: dict[_K, None], key: _K) -> None:

@@ -22,6 +22,7 @@ from ecotone.runtime.measure_cluster import discover, measure, measure_links
 from ecotone.runtime.node import NodeSettings, run_node
 from ecotone.runtime.recorder import RequestTrace, RunTrace, StageTrace, TransferTrace
 from ecotone.runtime.session import Session
+from ecotone.runtime.shadow import Shadow
 from ecotone.runtime.store import Store, StoreCorrupted, StoreError, StoreFull
 from ecotone.runtime.switching import Switchover
 
@@ -44,6 +45,7 @@ __all__ = [
     "RunTrace",
     "Session",
     "SessionClosed",
+    "Shadow",
     "StageTrace",
     "Store",
     "StoreCorrupted",

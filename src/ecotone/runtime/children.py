@@ -23,6 +23,8 @@ from ecotone.units import EcotoneError
 
 __all__ = ["Child", "ChildError"]
 
+_LAST_WORDS_S = 1.0  # for reading what an ended process wrote
+
 
 class ChildError(EcotoneError):
     """A node process did not start, did not answer in time, or died."""
@@ -48,8 +50,10 @@ class Child:
             )
         except OSError as error:
             raise ChildError(f"node {name}: cannot start a process: {error.strerror or error}") from None
-        for stream, take in ((self._process.stdout, self._take_answer), (self._process.stderr, self._errors.append)):
-            threading.Thread(target=_pump, args=(stream, take), name=f"{name}-pipe", daemon=True).start()
+        pipes = ((self._process.stdout, self._take_answer), (self._process.stderr, self._errors.append))
+        self._pumps = [threading.Thread(target=_pump, args=pipe, name=f"{name}-pipe", daemon=True) for pipe in pipes]
+        for pump in self._pumps:
+            pump.start()
 
     @property
     def pid(self) -> int:
@@ -77,7 +81,9 @@ class Child:
                 return answer
 
     def last_words(self) -> str:
-        """The last line of its standard error, for a one-line message."""
+        """The last line of its standard error, for a one-line message; of one that ended, once all of it was read."""
+        if not self.is_alive:
+            self._pumps[-1].join(_LAST_WORDS_S)
         lines = [line.strip() for line in tuple(self._errors) if line.strip()]
         return f"it said last: {lines[-1][:300]}" if lines else "it said nothing"
 

@@ -13,10 +13,12 @@ from ecotone.cluster import Cluster
 from ecotone.model import Captured
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet
+from ecotone.protocol.message import NodeId
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
 from ecotone.runtime.launch import Nodes, attach, launch
 from ecotone.runtime.models import Models
 from ecotone.runtime.session import Session
+from ecotone.runtime.stages import Piece
 
 __all__ = ["deploy"]
 
@@ -31,7 +33,7 @@ def deploy(
     samples: Sequence[Sequence[torch.Tensor]] = (),
     image: codec.ImageSpec | None = None,
     ordered: bool = False,
-    pieces: Sequence[tuple[int, int]] = (),
+    pieces: Sequence[Piece] = (),
     timeout_s: float = 120.0,
     node_timeout_s: float = 5.0,
     variants: Sequence[Captured] = (),
@@ -40,6 +42,9 @@ def deploy(
     suspect_after_s: float = 0.05,
     worker: WorkerSettings | None = None,
     journal: Path | None = None,
+    weight: float = 1.0,
+    loads: Sequence[Mapping[NodeId, float]] = (),
+    bottlenecks: Sequence[codec.LearnedCodec] = (),
 ) -> Session:
     """Put `plan` in force on `nodes` and return the open session. A Cluster is launched (emulated) or attached to.
 
@@ -50,7 +55,10 @@ def deploy(
     pixels became the input, for images sent as such. `node_timeout_s`: where no plan can run for so long, requests without a
     deadline end. `suspect_after_s`: a request so much later than usual is doubted and its nodes are asked whether they live.
     `journal`: requests with an id survive this process (see Session.submit); those that a former process left unfinished are
-    run again. Raises DeployError, NodeUnreachable, JournalError or WireError in bounded time.
+    run again. `weight`: this session's share of nodes that serve several; `loads`: by position in the set, the shares of
+    their processors that requests at the intended rate take (contention.py): a node with limits refuses what does not fit.
+    `bottlenecks`: the learned codecs in which the plans cross; nodes get them beside their stages. Raises DeployError,
+    NodeUnreachable, JournalError or WireError in bounded time.
     """
     plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
     owned = isinstance(nodes, Cluster)
@@ -62,11 +70,11 @@ def deploy(
         settings = CoordinatorSettings(
             session=secrets.randbits(63), queue_limit=queue_limit, max_in_flight=max_in_flight, ordered=ordered,
             deploy_timeout_s=timeout_s, node_timeout_s=node_timeout_s, held_limit_bytes=held_limit_bytes,
-            suspect_after_s=suspect_after_s, record=journal is not None,
+            suspect_after_s=suspect_after_s, record=journal is not None, weight=weight,
         )  # fmt: skip
-        models = Models(captured, variants, [tuple(sample) for sample in samples], pieces)
+        models = Models(captured, variants, [tuple(sample) for sample in samples], pieces, bottlenecks)
         session = Session(nodes, models, settings, image=image, worker=worker, journal=journal, owns_nodes=owned)
-        session.replan(plans, expected_s=expected_s)
+        session.replan(plans, expected_s=expected_s, loads=loads)
         session.resume()
     except BaseException:
         if session is not None:

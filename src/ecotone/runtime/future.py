@@ -1,12 +1,19 @@
-"""What `Session.submit` gives back: a plain future that also knows its request, whether it is accepted, and who answered."""
+"""What `Session.submit` gives back: a plain future that also knows its request, whether it is accepted, and who answered;
+and what the session says of a result to whoever watches."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Future"]
+import torch
+
+from ecotone.plan import Plan
+
+__all__ = ["Delivered", "Future"]
 
 
 class Future(concurrent.futures.Future[Any]):
@@ -17,6 +24,8 @@ class Future(concurrent.futures.Future[Any]):
         self.request, self.request_id = request, request_id
         self.epoch: int | None = None
         """The plan that answered; None until it is there, and for a result that was read from the journal."""
+        self.exit = ""
+        """The early exit whose answer it is; "" for that of the model's end."""
         self._accepted = threading.Event()
         self.set_running_or_notify_cancel()  # cancelling goes through the machine: see Session.cancel
 
@@ -32,3 +41,12 @@ class Future(concurrent.futures.Future[Any]):
     def accept(self) -> None:
         """Told by the session."""
         self._accepted.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A result just before it is told: what went in, what came out (in the order of the last frontier), under which plan."""
+
+    inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor]
+    plan: Plan | None

@@ -21,6 +21,7 @@ from typing import Any, Self
 from ecotone import schema
 from ecotone.cluster import Cluster, Device, DeviceId, Link
 from ecotone.protocol.message import NodeId
+from ecotone.protocol.settings import WorkerSettings
 from ecotone.runtime.children import Child
 from ecotone.runtime.errors import NodeUnreachable
 from ecotone.runtime.node import LocalNode, NodeSettings, link_settings, open_wire, shape
@@ -153,7 +154,9 @@ def launch(cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 
     return nodes
 
 
-def in_memory(cluster: Cluster, *, folder: Path | None = None, network: Network | None = None) -> Nodes:
+def in_memory(
+    cluster: Cluster, *, folder: Path | None = None, network: Network | None = None, worker: WorkerSettings | None = None
+) -> Nodes:
     """The same nodes as threads of this process over an in-memory network: for tests and a first look."""
     closing = contextlib.ExitStack()
     root = folder or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="ecotone-", ignore_cleanup_errors=True)))
@@ -174,7 +177,7 @@ def in_memory(cluster: Cluster, *, folder: Path | None = None, network: Network 
         if device.name != cluster.source:
             ends = join(device.name)
             links = link_settings(links_from(cluster, device.name), emulate=cluster.emulate)
-            node = LocalNode(device, ends[0], Store(root / device.name), links)
+            node = LocalNode(device, ends[0], Store(root / device.name), links, worker)
             node.start()
             closing.callback(node.stop)
             nodes._threads[device.name] = (node, ends[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from ecotone import codec
 from ecotone.graph import Graph
 from ecotone.plan import Plan
 from ecotone.protocol.message import Blob, BlobRange, StagePart
@@ -12,7 +13,9 @@ from ecotone.runtime.models import Models
 from ecotone.runtime.stages import (
     Stages,
     StoredModel,
+    codecs_from_store,
     content_of,
+    learned_ids,
     make_from_model,
     missing_blobs,
     segment_from_store,
@@ -24,6 +27,25 @@ from ecotone.units import EcotoneError
 __all__ = ["ModelLoader", "StoreLoader"]
 
 
+class _Codecs:
+    """The learned codecs that each plan of this node needs, held as long as the plan is loaded."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], tuple[codec.LearnedCodec, ...]] = {}
+
+    def hold(self, session: int, epoch: int, codecs: Iterable[codec.LearnedCodec]) -> None:
+        former, wanted = self._held.get((session, epoch), ()), tuple(codecs)
+        for made in wanted:
+            codec.hold(made)
+        self._held[session, epoch] = wanted
+        for made in former:
+            codec.release(made)
+
+    def release(self, session: int, epoch: int) -> None:
+        for made in self._held.pop((session, epoch), ()):
+            codec.release(made)
+
+
 class StoreLoader:
     """Loads the stages of a node from its store; what is missing is named, then kept piece by piece."""
 
@@ -33,6 +55,7 @@ class StoreLoader:
         self._failed: dict[tuple[int, int], StoreError] = {}
         self._parts: dict[tuple[int, int], tuple[StagePart, ...]] = {}
         self._plans: dict[tuple[int, int], Plan] = {}
+        self._codecs = _Codecs()
 
     def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
         key = (session, epoch)
@@ -54,12 +77,12 @@ class StoreLoader:
         return ()
 
     def _load(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> None:
+        self._codecs.hold(session, epoch, codecs_from_store(self._store, parts))
         for part in parts:
             if not 0 <= part.stage < len(plan.stages):
                 raise EcotoneError(f"the plan has no stage {part.stage}; make it again")
-            stage = plan.stages[part.stage]
             make = partial(segment_from_store, self._store, part)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
+            self._stages.prepare(session, plan, part.stage, content_of(part), make, weight_bytes(part))
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
         wanted = {blob.number: blob for blob in self._wanted.get((session, epoch), ())}
@@ -86,6 +109,7 @@ class StoreLoader:
         self._wanted.pop((session, epoch), None)
         self._parts.pop((session, epoch), None)
         self._plans.pop((session, epoch), None)
+        self._codecs.release(session, epoch)
         self._stages.unload(session, epoch)
         self._store.unpin(_owner(session, epoch))
 
@@ -98,18 +122,21 @@ class ModelLoader:
 
     def __init__(self, models: Models, stages: Stages):
         self._models, self._stages = models, stages
+        self._codecs = _Codecs()
 
     def prepare(self, session: int, epoch: int, plan: Plan, parts: tuple[StagePart, ...]) -> tuple[BlobRange, ...]:
+        known = self._models.of(plan).codecs
+        self._codecs.hold(session, epoch, [known[name] for name in learned_ids(plan)])
         for part in parts:
-            stage = plan.stages[part.stage]
-            make = make_from_model(self._models.of(plan), stage)
-            self._stages.prepare(session, epoch, part.stage, stage, content_of(part), make, weight_bytes(part))
+            make = make_from_model(self._models.of(plan), plan.stages[part.stage])
+            self._stages.prepare(session, plan, part.stage, content_of(part), make, weight_bytes(part))
         return ()
 
     def keep_piece(self, session: int, epoch: int, number: int, offset: int, piece: bytes) -> None:
         return  # the asker lacks nothing
 
     def unload(self, session: int, epoch: int) -> None:
+        self._codecs.release(session, epoch)
         self._stages.unload(session, epoch)
 
     def open_blob(self, blob: Blob) -> bytes:

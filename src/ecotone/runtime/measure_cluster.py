@@ -9,6 +9,8 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -16,15 +18,17 @@ import torch
 
 from ecotone import profiling
 from ecotone.cluster import Cluster, Device, DeviceId, Link
-from ecotone.codec import ImageSpec
+from ecotone.codec import ImageSpec, LearnedCodec, holding
 from ecotone.model import Captured
 from ecotone.plan import Plan, Stage, Transfer
 from ecotone.profile import LinkFit, Profile
-from ecotone.profiling import DeviceMeasurement, MeasureOptions, Progress
+from ecotone.profiling import AccuracyOptions, DeviceMeasurement, MeasureOptions, Progress, Samples
+from ecotone.profiling.device import before_exits
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.deployment import deploy
 from ecotone.runtime.launch import Nodes, attach
 from ecotone.runtime.probe import measure_link
+from ecotone.runtime.stages import Piece
 from ecotone.schema import read, write
 from ecotone.trust.identity import Identity
 from ecotone.units import EcotoneError
@@ -40,45 +44,45 @@ def measure(
     captured: Captured,
     nodes: Nodes | Cluster,
     *,
-    samples: Sequence[Sequence[torch.Tensor]] = (),
+    samples: Samples = (),
+    labels: Any = None,
     options: MeasureOptions | None = None,
+    table: AccuracyOptions | None = None,
     image: ImageSpec | None = None,
+    bottlenecks: Sequence[LearnedCodec] = (),
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Profile:
     """A profile of `captured` on a cluster. Emulated: measured here and stretched, links as stated. Real: nodes are asked.
 
-    A real Cluster is attached to for the while. See ecotone.profiling.measure for `samples`, `options`, `image` and
-    `path`. Raises NodeUnreachable or EcotoneError in bounded time.
+    A real Cluster is attached to for the while. `bottlenecks`: learned codecs to measure beside the others, at their cuts.
+    See ecotone.profiling.measure for `samples`, `labels`, `options`, `table`, `image` and `path`. Raises NodeUnreachable
+    or EcotoneError in bounded time.
     """
-    if isinstance(nodes, Cluster):
-        if nodes.emulate or len(nodes.devices) == 1:
-            return profiling.measure(
-                captured, nodes, samples=samples, options=options, image=image, progress=progress, path=path
-            )
-        with attach(nodes) as attached:
-            return measure(captured, attached, samples=samples, options=options, image=image, progress=progress, path=path)
-    cluster = nodes.cluster
-    if cluster.emulate:
-        return profiling.measure(
-            captured, cluster, samples=samples, options=options, image=image, progress=progress, path=path
-        )
     options = options or MeasureOptions()
-    samples = [tuple(s) for s in (samples or [captured.example_inputs])][: options.max_samples]
-    links = measure_links(nodes, progress)
-    others = [d for d in cluster.devices if d.name != cluster.source]
-    measured = [_ask_node(captured, nodes, device, samples, options, image, progress) for device in others]
-    return profiling.measure(
-        captured,
-        cluster,
-        samples=samples,
-        options=options,
-        measured=measured,
-        links=links,
-        image=image,
-        progress=progress,
-        path=path,
-    )
+    if bottlenecks:
+        ids = [made.id for made in bottlenecks]
+        options = replace(options, codecs=tuple(dict.fromkeys((*profiling.codec_ids(options.codecs), *ids))))
+    given = partial(
+        profiling.measure, captured, samples=samples, labels=labels, options=options, table=table, image=image,
+        progress=progress, path=path,
+    )  # fmt: skip
+    few = [tuple(s) for s in itertools.islice(iter(samples), options.max_samples)] or [captured.example_inputs]
+
+    def real(attached: Nodes) -> Profile:
+        links = measure_links(attached, progress)
+        others = [d for d in attached.cluster.devices if d.name != attached.cluster.source]
+        asked = partial(_ask_node, captured, attached, samples=few, options=options, image=image, progress=progress)
+        return given(attached.cluster, measured=[asked(d, bottlenecks=bottlenecks) for d in others], links=links)
+
+    with holding(bottlenecks):
+        cluster = nodes if isinstance(nodes, Cluster) else nodes.cluster
+        if cluster.emulate or (isinstance(nodes, Cluster) and len(cluster.devices) == 1):
+            return given(cluster)
+        if isinstance(nodes, Nodes):
+            return real(nodes)
+        with attach(nodes) as attached:
+            return real(attached)
 
 
 def _ask_node(
@@ -88,13 +92,16 @@ def _ask_node(
     samples: Sequence[Sequence[torch.Tensor]],
     options: MeasureOptions,
     image: ImageSpec | None,
+    bottlenecks: Sequence[LearnedCodec],
     progress: Progress | None,
 ) -> DeviceMeasurement:
     """Send the model in pieces to a real node and let it measure them on itself."""
-    graph, cuts = captured.graph, profiling.candidate_cuts(captured.graph, options.max_cuts)
+    graph, learned = captured.graph, profiling.learned_positions(options.codecs)
+    cuts = options.cuts_of(graph, learned)
     length, source = graph.num_blocks, nodes.cluster.source
-    pieces = {(0, length), *itertools.pairwise(cuts)}
+    pieces: set[Piece] = {(0, length), *itertools.pairwise(cuts)}
     pieces |= {span for cut in cuts[1:-1] for span in ((0, cut), (cut, length))}
+    pieces |= {(start, place.position, place.name) for place, start in before_exits(graph, cuts)}
     whole = Plan(
         graph_hash=graph.content_hash(),
         stages=(Stage(device=device.name, start=0, stop=length),),
@@ -110,7 +117,9 @@ def _ask_node(
 
     nodes.questions.on("progress", tell)
     try:
-        with deploy(whole, captured, nodes, samples=samples, pieces=sorted(pieces), timeout_s=_PROFILE_S) as session:
+        with deploy(
+            whole, captured, nodes, samples=samples, pieces=sorted(pieces), timeout_s=_PROFILE_S, bottlenecks=bottlenecks
+        ) as session:
             body = {
                 "session": session.number, "epoch": session.plan.epoch, "graph": write(graph), "cuts": cuts,
                 "options": write(options), "executors": device.executors,

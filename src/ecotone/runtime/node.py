@@ -23,7 +23,7 @@ from ecotone.graph import Graph
 from ecotone.model import Captured
 from ecotone.protocol.message import NodeId
 from ecotone.protocol.node import Node
-from ecotone.protocol.settings import LinkSettings, chunk_bytes_for
+from ecotone.protocol.settings import LinkSettings, WorkerSettings, chunk_bytes_for
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.loading import StoreLoader
 from ecotone.runtime.port import Port
@@ -50,7 +50,7 @@ class NodeSettings:
     """How a node runs. `links`: the directed links that leave this device, imposed in user space when `emulate`.
 
     `listen` and `connect` are endpoints (see ecotone.wire.zenoh); `folder` holds its weights, at most `cap_bytes` of them.
-    Without `insist` a node starts also where nobody answers at `connect`, and goes on trying.
+    Without `insist` a node starts also where nobody answers at `connect`, and goes on trying. `worker`: None: the default.
     """
 
     device: Device
@@ -65,17 +65,21 @@ class NodeSettings:
     identity: Identity | None = None
     multicast: bool = False
     drain_s: float = 20.0
+    worker: WorkerSettings | None = None
 
 
 class LocalNode:
     """One node over `wire`: machine, shell, store and the questions it answers. `start`, then `leave` or `stop`."""
 
-    def __init__(self, device: Device, wire: Wire, store: Store, links: Mapping[NodeId, LinkSettings] | None = None):
+    def __init__(
+        self, device: Device, wire: Wire, store: Store, links: Mapping[NodeId, LinkSettings] | None = None,
+        worker: WorkerSettings | None = None,
+    ):  # fmt: skip
         self.device, self._store = device, store
         self.port = Port(device.name, wire)
         stages = Stages(device.accelerator, device.threads, device.memory_bytes)
         self._recorder = Recorder()
-        machine = Node(NodeId(device.name), next_incarnation(), links=dict(links or {}))
+        machine = Node(NodeId(device.name), next_incarnation(), links=dict(links or {}), worker=worker)
         self._loader = StoreLoader(store, stages)
         self.shell = Shell(self.port, device, machine, stages, self._loader, recorder=self._recorder)
         quick: dict[str, Handler] = {
@@ -177,7 +181,7 @@ class NodeProcess:
         self._zenoh, self._shaped = open_wire(settings)
         store = Store(settings.folder, settings.cap_bytes)
         links = link_settings(settings.links, emulate=settings.emulate)
-        self.node = LocalNode(settings.device, self._shaped or self._zenoh, store, links)
+        self.node = LocalNode(settings.device, self._shaped or self._zenoh, store, links, settings.worker)
 
     def start(self) -> tuple[str, ...]:
         """Open the network; returns the endpoints that peers can connect to."""

@@ -17,6 +17,7 @@ from typing import IO, Any
 from ecotone import schema
 from ecotone.cluster import Device, Link
 from ecotone.executors.memory import keep_freed_memory
+from ecotone.protocol.settings import WorkerSettings
 from ecotone.runtime.node import NodeProcess, NodeSettings, stop_on_signals
 from ecotone.units import EcotoneError
 
@@ -67,6 +68,7 @@ def _settings(document: dict[str, Any]) -> NodeSettings:
             folder=Path(found["folder"]), cluster=str(found["cluster"]), listen=tuple(found["listen"]),
             connect=tuple(found["connect"]), emulate=bool(found["emulate"]), cap_bytes=int(found["cap_bytes"]),
             insist=bool(found.get("insist", True)),
+            worker=schema.read(WorkerSettings, found.get("worker", {}), "node settings"),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise EcotoneError(

@@ -78,6 +78,7 @@ class RequestTrace:
     """One request from hand-in to result, by the run that answered; `others` are its lost, late or twin runs.
 
     Stages and transfers that no node remembered, or that this run took over from another, are missing from the tuples.
+    `exit`: at which it left early; transfers are numbered as Plan.edges.
     """
 
     request: int
@@ -88,6 +89,7 @@ class RequestTrace:
     transfers: tuple[TransferTrace, ...]
     attempt: int = 0
     others: tuple[RunTrace, ...] = ()
+    exit: str = ""
 
     @property
     def accounted_s(self) -> float:
@@ -96,13 +98,14 @@ class RequestTrace:
 
 
 class Ended(NamedTuple):
-    """A request that got its result: from which plan, in which attempt, and when it was handed in."""
+    """A request that got its result: from which plan, in which attempt, when it was handed in, where it left early."""
 
     request: int
     epoch: int
     attempt: int
     submitted_s: float
     total_s: float
+    exit: str = ""
 
 
 class Recorder:
@@ -151,7 +154,7 @@ def join_spans(run: int, plan: Plan, submitted_s: float, spans: Mapping[str, Ite
                 )
             )  # fmt: skip
     transfers = []
-    for edge, transfer in enumerate(plan.transfers):
+    for edge, transfer in enumerate(plan.edges):
         encode = found.get((transfer.source, "encode", edge))
         received = found.get((transfer.target, "received", edge))
         decode = found.get((transfer.target, "decode", edge))
@@ -185,7 +188,7 @@ def trace_of(
             RequestTrace(
                 request=end.request, epoch=end.epoch, submitted_s=end.submitted_s, total_s=end.total_s,
                 stages=mine.stages if mine else (), transfers=mine.transfers if mine else (), attempt=end.attempt,
-                others=tuple(sorted((r for r in found if r is not mine), key=lambda r: r.attempt)),
+                others=tuple(sorted((r for r in found if r is not mine), key=lambda r: r.attempt)), exit=end.exit,
             )
         )  # fmt: skip
     return tuple(traces)

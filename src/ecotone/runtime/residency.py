@@ -10,28 +10,32 @@ import collections
 import concurrent.futures
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ecotone.cluster import DeviceId
 from ecotone.plan import Plan
 from ecotone.planset import PlanSet
 from ecotone.protocol import effects
+from ecotone.protocol.drift import Drift, Returned
 from ecotone.protocol.message import NodeId
 from ecotone.runtime.switching import Switchover
 
-__all__ = ["Answer", "Residency"]
+__all__ = ["Answer", "Loads", "Residency"]
 
 _REMEMBERED_PLANS, _NOTES = 512, 40
 
 Answer = concurrent.futures.Future[str]
 """Ends with "" when a plan is ready on all its nodes, else with the reason why not."""
+Loads = Sequence[Mapping[NodeId, float]]
+"""By position in a plan set: the shares of nodes' processors that requests at the intended rate take."""
 
 
 class Residency:
     """Safe for threads."""
 
     def __init__(self) -> None:
+        self.loads: Mapping[str, tuple[tuple[NodeId, float], ...]] = {}  # declared, by identity of plan
         self._lock = threading.Lock()
         self._known: collections.OrderedDict[int, Plan] = collections.OrderedDict()
         self._labels: dict[int, str] = {}
@@ -108,6 +112,8 @@ class Residency:
                 self.note(f"node {peer}: {state}")
                 if state == "restarted":
                     self.stay(peer)
+            case Drift() | Returned():
+                self.note(str(effect))
 
     def _ended(self, epoch: int, error: str) -> None:
         with self._lock:

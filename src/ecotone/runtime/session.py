@@ -26,6 +26,7 @@ from ecotone.plan import Plan
 from ecotone.planset import PlanSet, Standby
 from ecotone.protocol import effects, events
 from ecotone.protocol.actors import require_sound
+from ecotone.protocol.drift import Drift, Returned
 from ecotone.protocol.message import BodyId, NodeId, attempt_of
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, WorkerSettings
@@ -39,14 +40,14 @@ from ecotone.runtime.errors import (
     UnknownRequest,
     request_error,
 )
-from ecotone.runtime.future import Future
+from ecotone.runtime.future import Delivered, Future
 from ecotone.runtime.incarnation import next_incarnation
 from ecotone.runtime.launch import Nodes, links_from
 from ecotone.runtime.loading import ModelLoader
 from ecotone.runtime.models import Models
 from ecotone.runtime.node import EXPLAIN, LEAVING, link_settings
 from ecotone.runtime.recorder import Ended, Recorder, RequestTrace, Span, machine_clock, trace_of
-from ecotone.runtime.residency import Answer, Residency
+from ecotone.runtime.residency import Answer, Loads, Residency
 from ecotone.runtime.shell import Shell, Told
 from ecotone.runtime.stages import Stages
 from ecotone.runtime.switching import Switchover, switchover
@@ -55,8 +56,7 @@ from ecotone.units import EcotoneError
 __all__ = ["Session"]
 
 _KEPT_REQUESTS = 4096
-
-Listener = Callable[[Told], object]
+Listener = Callable[[Told | Drift | Returned], object]
 
 
 @dataclass(slots=True)
@@ -71,6 +71,7 @@ class Session:
     """A deployed model: call it, submit to it, stream through it. Made by `deploy`; a context manager that drains.
 
     `explain` gives what a controller has to say of its choice; `explanation` has it between the plans and what happened.
+    `watch` sees each result in the loop thread before it is told; it must neither raise nor take long (see shadow.py).
     """
 
     def __init__(
@@ -94,12 +95,11 @@ class Session:
         self._requests: dict[int, _Request] = {}
         self._by_id: dict[str, _Request] = {}  # from submit until the outcome is told
         self._ended: collections.deque[Ended] = collections.deque(maxlen=_KEPT_REQUESTS)
-        self._residency = Residency()
         self._listeners: list[Listener] = []
         self.explain: Callable[[], list[str]] = list
-        self._moving, self._awaited = threading.Lock(), -1
-        self._is_closed, self._closing = False, ""
-        self._all_ended = threading.Event()
+        self.watch: Callable[[Delivered], object] = lambda delivered: None
+        self._moving, self._awaited, self._residency = threading.Lock(), -1, Residency()
+        self._is_closed, self._closing, self._all_ended = False, "", threading.Event()
         device = nodes.cluster.device(nodes.cluster.source)
         machine = Node(
             NodeId(device.name),
@@ -226,14 +226,13 @@ class Session:
             return False
         return any(self._missing(plan) == frozenset() for plan in self.plans)
 
-    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None) -> Plan:
+    def replan(self, plan: Plan | PlanSet, *, expected_s: Mapping[int, float] | None = None, loads: Loads = ()) -> Plan:
         """Move to `plan` and return it (of a set the first) with its epoch; the whole former set is retired.
 
         The new set is made ready beside the old one, on which requests under way finish; where memory does not hold both,
         new requests wait meanwhile (see how_to_switch). Standbys that fail are left out, those whose nodes cannot be reached
         join when they can: see `plans`. Where the first plan's nodes cannot be reached but a standby's can, that one begins.
-        Raises DeployError (the old set stays, after a pause as good as new), UnsoundPlan (its queues could block) or
-        NodeUnreachable, in bounded time.
+        Raises, in bounded time, DeployError (the old set stays), UnsoundPlan (queues could block) or NodeUnreachable.
         """
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
         name = f"plan for {self.captured.graph.name} on {self.nodes.cluster.name}"
@@ -244,6 +243,9 @@ class Session:
         require_sound(plans, worker=self._worker, coordinator=self._settings)
         expected = {one.identity(): (expected_s or {}).get(i, 0.0) for i, one in enumerate(plans.plans)}
         with self._moving:
+            self._residency.loads = {
+                one.identity(): tuple(own.items()) for one, own in zip(plans.plans, loads, strict=False)
+            }
             first = self._reachable_first(plans)
             switch, old = self.how_to_switch(first), self._residency.planset
             found, error = self._deploy(first, expected, switch)
@@ -263,6 +265,7 @@ class Session:
             events.Resident(
                 plan=plan, parts=self._models.parts(plan), is_active=plan.epoch in active,
                 expected_s=expected.get(plan.identity(), 0.0), boundary_bytes=self._models.boundary_bytes(plan),
+                loads=self._residency.loads.get(plan.identity(), ()),
             )
             for active in [{standby.plan.epoch for standby in plans.standbys if standby.mode == "active"}]
             for plan in plans.plans
@@ -271,7 +274,7 @@ class Session:
         self._shell.post(
             events.DeployRequested(
                 plan=first.plan, parts=first.parts, standbys=tuple(residents[1:]), expected_s=first.expected_s,
-                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause",
+                boundary_bytes=first.boundary_bytes, pause=switch.kind == "pause", loads=first.loads,
             )
         )  # fmt: skip
         timeout_s = self._settings.deploy_timeout_s
@@ -312,7 +315,7 @@ class Session:
     def how_to_switch(self, plan: Plan | PlanSet) -> Switchover:
         """Whether replan(plan) would make the new set ready beside the old one or pause for it, and why."""
         plans = plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
-        return switchover(self._residency.current, plans.plans, self._models.graphs, self.nodes.cluster)
+        return switchover(self._residency.current, plans.plans, self._models.graphs(plans.plans), self.nodes.cluster)
 
     def prefer(self, plan: Plan) -> None:
         """New requests follow `plan` from now on, where its nodes answer: no loading, no waiting. It must be resident."""
@@ -334,7 +337,7 @@ class Session:
         return self._residency.explanation(self.explain())
 
     def listen(self, callback: Listener) -> None:
-        """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged and DeployEnded, in the loop thread."""
+        """Call `callback` with each Observed, Preferred, Rerouted, LinkChanged, DeployEnded (in the loop thread), Drift."""
         self._listeners.append(callback)
 
     def _missing(self, plan: Plan) -> frozenset[NodeId]:
@@ -449,10 +452,12 @@ class Session:
         if entry is None:
             return
         total_s = time.perf_counter() - entry.submitted_s
-        self._ended.append(Ended(request, body.epoch, attempt_of(body.request), entry.submitted_s, total_s))
         plan = self._residency.plan_of(body.epoch)
-        graph_hash = plan.graph_hash if plan else self.captured.graph.content_hash()
-        self._end(entry, Outcome(tuple(tensors), graph_hash, body.epoch))
+        self.watch(Delivered(entry.inputs, tensors, plan))
+        entry.future.exit = plan.exit_at(body.edge) if plan else ""
+        attempt = attempt_of(body.request)
+        self._ended.append(Ended(request, body.epoch, attempt, entry.submitted_s, total_s, entry.future.exit))
+        self._end(entry, Outcome(tuple(tensors), self._models.origin(plan), body.epoch))
 
     def failed(self, request: int, kind: events.ErrorKind, reason: str) -> None:
         with self._lock:
@@ -460,7 +465,7 @@ class Session:
         if entry is not None:
             self._end(entry, Outcome(kind=kind, reason=reason))
 
-    def told(self, effect: Told) -> None:
+    def told(self, effect: Told | Drift | Returned) -> None:
         self._residency.told(effect)
         if isinstance(effect, effects.DeployEnded) and effect.epoch == self._awaited and not effect.error:
             self._shell.post(events.Prefer(epoch=effect.epoch))

@@ -213,9 +213,10 @@ class Shell:
             where = f"stage {body.edge}" if item.work == "compute" else f"transfer {body.edge}"
             reason = f"{where} on {self._device.name}: {item.work}: {_reason(done.error)}"
             return events.WorkFailed(body=body, work=item.work, reason=reason)
-        size = 0
+        size, exit_edge = 0, None
         if item.work == "compute":
-            self._tensors[body._replace(edge=body.edge + 1)] = done.value
+            made, exit_edge = done.value
+            self._tensors[body._replace(edge=body.edge + 1 if exit_edge is None else exit_edge)] = made
         elif item.work == "decode":
             self._tensors[body] = done.value
         else:
@@ -223,7 +224,7 @@ class Shell:
             self._bytes[body] = done.value
         self.recorder.add(body, Span(item.work, body.edge, item.start_s, done.seconds, done.own_seconds, size))
         if item.work == "compute":
-            return events.Computed(body=body, seconds=done.seconds)
+            return events.Computed(body=body, seconds=done.seconds, exited=exit_edge is not None)
         if item.work == "decode":
             return events.Decoded(body=body, seconds=done.seconds)
         return events.Encoded(body=body, size_bytes=size, seconds=done.seconds)
@@ -292,12 +293,12 @@ class Shell:
         body = effect.body
         tensors = self._tensors.get(body)
 
-        def work() -> Tensors:
+        def work() -> tuple[Tensors, int | None]:
             if tensors is None:
                 raise EcotoneError("its inputs are gone")
             stage = self._stages.get(body.session, body.epoch, body.edge)
             with torch.no_grad():
-                return stage.run(tensors)
+                return stage.compute(tuple(tensors))
 
         self._put(self._compute, "compute", body, work)
 

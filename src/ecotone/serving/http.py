@@ -35,6 +35,7 @@ from ecotone.runtime.errors import (
     Unrecorded,
 )
 from ecotone.serving.oip import InputSpec, ProtocolError, parse_infer, render_infer
+from ecotone.serving.prepare import to_numpy
 from ecotone.units import EcotoneError
 
 __all__ = ["Infer", "Service", "application", "refusal"]
@@ -144,7 +145,7 @@ class _Handlers:
                 outputs = await asyncio.wrap_future(service.infer_once(tensors, parsed.timeout_s, parsed.id))
             else:
                 outputs = await self._answer(request, service.infer(tensors, parsed.timeout_s))
-            named = {spec.name: _to_numpy(t) for spec, t in zip(service.outputs, outputs, strict=True)}
+            named = {spec.name: to_numpy(t) for spec, t in zip(service.outputs, outputs, strict=True)}
             content, header = render_infer(parsed, service.name, service.version, named)
         except EcotoneError as error:
             return self._failure(error)
@@ -214,8 +215,3 @@ def _header_bytes(request: Request) -> int | None:
     if not value.isascii() or not value.isdigit() or len(value) > 12:
         raise ProtocolError(f"{HEADER} must be a number of bytes, is {value!r:.40}")
     return int(value)
-
-
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

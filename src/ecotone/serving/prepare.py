@@ -24,7 +24,7 @@ from ecotone.serving.oip import InputSpec
 from ecotone.serving.sources import Item
 from ecotone.units import EcotoneError
 
-__all__ = ["Preparation", "PrepareError", "Prepared"]
+__all__ = ["Preparation", "PrepareError", "Prepared", "to_numpy"]
 
 DATATYPE_OF = {
     "float64": "FP64", "float32": "FP32", "float16": "FP16", "bfloat16": "FP32",
@@ -68,11 +68,10 @@ class Preparation:
 
     def prepare(self, item: Item) -> Prepared:
         """The call for `item`; raises PrepareError saying what the model takes."""
-        if item.kind == "image":
-            return Prepared((self._picture(item),))
-        if item.kind == "array":
-            return Prepared((self._array(item),))
-        return Prepared((), self._text(item))
+        if item.kind == "text":
+            return Prepared((), self._text(item))
+        tensor = self._picture(item) if item.kind == "image" else self._array(item)
+        return Prepared(*self.captured.unflatten_inputs((tensor,)))  # by position or by name, as captured
 
     def flat(self, item: Item) -> tuple[torch.Tensor, ...]:
         """The same as tensors in the order of graph.inputs."""
@@ -82,7 +81,7 @@ class Preparation:
     def outputs(self, result: Any) -> dict[str, np.ndarray]:
         """The model's return value as named arrays, in the order of graph.outputs."""
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        return {spec.name: _numpy(leaf) for spec, leaf in zip(self.output_specs(), leaves, strict=True)}
+        return {spec.name: to_numpy(leaf) for spec, leaf in zip(self.output_specs(), leaves, strict=True)}
 
     def input_specs(self) -> tuple[InputSpec, ...]:
         """The model's inputs as the HTTP protocol names them."""
@@ -194,6 +193,7 @@ def _specs(graph: Graph, indices: Sequence[int]) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor as an array; bfloat16, which numpy lacks, as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

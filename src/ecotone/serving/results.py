@@ -20,11 +20,12 @@ INLINE_ELEMENTS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The outputs for one item, by name, and how long it took from acceptance to result."""
+    """The outputs for one item, by name, how long it took from acceptance to result, and the exit where it left early."""
 
     item: str
     outputs: dict[str, np.ndarray]
     latency_s: float
+    exit: str = ""
 
 
 def summary(answer: Answer, labels: Sequence[str] = ()) -> str:
@@ -64,7 +65,7 @@ def json_line(answer: Answer, labels: Sequence[str] = ()) -> str:
             entry["data"] = [None if isinstance(v, float) and not np.isfinite(v) else v for v in array.ravel().tolist()]
         outputs[name] = entry
     document = {"item": answer.item, "latency_s": round(answer.latency_s, 6), "summary": summary(answer, labels)}
-    return json.dumps(document | {"outputs": outputs})
+    return json.dumps(document | ({"exit": answer.exit} if answer.exit else {}) | {"outputs": outputs})
 
 
 def save(path: Path, answers: Sequence[Answer], labels: Sequence[str] = ()) -> None:

@@ -20,9 +20,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ecotone.units import EcotoneError
 
-__all__ = ["IMAGE_SUFFIXES", "Item", "Policy", "Source", "SourceError", "newest", "open_source"]
+__all__ = ["IMAGE_SUFFIXES", "Item", "Source", "SourceError", "Take", "newest", "open_source"]
 
-Policy = Literal["auto", "newest", "all"]
+Take = Literal["auto", "newest", "all"]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg"})
 TEXT_SUFFIXES = frozenset({".txt"})
@@ -56,7 +56,7 @@ class Source:
         return self.items
 
 
-def open_source(spec: str, policy: Policy = "auto") -> Source:
+def open_source(spec: str, take: Take = "auto") -> Source:
     """Open `spec`: a file, a directory, "camera:0", "rtsp://…", a video file, or "-" for standard input.
 
     Raises SourceError for what does not exist or holds nothing usable. A broken item raises when it is reached.
@@ -67,7 +67,7 @@ def open_source(spec: str, policy: Policy = "auto") -> Source:
         source = Source(items=_from_video(spec), length=None, live=True)
     else:
         source = _from_path(Path(spec))
-    if policy == "newest" or (policy == "auto" and source.live):
+    if take == "newest" or (take == "auto" and source.live):
         return newest(source)
     return source
 

@@ -24,9 +24,11 @@ from ecotone.simulator.faults import (
     Switch,
 )
 from ecotone.simulator.simulation import Arrivals, ClosedLoop, Outcome, Periodic, Poisson, Report, simulate
+from ecotone.simulator.users import UsersReport, simulate_users
 
 __all__ = [
     "Arrivals", "BendClock", "ClosedLoop", "CutLink", "CutOneWay", "Fault", "FillDisk", "FollowTrace", "GarbleNode",
     "HealAll", "HealLink", "KillNode", "Outcome", "Partition", "Periodic", "Poisson", "Replan", "Report", "RestartNode",
-    "ResumeNode", "SetLink", "SetPrepare", "SlowDevice", "SpoilLink", "SpoilWork", "StallNode", "Switch", "simulate",
+    "ResumeNode", "SetLink", "SetPrepare", "SlowDevice", "SpoilLink", "SpoilWork", "StallNode", "Switch", "UsersReport",
+    "simulate", "simulate_users",
 ]  # fmt: skip

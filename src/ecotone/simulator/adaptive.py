@@ -129,7 +129,7 @@ class _Shell:
         newest = max(self.times.costs)
         self.wanted = found.with_epochs(newest + 1)
         self.times.add(*self.wanted.plans)
-        self.program.expected_s.update({p.epoch: self.times.costs[p.epoch].latency_s for p in self.wanted.plans})
+        self.program.expected_s.update({p.epoch: self.times.costs[p.epoch].longest_s for p in self.wanted.plans})
         self.program.deploy(self.wanted)
 
 

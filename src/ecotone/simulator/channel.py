@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -34,9 +35,17 @@ class FrameFaults:
     late_s: float = 0.0
 
 
+class Shared(Protocol):
+    """What several links share (medium.py), as one of them sees it."""
+
+    def send(self, pair: tuple[NodeId, NodeId], size_bytes: float, done: Callable[[], None]) -> None: ...
+    def drop(self, channel: Channel) -> None: ...
+    def changed(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Channel:
-    """State of one directed link; the world moves the frames."""
+    """State of one directed link; the world moves the frames. With a `medium`, that says when a frame has left."""
 
     latency_s: float
     rate_bytes_per_s: float
@@ -52,6 +61,7 @@ class Channel:
     random: Callable[[], float] | None = None
     trace: LinkTrace | None = None
     trace_from_s: float = 0.0
+    medium: Shared | None = None
 
     @property
     def is_cut(self) -> bool:
@@ -65,6 +75,8 @@ class Channel:
             self.flight += 1
         for queue in self.queues:
             queue.clear()
+        if self.medium is not None:
+            self.medium.drop(self)
 
     def next_frame(self) -> tuple[LinkMessage, int] | None:
         for queue in self.queues:

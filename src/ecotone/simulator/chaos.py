@@ -4,7 +4,7 @@ lost        an end with an error, or none, though a feasible plan existed long e
             never accepted, since no plan could run for all of `patience_s` before it was made, is not promised
 duplicated  more than one end of a request, over all processes of the asker
 stuck       no end by the deadline plus 1 s (without a deadline: by the time that patience runs out after the last fault)
-broken      an effect asked a shell for what it does not hold
+broken      an effect asked a shell for what it does not hold, or a request left at another exit than it was drawn to
 left        tensors, bytes, credit or timers that stay behind once all is healed and the session closed
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ecotone.protocol import events as ev
 from ecotone.protocol.events import ErrorKind
 from ecotone.simulator.draw import draw_scene
+from ecotone.simulator.leaving import rank_of
 from ecotone.simulator.oracle import Oracle
 from ecotone.simulator.program import Program
 from ecotone.simulator.scene import Scene, build, script_of
@@ -128,7 +129,7 @@ def judge(scene: Scene, program: Program, oracle: Oracle, left: tuple[str, ...] 
         lost=tuple(lost),
         duplicated=tuple(n for n, ends in program.ends.items() if len(ends) > 1),
         stuck=tuple(stuck),
-        broken=tuple(program.world.violations),
+        broken=(*program.world.violations, *_misplaced(scene, program)),
         left=left,
         num_asked=len(submitted),
         num_answered=answered,
@@ -139,6 +140,18 @@ def judge(scene: Scene, program: Program, oracle: Oracle, left: tuple[str, ...] 
         digest=hashlib.sha256(ends_text.encode()).hexdigest()[:16],
         reasons=tuple(reasons),
     )
+
+
+def _misplaced(scene: Scene, program: Program) -> Iterator[str]:
+    """Results that came out elsewhere than the rank of their request says."""
+    for number, ends in program.ends.items():
+        for end in (e for e in ends if not e.error):
+            rank, left, wanted = rank_of(scene.seed, number), 0.0, ""
+            for stage in program.known[end.epoch].stages:
+                left += stage.threshold if stage.exit else 0.0
+                wanted = wanted or (stage.exit if rank < left else "")
+            if end.exit != wanted:
+                yield f"request {number} left at {end.exit or 'the end'} instead of {wanted or 'the end'}"
 
 
 def leftovers(program: Program) -> tuple[str, ...]:

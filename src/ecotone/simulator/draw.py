@@ -48,7 +48,7 @@ def draw_scene(seed: int) -> Scene:
     span_s = float(random.uniform(1.0, 6.0))
     if random.random() < 0.15:
         deployments.append(_deployment(random, scene, round(float(random.uniform(0, span_s)), 3)))
-    scene = replace(scene, deployments=tuple(deployments))
+    scene = replace(scene, deployments=tuple(_with_exits(np.random.default_rng((seed, 1)), scene, d) for d in deployments))
     in_flight, asks = _asks(random, scene, span_s)
     scene = replace(scene, in_flight=in_flight, asks=asks)
     faults = draw_faults(random, devices, scene.record, span_s, int(random.integers(1, 5)))
@@ -116,6 +116,31 @@ def _twin(random: Random, scene: Scene, primary: str, others: Sequence[str]) -> 
     parts = [part.partition(":") for part in primary.split()]
     text = " ".join(f"{name if name == scene.asker else other}:{stop}" for name, _, stop in parts)
     return text if predicted_s(scene, plan_of(text, scene.asker, 0)) < _SLOWEST_S else f"{scene.asker}:{parts[-1][2]}"
+
+
+def _with_exits(random: Random, scene: Scene, deployment: Deployment) -> Deployment:
+    """In every other deployment requests leave early: 5 to 70 % of those that are left, at one or two positions."""
+    blocks = len(scene.size_bytes) - 1
+    if random.random() >= 0.5:
+        return deployment
+    left, shares = 1.0, dict[int, float]()
+    for position in sorted({int(p) for p in random.integers(1, blocks, int(random.integers(1, 3)))}):
+        shares[position] = round(left * float(random.uniform(0.05, 0.7)), 3)
+        left -= shares[position]
+
+    def leaving(text: str) -> str:
+        """The plan with these exits, its stages split where they are; now and then without them."""
+        if random.random() < 0.2:
+            return text
+        parts = [(name, int(stop)) for name, _, stop in (part.partition(":") for part in text.split())]
+        stops = sorted({stop for _, stop in parts} | set(shares))
+        names = [next(name for name, end in parts if stop <= end) for stop in stops]
+        marks = [f"?{shares[stop]:g}" if stop in shares else "" for stop in stops]
+        again = " ".join(f"{name}:{stop}{mark}" for name, stop, mark in zip(names, stops, marks, strict=True))
+        return again if predicted_s(scene, plan_of(again, scene.asker, 0)) < _SLOWEST_S else text
+
+    plans = tuple(leaving(text) for text in deployment.plans)
+    return replace(deployment, plans=plans) if len(set(plans)) == len(plans) else deployment
 
 
 def _asks(random: Random, scene: Scene, span_s: float) -> tuple[int, tuple[tuple[float, float], ...]]:

@@ -219,7 +219,11 @@ class Generation:
         """Tokens times layers that shards of this span have computed, over all nodes."""
         for node in self.nodes.values():
             self._gather(node)
-        return sum(count for shard, count in self.computed.items() if (s := self._specs[shard]).first == span[0] and s.last == span[1])
+        return sum(
+            count
+            for shard, count in self.computed.items()
+            if (s := self._specs[shard]).first == span[0] and s.last == span[1]
+        )
 
     def _is_expecting(self) -> bool:
         return self.now_s < self._busy_until_s
@@ -403,6 +407,4 @@ class Generation:
 
 
 def _with_codecs(stages: tuple[StageRef, ...]) -> tuple[StageRef, ...]:
-    return tuple(
-        replace(stage, codec="fp32" if index + 1 < len(stages) else "none") for index, stage in enumerate(stages)
-    )
+    return tuple(replace(stage, codec="fp32" if index + 1 < len(stages) else "none") for index, stage in enumerate(stages))

@@ -168,7 +168,7 @@ class Oracle:
         """Seconds of one request alone with the links of `scene`."""
         factor = max(self._factor[d] for d in (plan.source, *plan.devices))
         control_s = 0.0
-        for transfer in plan.transfers:
+        for transfer in plan.edges:
             if not transfer.is_local:
                 for pair in ((transfer.source, transfer.target), (transfer.target, transfer.source)):
                     link = scene.link(*pair)
@@ -178,7 +178,7 @@ class Oracle:
     def _merged(self, plan: Plan) -> list[Interval]:
         """When the plan is not healthy, in order, without overlap."""
         asker, nodes = plan.source, dict.fromkeys((plan.source, *plan.devices))
-        pairs = {(asker, d) for d in nodes if d != asker} | {(t.source, t.target) for t in plan.transfers if not t.is_local}
+        pairs = {(asker, d) for d in nodes if d != asker} | {(t.source, t.target) for t in plan.edges if not t.is_local}
         bad = [interval for node in nodes for interval in self.node_bad[node]]
         for one, other in pairs:
             bad += self.link_bad[one, other] + self.link_bad[other, one]

@@ -9,7 +9,7 @@ processes, so a request that is answered before and after a restart shows as two
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,8 +22,10 @@ from ecotone.protocol.node import Node
 from ecotone.simulator.faults import Fault, KillNode, Replan, RestartNode, inflict
 from ecotone.simulator.world import World
 
-__all__ = ["Ask", "End", "Program", "as_set", "deploy_event", "with_epochs_from"]
+__all__ = ["Ask", "End", "Loads", "Program", "as_set", "deploy_event", "with_epochs_from"]
 
+Loads = tuple[tuple[NodeId, float], ...]
+"""Shares of nodes' processors that requests at their declared rate take."""
 MakeNode = Callable[[NodeId, int, int], Node]
 """A new process: name, incarnation, session (of the asker's coordinator)."""
 
@@ -38,19 +40,23 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a request ended, in world time; `error` is an ErrorKind value, or "" with a result of plan `epoch`."""
+    """How a request ended, in world time; `error` is an ErrorKind value, or "" with a result of plan `epoch`.
+
+    `exit`: at which it left, "" where it went to the end.
+    """
 
     at_s: float
     error: str = ""
     epoch: int = -1
     reason: str = ""
+    exit: str = ""
 
 
 @dataclass(slots=True)
 class Program:
     """`asks` in order; `in_flight` bounds a closed loop. `plans` are deployed first, and again after a restart.
 
-    `expected_s` predicts a plan's latency, by epoch (missing: unknown). Times here are the world's.
+    `expected_s` predicts a plan's latency, `loads` declares shares of processors, by epoch. Times here are the world's.
     """
 
     name: NodeId
@@ -59,6 +65,7 @@ class Program:
     make: MakeNode
     in_flight: int = 1
     expected_s: dict[int, float] = field(default_factory=dict)
+    loads: dict[int, Loads] = field(default_factory=dict)
     world: World = field(init=False)
     session: int = 1
     incarnation: int = 1  # the newest process of any node
@@ -75,6 +82,7 @@ class Program:
     deployed: list[tuple[float, fx.DeployEnded]] = field(default_factory=list)
     on_effect: Callable[[fx.Effect, float], None] | None = None
     before_submit: Callable[[], None] | None = None
+    known: dict[int, Plan] = field(default_factory=dict)  # every plan that was ever deployed, by epoch
     is_closed: bool = False
     is_over: bool = False  # the rest of the script does not happen
     _due: list[int] = field(default_factory=list)  # to be asked for once there is a plan in force
@@ -95,10 +103,15 @@ class Program:
         for _ in range(min(self.in_flight, len(self._loop))):
             self.world.at(origin_s, self._ask, self._loop.popleft())
 
+    def stop(self) -> None:
+        """Ask for nothing more in the closed loop."""
+        self._loop.clear()
+
     def deploy(self, plans: PlanSet) -> None:
         """Bring a set of plans into force."""
         self.plans = plans
-        self.world.event(self.name, deploy_event(plans, self.expected_s))
+        self.known |= {plan.epoch: plan for plan in plans.plans}
+        self.world.event(self.name, deploy_event(plans, self.expected_s, self.loads))
 
     def inflict(self, fault: Fault) -> None:
         """Let a fault of the script happen now."""
@@ -164,7 +177,7 @@ class Program:
                 self.accepted_s.setdefault(request, now_s)
             case fx.Deliver(request=request, body=body):
                 self.world.span(now_s, self.name, body._replace(request=request), "result")
-                self._end(request, End(at_s=now_s, epoch=body.epoch))
+                self._end(request, End(at_s=now_s, epoch=body.epoch, exit=self.known[body.epoch].exit_at(body.edge)))
             case fx.RequestError(request=request, kind=kind, reason=reason):
                 self.world.span(now_s, self.name, BodyId(self.session, 0, 0, request), "error")
                 self._end(request, End(at_s=now_s, error=kind.value, reason=reason))
@@ -195,14 +208,21 @@ def as_set(plan: Plan | PlanSet) -> PlanSet:
     return plan if isinstance(plan, PlanSet) else PlanSet(primary=plan)
 
 
-def deploy_event(plans: PlanSet, expected_s: dict[int, float]) -> ev.DeployRequested:
+def deploy_event(
+    plans: PlanSet, expected_s: Mapping[int, float], loads: Mapping[int, Loads] | None = None
+) -> ev.DeployRequested:
     """The event that asks for a set, epochs as they are."""
+    known, primary = loads or {}, plans.primary
     standbys = tuple(
-        ev.Resident(plan=s.plan, is_active=s.mode == "active", expected_s=expected_s.get(s.plan.epoch, 0.0))
+        ev.Resident(
+            plan=s.plan, is_active=s.mode == "active", expected_s=expected_s.get(s.plan.epoch, 0.0),
+            loads=known.get(s.plan.epoch, ()),
+        )
         for s in plans.standbys
+    )  # fmt: skip
+    return ev.DeployRequested(
+        plan=primary, standbys=standbys, expected_s=expected_s.get(primary.epoch, 0.0), loads=known.get(primary.epoch, ())
     )
-    primary = plans.primary
-    return ev.DeployRequested(plan=primary, standbys=standbys, expected_s=expected_s.get(primary.epoch, 0.0))
 
 
 def with_epochs_from(plans: PlanSet, first: int) -> PlanSet:

@@ -2,7 +2,8 @@
 
 Random scenes (draw.py) are run and judged in chaos.py; a scene that fails is cut down (shrink.py) and written as TOML. Work
 is stated directly (seconds a block, bytes a frontier) rather than through graph and profile, which keeps a run at some
-milliseconds. A plan is written "b:2 c:5": blocks [0, 2) on b, [2, 5) on c; the asker is the first device.
+milliseconds. A plan is written "b:2 c:5": blocks [0, 2) on b, [2, 5) on c; the asker is the first device. "b:2?0.4 c:5": an
+exit behind block 2, at which 40 % of all requests leave.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, chunk_bytes_for
 from ecotone.simulator import faults as ft
 from ecotone.simulator.faults import Fault
+from ecotone.simulator.leaving import Leaving
 from ecotone.simulator.program import Ask, Program
 from ecotone.simulator.script import read_faults, write_script
 from ecotone.simulator.world import FRAME_BYTES, Machine, World
@@ -130,16 +132,27 @@ def _links(links: tuple[SceneLink, ...]) -> dict[tuple[str, str], SceneLink]:
 
 @lru_cache(maxsize=4096)
 def plan_of(text: str, asker: str, epoch: int) -> Plan:
-    """ "b:2 c:5" as a plan of source and sink `asker`."""
-    placed = [(DeviceId(name), int(stop)) for name, _, stop in (part.partition(":") for part in text.split())]
+    """ "b:2?0.4 c:5" as a plan of source and sink `asker`; the share of an exit stands in as its threshold."""
+    placed, exits = [], {}
+    for name, _, rest in (part.partition(":") for part in text.split()):
+        stop, mark, share = rest.partition("?")
+        placed.append((DeviceId(name), int(stop)))
+        if mark:
+            exits[int(stop)] = float(share)
     starts = [0, *(stop for _, stop in placed)]
     ends = [DeviceId(asker), *(device for device, _ in placed), DeviceId(asker)]
     transfers = tuple(
         Transfer(source=a, target=b, position=p, codec=LOCAL if a == b else "fp32")
         for (a, b), p in zip(pairwise(ends), starts, strict=True)
     )
-    stages = tuple(Stage(device=d, start=a, stop=b) for (d, b), a in zip(placed, starts, strict=False))
-    return Plan(graph_hash="scene", stages=stages, transfers=transfers, epoch=epoch)
+    stages = tuple(
+        Stage(device=d, start=a, stop=b, exit=f"exit{b}" if b in exits else "", threshold=exits.get(b, 0.0))
+        for (d, b), a in zip(placed, starts, strict=False)
+    )
+    leaving = tuple(
+        replace(transfers[-1], source=s.device, codec=LOCAL if s.device == asker else "fp32") for s in stages if s.exit
+    )
+    return Plan(graph_hash="scene", stages=stages, transfers=transfers, epoch=epoch, exit_transfers=leaving)
 
 
 def trace_of(text: str) -> LinkTrace:
@@ -174,15 +187,23 @@ def _sets(deployments: tuple[Deployment, ...], asker: str) -> tuple[PlanSet, ...
 
 
 def predicted_s(scene: Scene, plan: Plan) -> float:
-    """Seconds of one request alone: compute, coding, and frames on links."""
+    """Seconds of one request alone, on the longest way through the plan: compute, coding, and frames on links."""
     speed = dict(zip(scene.devices, scene.block_s, strict=True))
-    took_s = sum(speed[s.device] * (s.stop - s.start) for s in plan.stages)
-    for transfer in plan.transfers:
-        if not transfer.is_local:
-            link = scene.link(transfer.source, transfer.target)
-            size_bytes = scene.size_bytes[transfer.position] + FRAME_BYTES
-            took_s += 2 * scene.coding_s + link.latency_s + size_bytes / link.rate_bytes_per_s
-    return took_s
+    longest_s = took_s = 0.0
+    for i, stage in enumerate(plan.stages):
+        took_s += _crossing_s(scene, plan.transfers[i]) + speed[stage.device] * (stage.stop - stage.start)
+        exit_edge = plan.exit_edge(i)
+        if exit_edge is not None:
+            longest_s = max(longest_s, took_s + _crossing_s(scene, plan.edges[exit_edge]))
+    return max(longest_s, took_s + _crossing_s(scene, plan.transfers[-1]))
+
+
+def _crossing_s(scene: Scene, transfer: Transfer) -> float:
+    if transfer.is_local:
+        return 0.0
+    link = scene.link(transfer.source, transfer.target)
+    size_bytes = scene.size_bytes[transfer.position] + FRAME_BYTES
+    return 2 * scene.coding_s + link.latency_s + size_bytes / link.rate_bytes_per_s
 
 
 class _Work:
@@ -194,7 +215,7 @@ class _Work:
         speed = dict(zip(scene.devices, scene.block_s, strict=True))
         self._coding_s = scene.coding_s
         self._compute_s = {(p.epoch, i): speed[s.device] * (s.stop - s.start) for p in plans for i, s in enumerate(p.stages)}
-        self._size_bytes = {(p.epoch, i): scene.size_bytes[t.position] for p in plans for i, t in enumerate(p.transfers)}
+        self._size_bytes = {(p.epoch, i): scene.size_bytes[t.position] for p in plans for i, t in enumerate(p.edges)}
 
     def seconds(self, body: BodyId, work: str) -> float:
         return self._compute_s[body.epoch, body.edge] if work == "compute" else self._coding_s
@@ -236,6 +257,9 @@ def build(scene: Scene, world_class: type[World] = World) -> Program:
         for k in scene.links
     )  # fmt: skip
     program.world = world_class(machines, links, work.seconds, work.size_bytes, program.took, trace=False, seed=scene.seed)
+    leaving = program.world.exit_of = Leaving(scene.seed)
+    for plan in plans:
+        leaving.add(plan, [stage.threshold for stage in plan.stages if stage.exit])
     program.world.connect_all()
     return program
 

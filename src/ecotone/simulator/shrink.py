@@ -7,6 +7,7 @@ again, so the cost is some hundred runs. Of what is left nothing can be dropped 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -89,6 +90,10 @@ def _simpler(scene: Scene) -> Iterator[Scene]:
         if deployment.active:
             passive = replace(deployment, active=())
             yield replace(scene, deployments=(*scene.deployments[:i], passive, *scene.deployments[i + 1 :]))
+        whole = tuple(re.sub(r"\?\S+", "", plan) for plan in deployment.plans)
+        if len(set(whole)) == len(whole) and whole != deployment.plans:
+            without = replace(deployment, plans=whole)
+            yield replace(scene, deployments=(*scene.deployments[:i], without, *scene.deployments[i + 1 :]))
     for name in scene.devices[1:]:
         if not _needs(scene, name):
             yield _without(scene, name)

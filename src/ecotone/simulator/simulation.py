@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from ecotone.cost import CostModel, PlanCost
 from ecotone.graph import Graph
 from ecotone.linktrace import load_trace
 from ecotone.plan import Plan
+from ecotone.planner.reordering import world_of
 from ecotone.planset import PlanSet
 from ecotone.profile import Profile
 from ecotone.protocol.actors import require_sound
@@ -26,12 +28,17 @@ from ecotone.protocol.message import BodyId, NodeId
 from ecotone.protocol.node import Node
 from ecotone.protocol.settings import CoordinatorSettings, LinkSettings, WorkerSettings, chunk_bytes_for
 from ecotone.simulator.faults import Fault, FollowTrace, KillNode, Replan, check, devices_of
+from ecotone.simulator.leaving import Leaving
+from ecotone.simulator.medium import media_of
 from ecotone.simulator.program import Ask, Program, as_set, with_epochs_from
 from ecotone.simulator.world import Machine, World
 from ecotone.trace import Trace
 from ecotone.units import EcotoneError
 
-__all__ = ["Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "simulate"]
+__all__ = [
+    "Arrivals", "ClosedLoop", "Outcome", "Periodic", "Poisson", "Report", "Times", "arrival_times_s", "asks_of", "make_node",
+    "report_of", "simulate",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,7 @@ class Outcome:
     """One request: seconds since the first submission; `error` is an ErrorKind value, or "" with a result.
 
     `epoch`: of the plan that answered (-1 with an error). `num_runs`: 1, and one more each time that it was rerouted.
+    `exit`: at which it left, "" where it went to the end.
     """
 
     request: int
@@ -72,6 +80,7 @@ class Outcome:
     epoch: int = -1
     num_runs: int = 1
     reason: str = ""
+    exit: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -97,6 +106,11 @@ class Report:
     @property
     def completed(self) -> tuple[Outcome, ...]:
         return tuple(o for o in self.outcomes if not o.error)
+
+    @property
+    def exits(self) -> dict[str, int]:
+        """Results by the exit at which their requests left; "": at the end."""
+        return dict(Counter(o.exit for o in self.completed))
 
     @property
     def completion_order(self) -> tuple[int, ...]:
@@ -133,32 +147,37 @@ class Report:
 
 
 class Times:
-    """Seconds and bytes of work by plan epoch, from the cost model of the plan's graph."""
+    """Seconds and bytes of work by plan epoch, from the cost model of the plan's graph, and who leaves at its exits."""
 
-    def __init__(self, models: dict[str, CostModel]) -> None:
+    def __init__(self, models: dict[str, CostModel], seed: int = 0) -> None:
         self.models = models
         self.costs: dict[int, PlanCost] = {}
+        self.leaving = Leaving(seed)
 
-    def add(self, *plans: Plan) -> None:
-        """Raises EcotoneError where a plan is of a graph that was not given."""
+    def add(self, *plans: Plan, reordered: CostModel | None = None) -> None:
+        """Raises EcotoneError where a plan is of a graph that was not given, nor of another order of that of `reordered`."""
         for plan in plans:
+            if plan.graph_hash not in self.models and reordered is not None:
+                graph, measured = world_of(plan.order, reordered.graph, reordered.cluster, reordered.profile)
+                self.models.setdefault(graph.content_hash(), CostModel(graph, reordered.cluster, measured))
             model = self.models.get(plan.graph_hash)
             if model is None:
                 what = f"plan {plan.epoch} is of graph {plan.graph_hash:.12}, which is not given"
                 raise EcotoneError(f"{what}; pass it in `variants`")
-            self.costs[plan.epoch] = model.predict(plan)
+            cost = self.costs[plan.epoch] = model.predict(plan)
+            self.leaving.add(plan, [c.leaves for c, s in zip(cost.stages, plan.stages, strict=True) if s.exit])
 
     def seconds(self, body: BodyId, work: str) -> float:
         """Of "compute", "encode" or "decode" of a body."""
         cost = self.costs[body.epoch]
         if work == "compute":
             return cost.stages[body.edge].compute_s
-        transfer = cost.transfers[body.edge]
+        transfer = cost.edges[body.edge]
         return transfer.encode_s if work == "encode" else transfer.decode_s
 
     def size_bytes(self, body: BodyId) -> int:
         """Encoded, on the wire."""
-        return max(1, round(self.costs[body.epoch].transfers[body.edge].size_bytes))
+        return max(1, round(self.costs[body.epoch].edges[body.edge].size_bytes))
 
 
 def simulate(
@@ -184,18 +203,18 @@ def simulate(
 ) -> Report:
     """Run `requests` through a plan or a set of plans on the virtual clock (arrivals: one at a time by default).
 
-    `script`: faults at stated times; links whose cluster entry names a trace follow it. `variants`: further graphs that
-    plans may be of. `coordinator` gives patience and bounds that are not named here. `until_s`: stop there; what has not
-    ended by then is counted. `attend` is told once the plans are in force. Raises EcotoneError where the plan cannot
-    be deployed or the script makes no sense.
+    `script`: faults at stated times; links whose cluster entry names a trace follow it, those that share a wire or a radio
+    share it (medium.py, everyone at full power). `variants`: further graphs that plans may be of (other orders of the
+    blocks of `graph` need none). `coordinator`: patience and bounds not named here. `until_s`: stop there; what has not
+    ended is counted. `attend`: told once plans are in force. EcotoneError: a wrong plan, or a script without sense.
     """
     arrivals = arrivals or ClosedLoop()
     in_flight = max_in_flight or (arrivals.in_flight if isinstance(arrivals, ClosedLoop) else 8)
     plans, script = _numbered(as_set(plan), script)
     model = CostModel(graph, cluster, profile)
-    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in variants} | {graph.content_hash(): model})
+    times = Times({g.content_hash(): CostModel(g, cluster, p) for g, p in variants} | {graph.content_hash(): model}, seed)
     every = [one for group in (plans, *(as_set(f.plan) for f in script if isinstance(f, Replan))) for one in group.plans]
-    times.add(*every)
+    times.add(*every, reordered=model)
     settings = dataclasses.replace(
         coordinator or CoordinatorSettings(session=1),
         queue_limit=max(queue_limit, in_flight), max_in_flight=in_flight, ordered=ordered,
@@ -204,15 +223,15 @@ def simulate(
     named = [d for fault in script for d in devices_of(fault) if any(d == k.name for k in cluster.devices)]
     names = dict.fromkeys(map(NodeId, (*planned, *named)))
     _check(script, tuple(names), plans, settings, worker)
-    links = tuple(found for k in cluster.links if (found := model.link(k.source, k.target)) is not None)
-    make = partial(_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
-    expected_s = {epoch: cost.latency_s for epoch, cost in times.costs.items()}
-    program = Program(
-        NodeId(plans.primary.source), _asks(arrivals, requests, deadline_s, seed), plans, make, in_flight, expected_s
-    )
+    links = tuple(k for one in _stated(cluster, names) if (k := model.link(one.source, one.target)) is not None)
+    make = partial(make_node, links=links, worker=worker, asker=NodeId(plans.primary.source), coordinator=settings)
+    expected_s = {epoch: cost.longest_s for epoch, cost in times.costs.items()}
+    asks = asks_of(arrivals, requests, deadline_s, seed)
+    program = Program(NodeId(plans.primary.source), asks, plans, make, in_flight, expected_s)
     machines = {name: Machine(make(name, 1, settings.session)) for name in names}
     world = program.world = World(machines, links, times.seconds, times.size_bytes, program.took, trace=trace, seed=seed)
-    _bring_into_force(program, until_s)
+    _bring_into_force(program, cluster, until_s)
+    world.exit_of = times.leaving
     world.count_anew()
     program.begin()
     for fault in (*_traces(cluster, names), *script):
@@ -220,11 +239,18 @@ def simulate(
     if attend is not None:
         attend(program, times)
     world.run(lambda: program.is_done, world.origin_s + until_s)
-    return _report(world, program, seed)
+    return report_of(world, program, seed)
 
 
-def _bring_into_force(program: Program, until_s: float) -> None:
+def _stated(cluster: Cluster, names: Iterable[str]) -> tuple[Link, ...]:
+    """The links that the cluster names; where it has links by kind, those among the devices that take part."""
+    return cluster.links_among(names) if cluster.kind_links else cluster.links
+
+
+def _bring_into_force(program: Program, cluster: Cluster, until_s: float) -> None:
     world = program.world
+    for medium in media_of(cluster, world.channels):
+        medium.join(world, world.channels)
     world.connect_all()
     program.deploy(program.plans)
     world.run(lambda: program.is_deployed, until_s)
@@ -259,19 +285,25 @@ def _check(
     if not settings.record and any(isinstance(f, KillNode) and f.device == plans.primary.source for f in script):
         raise EcotoneError(
             f"script of faults: kills the asker {plans.primary.source}, whose requests die with it; "
-            "record them (CoordinatorSettings(record=True), --journal) or kill another"
+            "record them (CoordinatorSettings(record=True), --recorded) or kill another"
         )
 
 
-def _asks(arrivals: Arrivals, count: int, deadline_s: float | None, seed: int) -> list[Ask]:
+def arrival_times_s(arrivals: Arrivals, count: int, seed: int) -> tuple[float, ...]:
+    """When each of `count` requests comes, from 0; nothing for a closed loop, where each that ends brings the next."""
+    if isinstance(arrivals, ClosedLoop):
+        return ()
+    if isinstance(arrivals, Periodic):
+        return tuple((arrivals.period_s * np.arange(count)).tolist())
+    gaps = np.random.default_rng(seed).exponential(1 / arrivals.rate_per_s, count)
+    return tuple((np.cumsum(gaps) - gaps[0]).tolist())
+
+
+def asks_of(arrivals: Arrivals, count: int, deadline_s: float | None, seed: int) -> list[Ask]:
+    """`count` requests as they come."""
     if isinstance(arrivals, ClosedLoop):
         return [Ask(deadline_s=deadline_s)] * count
-    if isinstance(arrivals, Periodic):
-        times = arrivals.period_s * np.arange(count)
-    else:
-        gaps = np.random.default_rng(seed).exponential(1 / arrivals.rate_per_s, count)
-        times = np.cumsum(gaps) - gaps[0]
-    return [Ask(at_s=float(time_s), deadline_s=deadline_s) for time_s in times]
+    return [Ask(at_s=time_s, deadline_s=deadline_s) for time_s in arrival_times_s(arrivals, count, seed)]
 
 
 def _traces(cluster: Cluster, names: dict[NodeId, None]) -> list[FollowTrace]:
@@ -279,7 +311,7 @@ def _traces(cluster: Cluster, names: dict[NodeId, None]) -> list[FollowTrace]:
     return [FollowTrace(at_s=0.0, source=k.source, target=k.target, trace=load_trace(k.trace)) for k in known]
 
 
-def _node(
+def make_node(
     name: NodeId,
     incarnation: int,
     session: int,
@@ -296,7 +328,8 @@ def _node(
     return Node(name, incarnation, links=settings, worker=worker, coordinator=mind)
 
 
-def _report(world: World, program: Program, seed: int) -> Report:
+def report_of(world: World, program: Program, seed: int, epochs: Collection[int] | None = None) -> Report:
+    """What came of one program's requests; `epochs`: its spans where the world has several programs."""
     origin_s = world.origin_s
     runs: dict[int, int] = {}
     for _, again in program.rerouted:
@@ -310,6 +343,7 @@ def _report(world: World, program: Program, seed: int) -> Report:
             epoch=end.epoch,
             num_runs=runs.get(number, 1),
             reason=end.reason,
+            exit=end.exit,
         )
         for number, ends in program.ends.items()
         for end in ends
@@ -317,7 +351,8 @@ def _report(world: World, program: Program, seed: int) -> Report:
     outcomes.sort(key=lambda o: o.ended_s)
     makespan_s = max((o.ended_s for o in outcomes), default=0.0)
     over = makespan_s if makespan_s > 0 else math.inf
-    spans = sorted(world.spans or [], key=lambda span: span.stop_s)
+    known = (span for span in world.spans or [] if epochs is None or span.epoch in epochs)
+    spans = sorted(known, key=lambda span: span.stop_s)
     return Report(
         outcomes=tuple(outcomes),
         makespan_s=makespan_s,

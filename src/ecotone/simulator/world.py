@@ -16,6 +16,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ecotone.cluster import Link
@@ -94,7 +95,8 @@ class Machine:
 class World:
     """`machines` by name; `links` directed; `timing` gives seconds; `size_bytes` of an encoded body; `asker` its program.
 
-    `programs` may name one for further askers. `seed` draws the fate of frames.
+    `programs` may name one for further askers. `seed` draws the fate of frames. `channels`: where not all nodes talk to all,
+    those between which there are any; a link may belong to a medium that it shares (medium.py).
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class World:
         *,
         trace: bool = True,
         seed: int = 0,
+        channels: dict[tuple[NodeId, NodeId], Channel] | None = None,
     ) -> None:
         self.machines, self._timing, self._size_bytes, self._asker = machines, timing, size_bytes, asker
         self.programs: dict[NodeId, Work] = {}
@@ -115,12 +118,13 @@ class World:
         self.violations: list[str] = []
         self.origin_s = 0.0
         self.fault_of: Callable[[BodyId, str], str] = lambda body, work: ""  # why this work fails, "" when it does not
+        self.exit_of: Callable[[BodyId], int | None] = lambda body: None  # the edge over which it leaves after its stage
         self._heap: list[tuple[float, int, _Action, tuple[Any, ...]]] = []
         self._order = 0
         self._timer_id = 0
         self._carry_out: dict[type, _Action] = {kind: getattr(self, name) for kind, name in _CARRY_OUT.items()}
         self._departed: dict[BodyId, float] = {}
-        self.channels = {pair: Channel(*value) for pair, value in paths(tuple(machines), links).items()}
+        self.channels = channels or {pair: Channel(*value) for pair, value in paths(tuple(machines), links).items()}
 
     def at(self, time_s: float, action: _Action, *args: Any) -> None:
         """Do `action(*args)` at `time_s` of the virtual clock."""
@@ -177,20 +181,18 @@ class World:
     def kill(self, name: NodeId, detect_s: float) -> None:
         """The node's process ends at once, its peers notice after `detect_s`; frames that have left still arrive."""
         self.machines[name].is_alive = False
-        for other in self.machines:
-            if other != name:
-                self.channels[name, other].block(f"{name} is dead", self.now_s, lose_flying=False)
-                self.channels[other, name].block(f"{name} is dead", self.now_s)
-                self.at(self.now_s + detect_s, self._notice, other, name)
+        for other in self._peers(name):
+            self.channels[name, other].block(f"{name} is dead", self.now_s, lose_flying=False)
+            self.channels[other, name].block(f"{name} is dead", self.now_s)
+            self.at(self.now_s + detect_s, self._notice, other, name)
 
     def restart(self, name: NodeId, node: Node) -> None:
         """A new process with an empty memory on the same device, reachable at once where links carry."""
         self.machines[name] = Machine(node, condition=self.machines[name].condition)
-        for other in self.machines:
-            if other != name:
-                for pair in ((name, other), (other, name)):
-                    self.channels[pair].blocks.discard(f"{name} is dead")
-                self._reconnect(name, other)
+        for other in self._peers(name):
+            for pair in ((name, other), (other, name)):
+                self.channels[pair].blocks.discard(f"{name} is dead")
+            self._reconnect(name, other)
 
     def stall(self, name: NodeId) -> None:
         """The process is stopped (SIGSTOP): events queue up, work and sending stand still, its clock goes on."""
@@ -208,9 +210,11 @@ class World:
         backlog, machine.backlog = machine.backlog, []
         for action, args in backlog:
             action(*args)
-        for other in self.machines:
-            if other != name:
-                self._wake(name, other, self.channels[name, other])
+        for other in self._peers(name):
+            self._wake(name, other, self.channels[name, other])
+
+    def _peers(self, name: NodeId) -> list[NodeId]:
+        return [other for other in self.machines if (name, other) in self.channels]
 
     def set_clock(self, name: NodeId, *, step_s: float = 0.0, drift: float | None = None) -> None:
         """The clock jumps by `step_s` (below 0: backwards), and runs `drift` times as fast from now on."""
@@ -225,6 +229,8 @@ class World:
         """Another latency and rate for frames that leave from now on."""
         channel = self.channels[source, target]
         channel.latency_s, channel.rate_bytes_per_s, channel.trace = latency_s, rate_bytes_per_s, None
+        if channel.medium is not None:
+            channel.medium.changed()
         self._unblock_forever(source, target, channel)
 
     def follow(self, source: NodeId, target: NodeId, trace: LinkTrace) -> None:
@@ -246,7 +252,7 @@ class World:
             self.channels[source, target].seed(self.seed, names.index(source), names.index(target))
 
     def _unblock_forever(self, source: NodeId, target: NodeId, channel: Channel) -> None:
-        if math.isinf(channel.free_s):
+        if math.isinf(channel.free_s) and channel.medium is None:
             channel.free_s, channel.is_waking = self.now_s, False
             self._wake(source, target, channel)
 
@@ -402,14 +408,20 @@ class World:
         elif kind == "encode":
             machine.bodies.add(body)
             done = ev.Encoded(body=body, size_bytes=self._size_bytes(body), seconds=took_s)
+        elif kind == "decode":
+            self._keep(machine, body)
+            done = ev.Decoded(body=body, seconds=took_s)
         else:
-            made = body._replace(edge=body.edge + 1) if kind == "compute" else body
-            machine.tensors.add(made)
-            machine.since_s[made] = self.now_s
-            done = ev.Computed(body=body, seconds=took_s) if kind == "compute" else ev.Decoded(body=body, seconds=took_s)
+            exit_edge = self.exit_of(body)
+            self._keep(machine, body._replace(edge=body.edge + 1 if exit_edge is None else exit_edge))
+            done = ev.Computed(body=body, seconds=took_s, exited=exit_edge is not None)
         if not reason:
             self.span(start_s, name, body, kind)
         self.event(name, done)
+
+    def _keep(self, machine: Machine, made: BodyId) -> None:
+        machine.tensors.add(made)
+        machine.since_s[made] = self.now_s
 
     def _later(self, machine: Machine, delay_s: float, action: _Action, *args: Any) -> None:
         """Do `action` after the process ran for `delay_s`: not while it is stopped, nor once it is dead."""
@@ -478,12 +490,27 @@ class World:
         if frame is None:
             return
         message, size_bytes = frame
+        if channel.medium is not None:
+            channel.free_s, channel.num_bytes = math.inf, channel.num_bytes + size_bytes
+            left = partial(self._left, source, target, channel, message, channel.flight, self.now_s)
+            channel.medium.send((source, target), size_bytes, left)
+            return
         leaves_s = channel.free_s = channel.leaves_s(size_bytes, self.now_s)
         channel.num_bytes += size_bytes
         channel.busy_s += leaves_s - self.now_s if math.isfinite(leaves_s) else 0.0
         if math.isfinite(leaves_s):
             for arrives_s in channel.arrivals(leaves_s):
                 self.at(arrives_s, self._arrive, source, target, channel, message, channel.flight, self.now_s, leaves_s)
+        self._wake(source, target, channel)
+
+    def _left(
+        self, source: NodeId, target: NodeId, channel: Channel, message: LinkMessage, flight: int, from_s: float
+    ) -> None:
+        """The last byte of a frame over a shared medium has left."""
+        channel.free_s = self.now_s
+        channel.busy_s += self.now_s - from_s
+        for arrives_s in channel.arrivals(self.now_s):
+            self.at(arrives_s, self._arrive, source, target, channel, message, flight, from_s, self.now_s)
         self._wake(source, target, channel)
 
     def _arrive(

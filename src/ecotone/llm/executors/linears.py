@@ -17,6 +17,7 @@ __all__ = ["PRECISIONS", "Packed", "pack"]
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 UNPACK_ROWS = 16
+INT8_INPUTS = 16  # PyTorch's int8 kernel takes inputs so many at a time, and with a rest left reads on and crashes
 
 
 class Packed:
@@ -52,7 +53,7 @@ def _int8(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, device: str) -> 
     scale_N = scale_N.to(device)
 
     def apply(x_TK: torch.Tensor) -> torch.Tensor:
-        if x_TK.shape[0] < UNPACK_ROWS and device == "cpu":
+        if x_TK.shape[0] < UNPACK_ROWS and device == "cpu" and x_TK.shape[1] % INT8_INPUTS == 0:
             made_TN = torch._weight_int8pack_mm(x_TK, quantised_NK, scale_N)
         else:
             made_TN = F.linear(x_TK, quantised_NK.to(torch.bfloat16)) * scale_N

@@ -1,12 +1,14 @@
 """Compiles native.cpp for this processor once, tries it in a process whose death is survived, and loads it.
 
-The library is kept under $ECOTONE_CACHE/native by the hash of source, compiler and processor. A library that crashed or
-computed wrong in its trial is not loaded; the reason is remembered in a file beside it until the key changes.
+The library is kept under $ECOTONE_CACHE/native by the hash of source, compiler and processor; processes that start together
+wait for the one that compiles. A library that crashed or computed wrong in its trial is not loaded; the reason is remembered
+in a file beside it until the key changes.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import platform
@@ -84,17 +86,29 @@ def library_for(processor: str) -> tuple[ctypes.CDLL | None, str]:
     flags = (*FLAGS, f"-mcpu={processor}" if platform.machine() == "aarch64" else f"-march={processor}")
     known = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     key = key_of("native", source, flags, known, platform.machine(), _cpu_model(), torch.__version__)
-    built, failed = (cache_root() / "native" / f"{key[:32]}{end}" for end in (".so", ".failed"))
+    folder = cache_root() / "native"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:  # of several processes that start together one compiles
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            reason = _made(path, flags, source, folder / f"{key[:32]}.so")
+    except subprocess.TimeoutExpired as error:  # not remembered: it says more of the hour than of the machine
+        return None, f"compiling or trying it took more than {error.timeout:g} s; try again on a quieter machine"
+    except OSError as error:
+        return None, f"nothing could be compiled in {folder} ({error.strerror}); set ECOTONE_CACHE to a folder of yours"
+    return (None, reason) if reason else (load_library(str(folder / f"{key[:32]}.so")), "")
+
+
+def _made(path: str, flags: tuple[str, ...], source: str, built: Path) -> str:
+    """ "" once the library at `built` is compiled and tried, else why not, as remembered."""
+    failed = built.with_suffix(".failed")
     if failed.is_file():
-        return None, failed.read_text()
-    reason = "" if built.is_file() else _build(path, flags, source, built)
-    if not reason:
-        reason = _try(built)
+        return failed.read_text()
+    reason = ("" if built.is_file() else _build(path, flags, source, built)) or _try(built)
     if reason:
         _remember(failed, reason)
         built.unlink(missing_ok=True)
-        return None, reason
-    return load_library(str(built)), ""
+    return reason
 
 
 def load_library(path: str) -> ctypes.CDLL:
@@ -118,18 +132,14 @@ def _cpu_model() -> str:
 
 
 def _build(path: str, flags: tuple[str, ...], source: str, built: Path) -> str:
-    try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-            code, made = Path(folder) / "native.cpp", Path(folder) / "native.so"
-            code.write_text(source)
-            command = [path, *flags, str(code), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
-            if done.returncode:
-                return f"{Path(path).name} failed: {(done.stderr.strip().splitlines() or ['no message'])[0][:160]}"
-            os.replace(made, built)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"could not compile: {error}"
+    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        code, made = Path(folder) / "native.cpp", Path(folder) / "native.so"
+        code.write_text(source)
+        command = [path, *flags, str(code), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
+        if done.returncode:
+            return f"{Path(path).name} failed: {(done.stderr.strip().splitlines() or ['no message'])[0][:160]}"
+        os.replace(made, built)
     return ""
 
 
@@ -144,10 +154,7 @@ def _try(built: Path) -> str:
         packed = pack_matrix(weight_NK, bits)
         content = HEAD.pack(40, 96, 5, bits) + packed.numpy().tobytes() + x_TK.numpy().tobytes()
         command = [sys.executable, native_trial.__file__, str(built)]
-        try:
-            done = subprocess.run(command, input=content, capture_output=True, timeout=TRIAL_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return "its trial did not end in time"
+        done = subprocess.run(command, input=content, capture_output=True, timeout=TRIAL_S, check=False)
         if done.returncode or len(done.stdout) != 4 * 5 * 40:
             last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
             return f"its trial ended with {done.returncode}: {last[:160]}"

@@ -20,6 +20,7 @@ from ecotone.llmplan import Span
 
 __all__ = ["PhasedShard", "PhasedShards"]
 
+
 @dataclass(frozen=True, slots=True)
 class PhasedShards:
     """`prefill` computes rows of more than `few_tokens` tokens, `decode` the others. `id` is "prefill's+decode's"."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from ecotone.llm.config import ModelError
 from ecotone.llm.text import TextModel
 
+tokenizers = pytest.importorskip("tokenizers", reason="the extra `hub` is not installed")
+PreTrainedTokenizerFast = pytest.importorskip(
+    "transformers", reason="the extra `hub` is not installed"
+).PreTrainedTokenizerFast
+decoders, models, pre_tokenizers = tokenizers.decoders, tokenizers.models, tokenizers.pre_tokenizers
 pytestmark = pytest.mark.torch
 
 CORPUS = ["the cat sat on the mat, the dog did not", "naïve café — 東京 🙂🙃 ñandú"] * 3
@@ -21,30 +25,32 @@ TEMPLATE = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
 STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('the user speaks first') }}{% endif %}" + TEMPLATE
 
 
-def saved(folder: Path, tokenizer: Tokenizer, template: str | None = TEMPLATE) -> TextModel:
+def saved(folder: Path, tokenizer: Any, template: str | None = TEMPLATE) -> TextModel:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>")
     fast.chat_template = template
     fast.save_pretrained(folder)
     return TextModel.open(folder)
 
 
-def byte_level() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
+def byte_level() -> Any:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
 
 
-def metaspace() -> Tokenizer:
+def metaspace() -> Any:
     """As Llama 2's: words carry their space, unknown characters fall back to bytes."""
     words = ["▁the", "▁cat", "▁sat", "s", "a", "t", "▁", "on"]
     fallback = [f"<0x{i:02X}>" for i in range(256)]
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *fallback, *words])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a")][:0], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [("▁", "a")][:0], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
