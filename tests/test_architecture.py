@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wire": {"units", "schema", "protocol", "codec", "trust"},
     "profiling": DATA | {"codec", "model", "executors", "wire"},
     "runtime": RUNTIME,
-    "serving": RUNTIME | {"runtime"},
+    "serving": RUNTIME | {"runtime", "decoding"},
     "llm": RUNTIME | {"runtime", "decoding"},
     "lab": DATA | {"trace", "trust", "runtime"},
     "web": {"units", "schema", "plan", "trace"},

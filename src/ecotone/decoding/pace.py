@@ -20,7 +20,7 @@ FADE = 0.95
 
 @dataclass(slots=True)
 class Line:
-    """y = a + b*x by least squares with weights that fade. Where x never varied: constant if `is_flat`, else proportional."""
+    """y = a + b*x by least squares with weights that fade. Where x never varied: constant if `is_flat`, else proportional"""
 
     is_flat: bool
     weight: float = 0.0

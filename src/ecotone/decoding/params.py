@@ -38,7 +38,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """`temperature` 0 is the greatest logit, exactly. `top_k` 0, `top_p` 1, `min_p` 0, penalties of 0 (repetition: 1) are off.
+    """`temperature` 0 is the greatest logit. `top_k` 0, `top_p` 1, `min_p` 0, penalties of 0 (repetition: 1) are off.
 
     `seed`: every choice depends on it, the position and the logits alone; None: one is drawn when the request is handed in.
     `stop_tokens` end the answer and are not part of it; `stop` strings likewise, found by whoever reads the text.

@@ -1,4 +1,4 @@
-"""Drafting: who guesses the tokens to come, and who decides how many guesses are under way. Interfaces, the simplest of each.
+"""Drafting: who guesses the tokens to come, and who decides how many guesses are under way. Interfaces, simple ones of each.
 
 A request's tokens travel in frames of up to `rows` tokens, up to `frames` of them in flight: the last settled token and
 drafts behind it, then drafts only. rows = frames = 1 is plain decoding. The last stage judges them (tail.py), so a drafter
