@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ecotone.cluster import Cluster
 from ecotone.llmcost import BLOCK_TOKENS, LlmCostModel, Shape
-from ecotone.llmplan import LlmPlan, Span
+from ecotone.llmplan import LlmPlan
 from ecotone.llmprofile import EMBEDDING, HEAD, LlmProfile
 from ecotone.planner.generation.asked import Asked, value_of
 from ecotone.planner.generation.problem import World
@@ -51,7 +52,9 @@ def _memory(profile: LlmProfile, cluster: Cluster, asked: Asked, world: World, f
         told = f"the model fits nowhere: {amounts} on {device} together, but no cut into stages fits them"
     unused = "; ".join(f"{name} {why}" for name, why in list(world.refused.items())[:3])
     helps = list(_remedies(profile, cluster, asked, find))
-    return told + (f" (not used: {unused})" if unused else "") + (f"; what would help: {', or '.join(helps)}" if helps else "")
+    return (
+        told + (f" (not used: {unused})" if unused else "") + (f"; what would help: {', or '.join(helps)}" if helps else "")
+    )
 
 
 def _needs(world: World, asked: Asked) -> tuple[int, str]:
@@ -100,7 +103,11 @@ def _shorter(shape: Shape, blocks: int) -> Shape:
     context = blocks * BLOCK_TOKENS
     slots = 1 if shape.slots == 1 else shape.slots
     return replace(
-        shape, context=context, max_slots=slots, prompt=min(shape.prompt, context // 2), answer=min(shape.answer, context // 2)
+        shape,
+        context=context,
+        max_slots=slots,
+        prompt=min(shape.prompt, context // 2),
+        answer=min(shape.answer, context // 2),
     )
 
 
@@ -145,7 +152,7 @@ def _limits(profile: LlmProfile, cluster: Cluster, asked: Asked, find: Find) -> 
         limit = float(getattr(asked, field))
         if not limit:
             continue
-        lifted = replace(asked, objective=objective, **{field: 0.0})
+        lifted = _without_limit(replace(asked, objective=objective), field)
         found = find(profile, cluster, lifted, (), SECONDS)
         if found is None:
             continue
@@ -156,3 +163,8 @@ def _limits(profile: LlmProfile, cluster: Cluster, asked: Asked, find: Find) -> 
         elif value > limit:
             best, asked_s = format_quantity(value, "s"), format_quantity(limit, "s")
             yield f"{name} fails: the best is {best}, {asked_s} is asked; nearest: {found[0]}"
+
+
+def _without_limit(asked: Asked, field: str) -> Asked:
+    cleared: dict[str, Any] = {field: 0.0}
+    return replace(asked, **cleared)
