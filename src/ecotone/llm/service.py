@@ -1,8 +1,8 @@
 """What a node offers to drivers of language models: shards are loaded, frames and keys carried, speed measured.
 
 One per process and device, over the node's port: on a node that works, and likewise at the driver, whose own device may
-hold stages too. Shards of this device are reached without the wire. Frames and keys travel as mail, each once and in order;
-fences, probes and their answers as urgent mail, which may be lost. Loading and measuring are questions (runtime/questions.py).
+hold stages too. Shards of this device are reached without the wire. Frames and keys travel as mail, each once and in
+order; fences, probes and their answers as urgent mail, which may be lost. Loading and measuring are questions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,18 @@ import torch
 
 from ecotone import schema
 from ecotone.cluster import Device
-from ecotone.decoding.frame import Frame, GenerationFrameError, Kind, Payload, Result, build_frame, build_result, kind_of
+from ecotone.decoding.frame import (
+    Frame,
+    GenerationFrameError,
+    Kind,
+    Payload,
+    Result,
+    build_frame,
+    build_result,
+    kind_of,
+    parse_result,
+)
 from ecotone.decoding.frame import parse_frame as parse_step
-from ecotone.decoding.frame import parse_result
 from ecotone.decoding.messages import (
     Alive,
     Fence,
@@ -86,7 +95,7 @@ class Measured:
 class GenerationService:
     """The service of `device` over `port`. `links`: settings of the links that leave it. `folder` keeps fetched weights.
 
-    A driver in this process sets `on_item(node, item)` and `on_peer(node, is_up)`, `on_restarted(node)`, and `lend`s its model.
+    A driver in this process sets `on_item(node, item)`, `on_peer(node, is_up)`, `on_restarted(node)`, and `lend`s its model.
     """
 
     def __init__(self, port: Port, questions: Questions, device: Device, folder: Path, links: Mapping[NodeId, LinkSettings]):

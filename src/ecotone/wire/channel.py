@@ -141,6 +141,14 @@ class Channel:
             if not self._changed.wait_for(lambda: peer in self._up, timeout_s):
                 raise WireError(f'node "{peer}" did not answer within {timeout_s:g} s; is it up and reachable?')
 
+    def greet(self, peer: NodeId) -> None:
+        """Ask `peer` for its side of the link now: it may have begun to listen after it was first asked."""
+        with self._changed:
+            if not self._closed:
+                link = self._link(peer)
+                if not link.sender.is_open:
+                    self._apply(peer, link, link.sender.connected(time.monotonic()), sender=True)
+
     def close(self) -> None:
         """Leave; what was not acknowledged is lost. Closing twice does nothing."""
         with self._changed:

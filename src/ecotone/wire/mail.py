@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from ecotone.protocol.message import BodyId, NodeId, Priority
 from ecotone.protocol.settings import LinkSettings
 from ecotone.wire.channel import Body, Channel
-from ecotone.wire.wire import Handler, Received, Wire, WireError, WireEvent
+from ecotone.wire.wire import Handler, PeerUp, Received, Wire, WireError, WireEvent
 
 __all__ = ["Mail"]
 
 _HEAD = struct.Struct("<IIQ")
-_URGENT = b"URGE"
+_URGENT, _HELLO = b"URGE", b"HELO"
 _MAX_EARLY = 1 << 12
 _FOREGROUND, _BACKGROUND = 1, 2
 
@@ -60,11 +60,12 @@ class Mail:
         self._bodies = 0
         self._incoming: dict[tuple[NodeId, int], _Incoming] = {}
         self._channel = Channel(
-            _Split(wire, on_urgent), node, on_body=self._arrived, on_peer=on_peer, on_restarted=self._restarted,
+            _Split(wire, on_urgent, self._greet), node, on_body=self._arrived, on_peer=on_peer, on_restarted=self._restarted,
             links=links, queue_bytes=queue_bytes, incarnation=incarnation,
         )  # fmt: skip
 
     def start(self) -> None:
+        """Open the wire, and tell peers that were there before that this end listens now; raises WireError."""
         self._channel.start()
 
     def send(self, peer: NodeId, content: Body, *, background: bool = False) -> None:
@@ -93,6 +94,9 @@ class Mail:
     def close(self) -> None:
         self._channel.close()
 
+    def _greet(self, peer: NodeId) -> None:
+        self._channel.greet(peer)
+
     def _restarted(self, peer: NodeId) -> None:
         self._streams[peer] = self._streams.get(peer, 1) + 1
         for lane in (_FOREGROUND, _BACKGROUND):
@@ -119,17 +123,26 @@ class Mail:
 
 
 class _Split:
-    """A wire of which urgent messages are taken out."""
+    """A wire of which urgent messages are taken out. Ends that begin to listen say hello, or what the other end asked before
+    would be asked again only after half a lease."""
 
-    def __init__(self, wire: Wire, on_urgent: Callable[[NodeId, memoryview], None]):
-        self._wire, self._on_urgent = wire, on_urgent
+    def __init__(
+        self, wire: Wire, on_urgent: Callable[[NodeId, memoryview], None], on_hello: Callable[[NodeId], None]
+    ):  # fmt: skip
+        self._wire, self._on_urgent, self._on_hello = wire, on_urgent, on_hello
         self.send, self.close = wire.send, wire.close
 
     def start(self, handler: Handler) -> None:
         def take(event: WireEvent) -> None:
-            if isinstance(event, Received) and bytes(event.frame[:4]) == _URGENT:
-                self._on_urgent(event.peer, memoryview(event.frame)[4:])
-            else:
-                handler(event)
+            if isinstance(event, Received) and bytes(event.frame[:4]) in (_URGENT, _HELLO):
+                if bytes(event.frame[:4]) == _HELLO:
+                    self._on_hello(event.peer)
+                else:
+                    self._on_urgent(event.peer, memoryview(event.frame)[4:])
+                return
+            handler(event)
+            if isinstance(event, PeerUp):
+                with contextlib.suppress(WireError):
+                    self._wire.send(event.peer, bytearray(_HELLO), Priority.CONTROL)
 
         self._wire.start(take)
