@@ -118,7 +118,7 @@ class Generator:
         self._moves: list[Future[Resharded]] = []
         self._moving = threading.Lock()
         self._asks: queue.SimpleQueue[tuple[DraftAsk, ...] | int | None] = queue.SimpleQueue()
-        self._is_closed = False
+        self._is_closed = self._has_stages = False
         self.losses: list[WantPipeline] = []
         self._threads = [threading.Thread(target=self._run, name="llm-driver", daemon=True)]
         if drafter is not None:
@@ -183,6 +183,11 @@ class Generator:
         return self._ask_loop(self._engine.measured)
 
     @property
+    def is_running(self) -> bool:
+        """Whether stages are there for what is asked now; while lost ones are replaced requests wait."""
+        return not self._is_closed and self._has_stages
+
+    @property
     def plan(self) -> LlmPlan:
         """The plan in force."""
         return self._pipeline.plan or self._first_plan
@@ -228,6 +233,8 @@ class Generator:
         self._inbox.put(partial(self._handle, event))
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Reshard | PipelineReady):
+            self._has_stages = True
         for effect in self._engine.handle(event, time.monotonic()):
             self._carry_out(effect)
 
@@ -253,6 +260,7 @@ class Generator:
             case Drop(request):
                 self._asks.put(request)
             case WantPipeline():
+                self._has_stages = False
                 self.losses.append(effect)
                 threading.Thread(target=self._find_stages, args=(effect,), name="llm-find", daemon=True).start()
             case Resharded():
