@@ -135,6 +135,10 @@ class GenerationService:
     def is_idle(self) -> bool:
         return self.host.is_idle
 
+    def loaded(self) -> list[str]:
+        """The shards here, a line each."""
+        return [f"{driver}: {span.describe()} by {executor}" for driver, _, span, executor in self.host.shards()]
+
     def next_shard(self) -> int:
         """A number for a shard that this driver has not used yet."""
         return next(self._shards)
