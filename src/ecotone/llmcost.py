@@ -372,7 +372,9 @@ class _Priced:
     def loss(self) -> float:
         """Equation (13)."""
         each = self.model.profile.num_layers + 1
-        own = sum(m.loss * (s.span.num_layers + s.span.head) / each for m, s in zip(self.measured, self.plan.stages, strict=True))
+        own = sum(
+            m.loss * (s.span.num_layers + s.span.head) / each for m, s in zip(self.measured, self.plan.stages, strict=True)
+        )
         return own + sum(self.model.profile.codec_losses.get(stage.codec, 0.0) for stage in self.plan.stages)
 
     def violations(self, memory: tuple[MemoryUse, ...]) -> Iterator[str]:

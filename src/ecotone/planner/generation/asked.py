@@ -46,7 +46,9 @@ class Asked:
     driver: str = ""
 
     def __post_init__(self) -> None:
-        wrong = [] if self.objective in OBJECTIVES else [f"objective {self.objective!r} is not one of {', '.join(OBJECTIVES)}"]
+        wrong = (
+            [] if self.objective in OBJECTIVES else [f"objective {self.objective!r} is not one of {', '.join(OBJECTIVES)}"]
+        )
         limits = (self.tpot_s, self.ttft_s, self.request_s, self.tokens_per_s, self.max_loss)
         if not all(math.isfinite(v) and v >= 0 for v in limits):
             wrong.append("limits must be finite and not negative")

@@ -250,7 +250,9 @@ class Rest:
             table[0] = 0.0
             for column in range(columns):
                 steps = [
-                    np.repeat(most[1 : num + 1, column], count) for most, count in zip(self._most, counts, strict=True) if count
+                    np.repeat(most[1 : num + 1, column], count)
+                    for most, count in zip(self._most, counts, strict=True)
+                    if count
                 ]
                 if steps:
                     ordered = np.sort(np.concatenate(steps))[:num]

@@ -373,9 +373,7 @@ def _ranges(rows: FloatArray, first: IntArray, last: IntArray) -> FloatArray:
     return made
 
 
-def _classes(
-    devices: Sequence[Device], cluster: Cluster, profile: LlmProfile, special: set[DeviceId]
-) -> list[list[Device]]:
+def _classes(devices: Sequence[Device], cluster: Cluster, profile: LlmProfile, special: set[DeviceId]) -> list[list[Device]]:
     """Devices that may be swapped: alike in all but name, with equal links to everyone and each other."""
     groups: list[list[Device]] = []
     for device in devices:

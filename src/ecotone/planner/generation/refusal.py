@@ -51,7 +51,9 @@ def _memory(profile: LlmProfile, cluster: Cluster, asked: Asked, world: World, f
         told = f"the model fits nowhere: {amounts} on {device} together, but no cut into stages fits them"
     unused = "; ".join(f"{name} {why}" for name, why in list(world.refused.items())[:3])
     helps = list(_remedies(profile, cluster, asked, find))
-    return told + (f" (not used: {unused})" if unused else "") + (f"; what would help: {', or '.join(helps)}" if helps else "")
+    return (
+        told + (f" (not used: {unused})" if unused else "") + (f"; what would help: {', or '.join(helps)}" if helps else "")
+    )
 
 
 def _needs(world: World, asked: Asked) -> tuple[int, str]:
@@ -100,7 +102,11 @@ def _shorter(shape: Shape, blocks: int) -> Shape:
     context = blocks * BLOCK_TOKENS
     slots = 1 if shape.slots == 1 else shape.slots
     return replace(
-        shape, context=context, max_slots=slots, prompt=min(shape.prompt, context // 2), answer=min(shape.answer, context // 2)
+        shape,
+        context=context,
+        max_slots=slots,
+        prompt=min(shape.prompt, context // 2),
+        answer=min(shape.answer, context // 2),
     )
 
 

@@ -70,7 +70,14 @@ class _Records:
     count: int = 0
 
     def add(
-        self, parent: IntArray, place: int, first: IntArray, last: IntArray, option: IntArray, codec: str, fixed: Fixed | None
+        self,
+        parent: IntArray,
+        place: int,
+        first: IntArray,
+        last: IntArray,
+        option: IntArray,
+        codec: str,
+        fixed: Fixed | None,
     ) -> IntArray:
         made = np.arange(self.count, self.count + len(parent), dtype=np.int64)
         self.starts.append(self.count)

@@ -124,7 +124,9 @@ def _chosen(
 ) -> LlmSolution:
     if asked.shape.longest > profile.max_positions:
         most = profile.max_positions
-        raise PlannerError(f"a context of {asked.shape.longest} tokens is asked, the model takes at most {most}; ask for less")
+        raise PlannerError(
+            f"a context of {asked.shape.longest} tokens is asked, the model takes at most {most}; ask for less"
+        )
     found = find(profile, cluster, asked, kept, time_limit_s)
     if found is None:
         told = reason(profile, cluster, asked, find) if explain else "nothing that fits keeps what is asked"
