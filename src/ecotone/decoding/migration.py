@@ -81,6 +81,12 @@ class Migration:
         self._missing.discard(message.move)
         self._moved_bytes += message.size_bytes
 
+    def end_copying(self, reason: str) -> None:
+        """Copy nothing more; what is there counts."""
+        self._figures += f", copying ended early: {reason}"
+        self._missing.clear()
+        self.wants_quiet = self.is_done = True
+
     @property
     def is_late(self) -> bool:
         """Whether a round takes far longer than it should: a node hangs, or a link does."""

@@ -214,6 +214,8 @@ class Stage:
                 return [self._start(TrimWork(keep=self._kept(item)), None, came_s, now_s)]
             case Export():
                 return self._begin_export(item)
+            case KvPiece() if self._route is not None:
+                return []  # of a move that went on without it, or was given up
             case KvPiece():
                 if item.piece is None:
                     return self._imported(item)

@@ -162,9 +162,9 @@ class Transition:
             self._move()
 
     def import_failed(self, shard: int, reason: str) -> None:
-        """A shard that keys are being copied to could not take them."""
+        """A shard that keys are being copied to could not take them: go on without, what is missing is rebuilt."""
         if self._migration is not None and any(peer.shard == shard for peer in self._migration.unused()):
-            self._abandon_move(reason)
+            self._migration.end_copying(reason)
 
     def wake_s(self) -> float | None:
         times = [self._routing.until_s] if self._routing is not None else []
@@ -214,21 +214,21 @@ class Transition:
                 continue
             request.forget_flight()
             request.sent = mine.confirmed
-            if request.again and request.again[0][0] != request.sent:
-                request.again.clear()
 
     def _route(self, stages: tuple[StageRef, ...]) -> None:
         state = self._state
         state.epoch += 1
         state.mode, self._retry_s, self._stranded_s = Mode.ROUTING, None, None
         self._lost.clear()
+        gap_s = state.pace.gap_s
         if stages is not state.pipeline:
             devices = tuple(stage.peer.node for stage in stages)
             state.pace = Pace(devices) if state.pipeline != stages else state.pace
             state.pipeline = stages
             state.ledger.reseed(key_seed(stages, state.settings))
             self._fit(min((stage.num_blocks for stage in stages if stage.has_layers), default=1 << 20))
-        self._routing = _Routing({s.peer.shard for s in stages}, state.now_s + state.settings.route_s)
+        until_s = state.now_s + max(state.settings.route_s, 3 * gap_s)  # a stage answers when its step has ended
+        self._routing = _Routing({s.peer.shard for s in stages}, until_s)
         keep = tuple((s.slot, s.confirmed) for s in state.ledger.sequences.values())
         ends = (Peer(node=""), *(stage.peer for stage in stages), Peer(node=""))
         for index, stage in enumerate(stages):
@@ -252,10 +252,11 @@ class Transition:
         self._routing = None
         state.mode, state.progress_s = Mode.RUNNING, state.now_s
         gaps = self._gaps(routing.held)
-        orders: list[Order] = [
-            Open(r.slot, r.prompt_length, r.params.to_bytes(), tuple(r.tokens)) for r in state.by_slot.values()
-        ]
-        state.launch("order", (), orders=orders)
+        opens = {r: Open(r.slot, r.prompt_length, r.params.to_bytes(), tuple(r.tokens)) for r in state.by_slot.values()}
+        state.launch("order", (), orders=[each for request, each in opens.items() if not request.faults])
+        for request, each in opens.items():
+            if request.faults:  # on its own, to be blamed alone if that fails
+                state.launch("order", (), [(request.number, request.fence, request.sent, 0)], [each])
         self._send_rebuilds(gaps, routing.held)
         if self._report is not None:
             pause_s = state.now_s - self._pause_s if self._pause_s is not None else 0.0

@@ -30,7 +30,7 @@ class Watch:
         self._nonce = 0
         self._probed_s: float | None = None  # the first probe of this round
         self._asked_s = 0.0  # the last one
-        self._heard: dict[str, float] = {}
+        self._unanswered: dict[str, float] = {}  # node -> when the oldest probe was sent that it did not answer
         self._emptied: set[str] = set()  # nodes that answered, and have not all of their shards
         self._states: dict[int, ShardState] = {}
         self._stuck: tuple[int, int, float] | None = None  # frame, stage it does not reach, since
@@ -43,7 +43,7 @@ class Watch:
             self._down.setdefault(node, self._state.now_s)
 
     def heard(self, node: str) -> None:
-        self._heard[node] = self._state.now_s
+        self._unanswered.pop(node, None)
 
     def progressed(self) -> None:
         """A frame came back."""
@@ -111,32 +111,31 @@ class Watch:
         self._probed_s, self._stuck = None, None
         self._states.clear()
         self._emptied.clear()
+        self._unanswered.clear()
 
     def _probe(self) -> None:
         state = self._state
         if self._probed_s is None:
             self._nonce += 1
             self._probed_s, self._asked_s = state.now_s, -1.0
-            self._heard.clear()
             self._states.clear()
             self._emptied.clear()
         if state.now_s >= self._asked_s + state.settings.probe_s:
             self._asked_s = state.now_s
-            state.out += [Say(Peer(node=node), Probe(nonce=self._nonce)) for node in state.nodes()]
+            for node in state.nodes():
+                self._unanswered.setdefault(node, state.now_s)
+                state.out.append(Say(Peer(node=node), Probe(nonce=self._nonce)))
 
     def _judge(self) -> None:
         state = self._state
-        assert self._probed_s is not None
         if self._emptied:
             emptied = tuple(self._emptied)
             self._calm()
             self._lose(emptied, "it lost its stage: it was started anew")
             return
-        waited_s = state.now_s - self._probed_s
-        silent = [
-            node for node in state.nodes() if state.now_s - self._heard.get(node, self._probed_s) >= state.settings.silent_s
-        ]
-        if silent and waited_s >= state.settings.silent_s:
+        since_s = state.now_s - state.settings.silent_s
+        silent = [node for node in state.nodes() if self._unanswered.get(node, state.now_s) <= since_s]
+        if silent:
             self._calm()
             self._lose(tuple(silent), f"nothing was heard of it for {state.settings.silent_s:g} s")
             return

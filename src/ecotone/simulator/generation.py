@@ -157,7 +157,7 @@ class Generation:
         """Move to these spans; those that are there already stay as they are."""
         alive = [s for s in self.engine.stages if self._is_there(s)]
         kept = {(s.peer.node, s.first, s.last): s for s in alive}
-        stages = tuple(kept.pop((span.node, span.first, span.last), None) or self._load(span) for span in spans)
+        stages = tuple(kept.get((span.node, span.first, span.last)) or self._load(span) for span in spans)
         self._moving = _with_codecs(stages)
         self._tell(Reshard(self._moving))
 

@@ -22,7 +22,7 @@ from ecotone.decoding.speculation import FixedPolicy, SpeculationPolicy
 from ecotone.decoding.words import Ending, Settings
 from ecotone.simulator.generation import DRIVER, Generation, LinkTime, SpanSpec, StageTimes
 from ecotone.simulator.generation_scene import Ask, Fault, GenerationScene, draw_generation_scene
-from ecotone.simulator.hashmodel import HashDrafter, hash_text
+from ecotone.simulator.hashmodel import POISON, HashDrafter, hash_text
 from ecotone.simulator.shrink import shortest
 
 __all__ = ["GenerationVerdict", "run_generation_scene", "run_generation_seed", "shrink_generation_scene"]
@@ -154,6 +154,10 @@ def _judge(scene: GenerationScene, world: Generation) -> Iterator[tuple[str, str
             yield "stuck", f"request {number} of {ask.at_s} s has no end by {world.now_s:.1f} s"
             continue
         ending = answer.ended.ending
+        if ask.params.seed == POISON:
+            if ending in (Ending.STOP, Ending.LENGTH):
+                yield "changed", f"request {number} ended {ending.value}, though no stage can open it"
+            continue
         if ending in (Ending.NODE_LOST, Ending.FAILED):
             if ending is Ending.FAILED or not _may_be_lost(scene):
                 yield "lost", f"request {number}: {answer.ended.reason}"

@@ -13,7 +13,7 @@ import numpy as np
 from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import Window
 from ecotone.simulator.generation import DRIVER, SpanSpec
-from ecotone.simulator.hashmodel import hash_text
+from ecotone.simulator.hashmodel import POISON, hash_text
 
 __all__ = ["FAULTS", "Ask", "Fault", "GenerationScene", "draw_generation_scene"]
 
@@ -140,13 +140,15 @@ def _asks(random: Random, scene: GenerationScene) -> tuple[Ask, ...]:
         prompt = (base[:shared] + own)[:most]
         at_s = round(float(random.uniform(0, _SPAN_S)), 3)
         tokens = int(random.integers(1, 60))
+        poison = POISON if random.random() < 0.03 else None
         stop: tuple[int, ...] = ()
         if random.random() < 0.2:
             text = hash_text(prompt, scene.num_layers, scene.vocabulary, tokens)
             stop = (text[int(random.integers(len(text)))],)
         asks.append(
             Ask(
-                at_s=at_s, prompt=prompt, params=SamplingParams(max_tokens=tokens, stop_tokens=stop, temperature=0.0),
+                at_s=at_s, prompt=prompt,
+                params=SamplingParams(max_tokens=tokens, stop_tokens=stop, temperature=0.0, seed=poison),
                 priority=int(random.integers(-1, 2)),
                 deadline_s=round(at_s + _log(random, 0.05, 20), 3) if random.random() < 0.15 else None,
                 cancel_s=round(at_s + _log(random, 0.01, 5), 3) if random.random() < 0.15 else None,

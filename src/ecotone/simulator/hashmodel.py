@@ -8,7 +8,7 @@ It does the work of ecotone.decoding.work, with block tables as real shards have
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ from ecotone.decoding.tail import Choice, Tail
 from ecotone.decoding.work import Done, ExportWork, ImportWork, StepWork, TrimWork, Work
 from ecotone.units import EcotoneError
 
-__all__ = ["HashDrafter", "HashShard", "hash_text", "mix"]
+__all__ = ["POISON", "HashDrafter", "HashShard", "hash_text", "mix"]
 
 _MASK = (1 << 64) - 1
+POISON = 666
+"""A request with this seed fails wherever the last stage opens it."""
 
 
 def mix(a: int, b: int) -> int:
@@ -66,7 +68,7 @@ class HashDrafter:
     `texts`: prompt and whole answer of every request, by number. Beyond the end of a text it has nothing.
     """
 
-    texts: dict[int, Sequence[int]]
+    texts: Mapping[int, Sequence[int]]
     accuracy: float
     seed: int = 0
     num_asks: int = 0
@@ -109,6 +111,8 @@ class HashShard:
         self._keys = {layer: {} for layer in range(self.first, self.last)}
 
     def _chooser(self, params: SamplingParams, prompt_length: int) -> _HashChooser:
+        if params.seed == POISON:
+            raise EcotoneError("a request that no stage can open")
         return _HashChooser(self.vocabulary)
 
     def do(self, work: Work) -> Done:
