@@ -40,6 +40,7 @@ from ecotone.decoding.words import (
     ResultCame,
     Say,
     Settings,
+    StageRef,
     Stop,
     Submit,
     Tick,
@@ -119,6 +120,11 @@ class Engine:
         self._set_alarm()
         made, state.out = state.out, []
         return made
+
+    @property
+    def stages(self) -> tuple[StageRef, ...]:
+        """The stages in force, or those that are being told their places, or that were when some were lost."""
+        return self._state.pipeline
 
     def measured(self) -> Measured:
         """A snapshot, for people and metrics."""

@@ -92,10 +92,12 @@ class Migration:
         return tuple(stage.peer for stage in self.stages if stage.peer not in old)
 
     def report(self) -> Resharded:
-        """What to tell once the new pipeline runs; `unused` are the shards that it left."""
-        new = {stage.peer for stage in self.stages}
-        left = tuple(stage.peer for stage in self._state.pipeline if stage.peer not in new)
-        return Resharded("", self._figures, 0.0, self._moved_bytes, self._round, left)
+        """What to tell once a new pipeline runs; `unused`: all shards, of which the pipeline's own are to be taken away.
+
+        It may not be `stages` any more, if some of them are lost before they have taken their places.
+        """
+        peers = dict.fromkeys(stage.peer for stage in (*self._state.pipeline, *self.stages))
+        return Resharded("", self._figures, 0.0, self._moved_bytes, self._round, tuple(peers))
 
     # ---- inside ----------------------------------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ class Transition:
     def reshard(self, stages: tuple[StageRef, ...]) -> None:
         """Move to `stages`, or begin with them."""
         state = self._state
-        self._abandon_move("another move was asked for")
+        self._abandon_move("another move was asked for", stages)
         if not state.pipeline:
             self._report = Resharded("", "begin")
             self._route(stages)
@@ -123,8 +123,11 @@ class Transition:
 
     def node_up(self, node: str) -> None:
         """Somebody came who may help."""
+        now_s, settings = self._state.now_s, self._state.settings
         if self._state.mode is Mode.STRANDED and self._retry_s is not None:
-            self._retry_s = self._state.now_s
+            self._retry_s = now_s
+            if self._stranded_s is not None and now_s >= self._stranded_s + settings.strand_s:
+                self._stranded_s = now_s  # requests were refused; now there is hope again
 
     def message(self, message: Message) -> None:
         if isinstance(message, Routed) and self._routing is not None and message.epoch == self._state.epoch:
@@ -196,7 +199,7 @@ class Transition:
     def _ask_for_stages(self, reason: str) -> None:
         self._attempt += 1
         self._retry_s = None
-        self._state.out.append(WantPipeline(self._attempt, tuple(sorted(self._lost)), reason))
+        self._state.out.append(WantPipeline(self._attempt, tuple(sorted(self._lost)), reason, self._state.pipeline))
 
     def _retreat(self) -> None:
         """Back to what is confirmed; frames in flight count no more."""
@@ -257,9 +260,8 @@ class Transition:
         if self._report is not None:
             pause_s = state.now_s - self._pause_s if self._pause_s is not None else 0.0
             report, self._report, self._pause_s = self._report, None, None
-            state.out.append(
-                Resharded(report.error, report.choice, pause_s, report.moved_bytes, report.rounds, report.unused)
-            )
+            unused = tuple(peer for peer in report.unused if peer not in state.stage_peers())
+            state.out.append(Resharded(report.error, report.choice, pause_s, report.moved_bytes, report.rounds, unused))
 
     # ---- rebuilding ------------------------------------------------------------------------------------------------------
 
@@ -335,6 +337,8 @@ class Transition:
                 state.launch("order", (), orders=orders)
             for last in sorted({gap.last for gap in by_ids}):
                 self._send_ids([gap for gap in by_ids if gap.last == last], last)
+            if by_ids:
+                state.launch("order", ())  # so that a frame is awaited behind them
 
     def _send_ids(self, gaps: list[_Rebuild], until: int) -> None:
         """Token ids of several sequences side by side, row by row as they were computed."""
@@ -372,10 +376,11 @@ class Transition:
         self._retreat()
         self._route(migration.stages)
 
-    def _abandon_move(self, reason: str) -> None:
+    def _abandon_move(self, reason: str, instead: tuple[StageRef, ...] = ()) -> None:
+        """Stay where it is; the stages of `instead` are wanted all the same."""
         state = self._state
         if self._migration is not None:
-            unused = self._migration.unused()
+            unused = tuple(peer for peer in self._migration.unused() if all(s.peer != peer for s in instead))
             self._migration, self._pause_s = None, None
             state.out.append(Resharded(f"the move was given up: {reason}", unused=unused))
         if state.mode is Mode.DRAINING:

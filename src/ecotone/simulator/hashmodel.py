@@ -15,11 +15,12 @@ from typing import Any
 from ecotone.decoding.blocks import BlockTables
 from ecotone.decoding.frame import Cut, Fork, FrameRow, Open
 from ecotone.decoding.params import SamplingParams
+from ecotone.decoding.speculation import DraftAsk
 from ecotone.decoding.tail import Choice, Tail
 from ecotone.decoding.work import Done, ExportWork, ImportWork, StepWork, TrimWork, Work
 from ecotone.units import EcotoneError
 
-__all__ = ["HashShard", "hash_text", "mix"]
+__all__ = ["HashDrafter", "HashShard", "hash_text", "mix"]
 
 _MASK = (1 << 64) - 1
 
@@ -56,6 +57,36 @@ def hash_text(prompt: Sequence[int], num_layers: int, vocabulary: int, count: in
         if position >= len(prompt) - 1:
             answer.append(x % vocabulary)
     return answer
+
+
+@dataclass(slots=True)
+class HashDrafter:
+    """Names the right token at each position with probability `accuracy`, drawn by `seed`, request and position.
+
+    `texts`: prompt and whole answer of every request, by number. Beyond the end of a text it has nothing.
+    """
+
+    texts: dict[int, Sequence[int]]
+    accuracy: float
+    seed: int = 0
+    num_asks: int = 0
+
+    def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
+        self.num_asks += len(asks)
+        return [self._one(ask) for ask in asks]
+
+    def end(self, request: int) -> None:
+        return
+
+    def _one(self, ask: DraftAsk) -> list[int]:
+        text = self.texts.get(ask.request, ())
+        first = len(ask.tokens)
+        return [
+            t if self._is_right(ask.request, first + i) else t + 1 for i, t in enumerate(text[first : first + ask.count])
+        ]
+
+    def _is_right(self, request: int, position: int) -> bool:
+        return mix(mix(self.seed + 1, request), position) < self.accuracy * 2.0**64
 
 
 @dataclass(slots=True)
@@ -153,6 +184,7 @@ class HashShard:
         keep = dict(work.keep)
         for slot in self.tables.slots():
             self._cut(slot, keep.get(slot, 0))
+        self.tail.clear()
         return Done(work=work)
 
     def _export(self, work: ExportWork) -> bytes:
