@@ -33,6 +33,7 @@ from benchmarks import llm_distributed_llama_file, llm_gguf, llm_weights, report
 from benchmarks.llm_shards import SHAPE
 from benchmarks.peers.distributed_llama import DistributedLlama
 from benchmarks.peers.llama_cpp import LlamaCpp
+from benchmarks.peers.petals import Petals
 from benchmarks.peers.peer import Arrangement, Files, Peer, PeerError, Running
 
 SHORT, LONG, TOKENS, KILL_AFTER = 64, 512, 24, 8
@@ -121,7 +122,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def everyone(options: argparse.Namespace) -> list[Peer]:
     """Every engine, present or not."""
-    return [LlamaCpp(options.llama_cpp), LlamaCpp(options.llama_cpp, servers=2), DistributedLlama(options.distributed_llama)]
+    return [
+        LlamaCpp(options.llama_cpp), LlamaCpp(options.llama_cpp, servers=2), DistributedLlama(options.distributed_llama),
+        Petals(options.petals),
+    ]  # fmt: skip
 
 
 def written(folder: Path, seed: int, precisions: Sequence[str]) -> Files:

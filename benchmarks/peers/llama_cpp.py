@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.peers.peer import (
-    Arrangement, Files, PeerError, Process, Session, free_port, sse, wait_for_port,
+    Arrangement, Files, PeerError, Process, Session, free_port, healthy, sse, wait_for_port,
 )  # fmt: skip
 from benchmarks.tcp_relay import HOST, Relay
 
@@ -56,7 +56,7 @@ class LlamaCpp:
                 [str(self._folder() / "llama-server"), "-m", str(files.gguf[arrangement.precision]), "--host", HOST, "--port", str(port),
                  "-t", str(arrangement.threads), "-tb", str(arrangement.threads), "-c", str(arrangement.context), "-np", "1",
                  "--no-warmup", "-b", "512", "-ub", "512", *options],
-                logs / "client.log", arrangement.cores[0],
+                logs / "client.log", arrangement.cores[0], env={"GGML_NO_BACKTRACE": "1"},  # a debugger takes seconds to say it
             )  # fmt: skip
             processes.append(client)
             running = LlamaCppRunning(client, port, processes, relays)
@@ -95,7 +95,7 @@ class LlamaCppRunning(Session):
 
     def wait_until_loaded(self) -> None:
         """Return when it answers; raises PeerError where it ends first."""
-        self.client.wait_for(lambda: "all slots are idle" in self.client.tail(20_000), "does not load its model")
+        self.client.wait_for(lambda: healthy(self.port), "does not load its model")
 
     def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
         request = {

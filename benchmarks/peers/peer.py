@@ -11,22 +11,27 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
+import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from benchmarks.tcp_relay import HOST, Relay
 
-__all__ = ["Arrangement", "Files", "Peer", "PeerError", "Process", "Running", "Session", "free_port", "sse", "wait_for_port"]
+__all__ = ["SPLIT_AT", "Arrangement", "Files", "LineProcess", "Peer", "PeerError", "Process", "Running", "Session", "free_port", "healthy", "sse", "wait_for_port"]
 
-WHOLE, SPLIT = "whole", "split"
+SPLIT_AT = 6  # of 12 layers: the second machine's first
 START_TIMEOUT_S = 60.0
+FOLDERS = re.compile(r"/\S*/")
+TELLING = re.compile(r"error|assert|fail|abort|crash|exception|refused|reset|malformed", re.IGNORECASE)
 
 
 class PeerError(Exception):
@@ -102,8 +107,11 @@ class Process:
         pinned = ["taskset", "-c", str(core), *command] if core is not None else list(command)  # exec keeps the process id
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
-                pinned, stdin=subprocess.PIPE, stdout=out, stderr=out, env={**os.environ, **(env or {})}, start_new_session=True
+                pinned, stdin=subprocess.PIPE, stdout=self._output(out), stderr=out, env={**os.environ, **(env or {})}, start_new_session=True
             )
+
+    def _output(self, log: BinaryIO) -> int | BinaryIO:
+        return log
 
     @property
     def pid(self) -> int:
@@ -139,12 +147,56 @@ class Process:
             return "still runs"
         said = [line.strip() for line in self.tail().splitlines() if line.strip()]
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return f"{how}; its last words: {said[-1][:160]}" if said else how
+        telling = [line for line in said if TELLING.search(line)] or said
+        return f"{how}; its last words: {FOLDERS.sub('', telling[-1])[:160]}" if telling else how
 
     def tail(self, num_bytes: int = 4000) -> str:
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - num_bytes))
             return file.read().decode(errors="replace")
+
+
+class LineProcess(Process):
+    """A process that answers on its standard output line by line; its errors go to the log."""
+
+    def __init__(self, command: Sequence[str], log: Path, core: int | None, env: Mapping[str, str] | None = None) -> None:
+        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        super().__init__(command, log, core, env)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _output(self, log: BinaryIO) -> int | BinaryIO:
+        return subprocess.PIPE
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.put(line.decode(errors="replace").rstrip("\n"))
+        self.lines.put(None)
+
+    def write(self, line: str) -> None:
+        """Send one line."""
+        assert self.popen.stdin is not None
+        try:
+            self.popen.stdin.write(line.encode() + b"\n")
+            self.popen.stdin.flush()
+        except OSError:
+            raise PeerError(f"takes no request: {self.ending()}") from None
+
+    def line(self, timeout_s: float) -> str:
+        """The next line; raises PeerError at the end of output or when time is up."""
+        try:
+            line = self.lines.get(timeout=timeout_s)
+        except queue.Empty:
+            raise PeerError(f"hangs: says nothing for {timeout_s:.0f} s") from None
+        if line is None:
+            seen_s = time.perf_counter()
+            raise PeerError(f"the client {self.ending()}", seen_s)
+        return line
+
+    def expect(self, wanted: str, timeout_s: float) -> None:
+        """Skip lines until `wanted`."""
+        while self.line(timeout_s) != wanted:
+            pass
 
 
 class Session:
@@ -183,6 +235,18 @@ def listens(port: int) -> bool:
 def wait_for_port(port: int, process: Process) -> None:
     """Return when something listens on `port`; raises PeerError where `process` ends first or time is up."""
     process.wait_for(lambda: listens(port), f"does not listen on port {port}")
+
+
+def healthy(port: int) -> bool:
+    """Whether a GET of /health is answered with 200."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def sse(port: int, path: str, request: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
