@@ -77,7 +77,7 @@ def deploy_llm(
         wrong.append(f"is for {plan.num_layers} layers, the model has {source.config.num_layers}")
     if wrong:
         raise ModelError(f"plan: {'; '.join(wrong)}")
-    service.lend(ref, source)
+    service.lend(ref, source, source.folder if isinstance(source, Checkpoint) else None)
     generator = Generator(
         service, Pipeline(service, ref), plan, cluster, settings or settings_for(plan, cluster, ref.fingerprint),
         make_answer or TokenAnswer, policy=policy, drafter=drafter, replan=replan,

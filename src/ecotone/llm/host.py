@@ -22,14 +22,13 @@ from typing import TypeVar
 from ecotone.cluster import Device
 from ecotone.decoding.frame import Frame, Result
 from ecotone.decoding.messages import Alive, KvPiece, Message, Peer, Probe, Release
-from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.stage import Came, Finished, SendFrame, SendKv, SendResult, Stage, StageEffect, StartWork, Tell
-from ecotone.decoding.tail import Chooser
 from ecotone.decoding.work import Done as WorkDone
 from ecotone.decoding.work import Work
 from ecotone.llm.config import ModelError
 from ecotone.llm.executors import by_id, cache_dtype
 from ecotone.llm.kv import KvCache
+from ecotone.llm.sampling import GrammarMasks, make_chooser
 from ecotone.llm.weights import WeightSource
 from ecotone.llm.worker import ShardWorker
 from ecotone.llmplan import Span
@@ -79,13 +78,11 @@ class _Held:
 
 
 class StageHost:
-    """`send` must not wait. `make_chooser`: (parameters, prompt's length, vocabulary) for stages with the head."""
+    """`send` must not wait."""
 
-    def __init__(
-        self, name: str, device: Device, send: Outbound, make_chooser: Callable[[SamplingParams, int, int], Chooser]
-    ):
+    def __init__(self, name: str, device: Device, send: Outbound):
         self.name, self.device = name, device
-        self._send, self._make_chooser = send, make_chooser
+        self._send = send
         self._held: dict[tuple[str, int], _Held] = {}
         self._loading_bytes = 0
         self._memory = threading.Lock()
@@ -110,8 +107,13 @@ class StageHost:
 
     # ---- loading, from any thread ----------------------------------------------------------------------------------------
 
-    def load(self, driver: str, order: StageOrder, source: WeightSource) -> Loaded:
-        """Load a shard; raises EcotoneError where executor, weights or memory do not allow it. Harmless to repeat."""
+    def load(
+        self, driver: str, order: StageOrder, source: WeightSource, grammars: GrammarMasks | None = None
+    ) -> Loaded:  # fmt: skip
+        """Load a shard; raises EcotoneError where executor, weights or memory do not allow it. Harmless to repeat.
+
+        `grammars`: for a stage with the head, so that answers can be kept to one.
+        """
         known = self._held.get((driver, order.shard))
         if known is not None:
             return _loaded(order, known, 0.0)
@@ -134,7 +136,7 @@ class StageHost:
         finally:
             with self._memory:
                 self._loading_bytes -= order.kv_bytes
-        worker = ShardWorker(shard, lambda params, prompt: self._make_chooser(params, prompt, config.vocabulary))
+        worker = ShardWorker(shard, lambda params, prompt: make_chooser(params, prompt, config.vocabulary, grammars))
         stage = Stage(order.shard, order.span.start, order.span.stop, boundary_bytes=order.boundary_bytes)
         held = _Held(stage, worker, shard.weight_bytes + (cache.capacity_bytes if order.span.num_layers else 0))
         self._held[driver, order.shard] = held

@@ -34,7 +34,7 @@ class Offer:
 
 
 class Steward:
-    """`solve(plan in force, machines that are there)` gives an Offer, or raises EcotoneError. `tell(text)` informs people."""
+    """`solve(plan in force, machines that are there)` gives an Offer, or raises EcotoneError. `tell(text)`: for people."""
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class ShardWorker:
         keep = dict(work.keep)
         for slot in self._tables.slots():
             self._tables.truncate(slot, keep.get(slot, 0))
-        self._tail.keep_only(keep)
+        self._tail.clear()
         return Done(work=work)
 
     def _export(self, work: ExportWork) -> Done:
