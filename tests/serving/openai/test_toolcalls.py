@@ -63,9 +63,7 @@ def test_the_formats_letter_by_letter_and_at_once(text: str, said: str, calls: l
     assert read(list(text)) == (said, calls)
 
 
-TOKENS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", F, LLAMA, "[", "]", ", ", "text", "<", "{", "}", '"', " ", "\n", "[TOOL_CALLS]"]
-)
+WORDS = ["<tool_call>", "</tool_call>", F, LLAMA, "[", "]", ", ", "text", "<", "{", "}", '"', " ", "\n", "[TOOL_CALLS]"]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=8), st.data())
