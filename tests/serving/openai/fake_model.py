@@ -47,7 +47,7 @@ class Active:
 
 
 class FakeModel:
-    """A Backend. `queue_limit` requests at once; `cancelled` and `seen` are for tests to look at."""
+    """A Backend. `queue_limit` requests at once; `cancelled`, `seen` and `templates` are for tests to look at."""
 
     name, created_s, vocabulary, stop_tokens = "bytes", 1_700_000_000, 258, (END,)
 
@@ -57,7 +57,6 @@ class FakeModel:
         self.seen: list[tuple[tuple[int, ...], SamplingParams, int]] = []
         self.templates: list[tuple[list[Any], Any]] = []
         self.cancelled: list[int] = []
-        self.longest_call_s = 0.0
         self._numbers = itertools.count(1)
         self._active: dict[int, Active] = {}
         self._changed = threading.Condition()
@@ -112,7 +111,7 @@ class FakeModel:
                 return number
             active.cached = max((len(a.prompt) for a in self._active.values() if a.prompt == active.prompt), default=0)
             self._active[number] = active
-            self._changed.notify()
+            self._changed.notify_all()
         return number
 
     def cancel(self, request: int) -> None:
@@ -127,9 +126,9 @@ class FakeModel:
         with self._changed:
             return self._changed.wait_for(lambda: len(self.cancelled) >= count, timeout_s)
 
-    @property
-    def num_active(self) -> int:
-        return len(self._active)
+    def wait_active(self, timeout_s: float = 20.0) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._active), timeout_s)
 
     def is_ready(self) -> bool:
         return self.ready
@@ -162,15 +161,13 @@ class FakeModel:
                 time.sleep(self._pace_s)  # the pace of a model, not a wait for something
 
     def _round(self, number: int, active: Active) -> None:
-        start_s = time.monotonic()
-        if active.deadline_s is not None and start_s >= active.deadline_s:
+        if active.deadline_s is not None and time.monotonic() >= active.deadline_s:
             piece = Piece(ending=Ending.DEADLINE, reason="its deadline came before its end")
         elif active.is_held:
             return
         else:
             piece = self._piece(active)
         active.on_piece(piece)
-        self.longest_call_s = max(self.longest_call_s, time.monotonic() - start_s)
         if piece.ending is not None:
             self._active.pop(number, None)
 

@@ -147,7 +147,8 @@ class Endpoint:
             await call.write(b"data: " + encoded(error.document()) + b"\n\n", is_last=True)
             return
         response = error_response(error)
-        if self._has_body and not await call.discard(4 * self._options.max_body_bytes):
+        is_late = error.status == 408  # the rest would be as late
+        if self._has_body and not call.is_read and (is_late or not await call.discard(4 * self._options.max_body_bytes)):
             response.headers["Connection"] = "close"
         await call.reply(response)
 
