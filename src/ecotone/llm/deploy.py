@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from ecotone.cluster import Cluster
@@ -114,8 +113,7 @@ class TokenAnswer:
     def __init__(self, params: SamplingParams):
         self._params = params
 
-    def add(self, tokens: Tokens) -> Piece | None:
-        return Piece(tokens=tokens.tokens, logprobs=tokens.logprobs)
-
-    def end(self, ended: Ended) -> Piece:
-        return replace(Piece(), ending=ended.ending, reason=ended.reason, cached=ended.cached)
+    def take(self, effect: Tokens | Ended) -> Piece | None:
+        if isinstance(effect, Tokens):
+            return Piece(tokens=effect.tokens, logprobs=effect.logprobs)
+        return Piece(ending=effect.ending, reason=effect.reason, cached=effect.cached)

@@ -75,9 +75,7 @@ class Answer(Protocol):
     @property
     def is_stopped(self) -> bool: ...
 
-    def add(self, tokens: Tokens) -> Piece | None: ...
-
-    def end(self, ended: Ended) -> Piece: ...
+    def take(self, effect: Tokens | Ended) -> Piece | None: ...
 
 
 @dataclass(slots=True)
@@ -270,7 +268,7 @@ class Generator:
         asked = self._asked.get(tokens.request)
         if asked is None:
             return
-        piece = asked.answer.add(tokens)
+        piece = asked.answer.take(tokens)
         if piece is not None:
             asked.on_piece(piece)
         if asked.answer.is_stopped:
@@ -278,8 +276,9 @@ class Generator:
 
     def _end(self, ended: Ended) -> None:
         asked = self._asked.pop(ended.request, None)
-        if asked is not None:
-            asked.on_piece(asked.answer.end(ended))
+        piece = asked.answer.take(ended) if asked is not None else None
+        if asked is not None and piece is not None:
+            asked.on_piece(piece)
 
     def _crash(self, reason: str) -> None:
         for number in list(self._asked):
