@@ -113,7 +113,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precisions", nargs="+", choices=("f32", "4", "8"), default=["f32", "4"])
-    parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="has llama-server and ggml-rpc-server, or bin/ with them")
+    parser.add_argument(
+        "--llama-cpp", type=Path, metavar="DIR", help="has llama-server and ggml-rpc-server, or bin/ with them"
+    )
     parser.add_argument("--distributed-llama", type=Path, metavar="DIR", help="has dllama and dllama-api")
     parser.add_argument("--petals", type=Path, metavar="PYTHON", help="a Python that has petals installed")
     parser.add_argument("--prima", type=Path, metavar="DIR", help="has llama-cli of prima.cpp")
@@ -194,12 +196,18 @@ def one_round(contender: Contender, index: int, prompts: Sequence[int]) -> None:
         finally:
             running.pause()
     if index >= 0:
-        print(f"{contender.key}: round {index}: " + ", ".join(f"{c} {1e3 * contender.token_s[c][-1]:.1f} ms" for c, _, _ in cells), flush=True)
+        print(
+            f"{contender.key}: round {index}: "
+            + ", ".join(f"{c} {1e3 * contender.token_s[c][-1]:.1f} ms" for c, _, _ in cells),
+            flush=True,
+        )
 
 
 def answer(contender: Contender, running: Running, index: int, length: int) -> tuple[Stamps, float, int]:
     """The stamps of one answer, when it was asked for, and what the relay had counted by then."""
-    prompt = torch.randint(300, SHAPE.vocabulary - 2, (length,), generator=torch.Generator().manual_seed(10 * length + index)).tolist()
+    prompt = torch.randint(
+        300, SHAPE.vocabulary - 2, (length,), generator=torch.Generator().manual_seed(10 * length + index)
+    ).tolist()
     stamps = Stamps(running)
     before, began = stamps.counted(), time.perf_counter()
     made = running.generate(prompt, TOKENS if length == SHORT else 2, stamps)
@@ -248,7 +256,11 @@ def kill(running: Running) -> dict[str, Any]:
     if not began_s:
         return {"outcome": "ended before it could be killed", "known_after_s": None, "tokens_after": None}
     if not said:
-        return {"outcome": f"hangs: the client is told nothing for {HANG_S + 30:.0f} s", "known_after_s": None, "tokens_after": made - KILL_AFTER}
+        return {
+            "outcome": f"hangs: the client is told nothing for {HANG_S + 30:.0f} s",
+            "known_after_s": None,
+            "tokens_after": made - KILL_AFTER,
+        }
     words, seen_s = said[0]
     outcome = f"request lost: {words}" if words else f"answer complete, {made} tokens"
     return {"outcome": outcome, "known_after_s": seen_s - began_s[0], "tokens_after": made - KILL_AFTER}
@@ -293,7 +305,12 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
         kill9 = case["kill_9"] or {"outcome": "", "known_after_s": None}
         after = "" if kill9["known_after_s"] is None else f" (after {kill9['known_after_s']:.2f} s)"
         rows.append(
-            [key, *("" if n is None else f"{n:.3g}" for n in numbers), f"{case['bytes_per_token'] or 0:.0f}", kill9["outcome"] + after]
+            [
+                key,
+                *("" if n is None else f"{n:.3g}" for n in numbers),
+                f"{case['bytes_per_token'] or 0:.0f}",
+                kill9["outcome"] + after,
+            ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -37,7 +37,14 @@ class Relay:
         self._file = tempfile.NamedTemporaryFile(prefix="relay", suffix=".page")  # noqa: SIM115 - lives as long as the relay
         self._file.truncate(PAGE)
         self._page = mmap.mmap(self._file.fileno(), PAGE)
-        command = [sys.executable, "-m", "benchmarks.tcp_relay", str(target_port), self._file.name, str(-1 if core is None else core)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.tcp_relay",
+            str(target_port),
+            self._file.name,
+            str(-1 if core is None else core),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
