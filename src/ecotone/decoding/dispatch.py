@@ -211,7 +211,7 @@ class Dispatcher:
         request.asked_at = len(context)
         return DraftAsk(
             request=request.number, ticket=self._tickets, tokens=context, num_settled=len(request.tokens), count=count,
-            params=request.params,
+            params=request.params, prompt_length=request.prompt_length,
         )  # fmt: skip
 
     def _send_drafts(self) -> None:
