@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ecotone.cli.bottleneck import bottleneck
+from ecotone.cli.chat import chat
 from ecotone.cli.console import main_of, out
 from ecotone.cli.demo import demo
 from ecotone.cli.doctor import doctor
@@ -41,6 +42,7 @@ app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
 app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
 app.command(rich_help_panel=WORK)(run)
 app.command(rich_help_panel=WORK)(serve)
+app.command(rich_help_panel=WORK)(chat)
 app.command(rich_help_panel=MADE)(exits)
 app.command(rich_help_panel=MADE)(bottleneck)
 app.add_typer(policy, name="policy", rich_help_panel=MADE)
