@@ -27,9 +27,10 @@ from ecotone.decoding.stage import Came, Finished, SendFrame, SendKv, SendResult
 from ecotone.decoding.tail import Chooser
 from ecotone.decoding.work import Done as WorkDone
 from ecotone.decoding.work import Work
-from ecotone.llm.config import ModelError
+from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.executors import by_id, cache_dtype
 from ecotone.llm.kv import KvCache
+from ecotone.llm.recipes import weight_bytes
 from ecotone.llm.weights import WeightSource
 from ecotone.llm.worker import ShardWorker
 from ecotone.llmplan import Span
@@ -42,6 +43,7 @@ T = TypeVar("T")
 Item = Frame | Result | Message | KvPiece
 Outbound = Callable[[str, str, int, Item], None]
 """(node, driver, shard, item): send `item` for `shard` of `driver` to `node`; shard 0 is the driver itself."""
+_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 _SMALL_CACHE_BYTES = 1 << 22  # of a shard without layers: nothing lies in it
 
 
@@ -87,7 +89,7 @@ class StageHost:
         self.name, self.device = name, device
         self._send, self._make_chooser = send, make_chooser
         self._held: dict[tuple[str, int], _Held] = {}
-        self._loading_bytes = 0
+        self._loading: dict[tuple[str, int], int] = {}  # bytes that what is being loaded will take
         self._memory = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lane = Lane(f"{name}-shards", slowdown=device.slowdown, threads=device.threads)
@@ -121,32 +123,40 @@ class StageHost:
         if refused:
             raise EcotoneError(f"device {self.name}: executor {order.executor}: {refused}")
         cap_bytes = order.kv_bytes if order.span.num_layers else _SMALL_CACHE_BYTES
-        self._reserve(order)
+        self._reserve(driver, order, _least_bytes(config, order))
         try:
             cache = KvCache(config, order.span, cap_bytes, cache_dtype(order.executor), self.device.accelerator)
             shard = factory.load(
                 source, order.span, cache, self.device.accelerator, self.device.threads, context=order.context
             )
+            worker = ShardWorker(shard, lambda params, prompt: self._make_chooser(params, prompt, config.vocabulary))
+            stage = Stage(order.shard, order.span.start, order.span.stop, boundary_bytes=order.boundary_bytes)
+            held = _Held(stage, worker, shard.weight_bytes + (cache.capacity_bytes if order.span.num_layers else 0))
+            self._reserve(driver, order, held.num_bytes, is_loaded=True)
+            self._held[driver, order.shard] = held
         except (RuntimeError, MemoryError, OSError) as error:
             if isinstance(error, EcotoneError):
                 raise
             raise ModelError(f"device {self.name} cannot load {order.span.describe()}: {error}") from None
         finally:
             with self._memory:
-                self._loading_bytes -= order.kv_bytes
-        worker = ShardWorker(shard, lambda params, prompt: self._make_chooser(params, prompt, config.vocabulary))
-        stage = Stage(order.shard, order.span.start, order.span.stop, boundary_bytes=order.boundary_bytes)
-        held = _Held(stage, worker, shard.weight_bytes + (cache.capacity_bytes if order.span.num_layers else 0))
-        self._held[driver, order.shard] = held
+                self._loading.pop((driver, order.shard), None)
         return _loaded(order, held, time.monotonic() - begin_s)
 
-    def _reserve(self, order: StageOrder) -> None:
+    def _reserve(self, driver: str, order: StageOrder, num_bytes: int, *, is_loaded: bool = False) -> None:
+        """Count what a shard takes; raises EcotoneError where that is too much, or nobody wants the shard any more."""
+        key = (driver, order.shard)
         with self._memory:
-            used = sum(held.num_bytes for held in tuple(self._held.values())) + self._loading_bytes
-            if used + order.kv_bytes > self.device.memory_bytes:
-                have, need = (format_quantity(n, "bytes") for n in (self.device.memory_bytes, used + order.kv_bytes))
-                raise EcotoneError(f"device {self.name} has {have} of memory, its shards would need {need}")
-            self._loading_bytes += order.kv_bytes
+            if is_loaded and self._loading.pop(key, None) is None:
+                raise EcotoneError(f"device {self.name}: shard {order.shard} was released while it was being loaded")
+            used = sum(held.num_bytes for held in tuple(self._held.values())) + sum(self._loading.values())
+            if used + num_bytes > self.device.memory_bytes:
+                have, need, others = (format_quantity(n, "bytes") for n in (self.device.memory_bytes, num_bytes, used))
+                raise EcotoneError(
+                    f"device {self.name} has {have} of memory: {order.span.describe()} by {order.executor} needs {need}, "
+                    f"other shards {others}; use fewer bits, a shorter context, fewer layers there, or another machine"
+                )
+            self._loading[key] = num_bytes
 
     # ---- from any thread -------------------------------------------------------------------------------------------------
 
@@ -155,11 +165,16 @@ class StageHost:
         self._inbox.put(partial(self._take, driver, shard, item))
 
     def release(self, driver: str, shard: int) -> None:
-        """Drop a shard; nothing where there is none."""
+        """Drop a shard, also one that is being loaded; nothing where there is none."""
+        with self._memory:
+            self._loading.pop((driver, shard), None)
         self.post(driver, driver, shard, Release(shard=shard))
 
     def forget(self, driver: str) -> None:
         """Drop every shard of a driver."""
+        with self._memory:
+            for key in [key for key in self._loading if key[0] == driver]:
+                del self._loading[key]
         self._inbox.put(partial(self._forget, driver))
 
     def compute(self, work: Callable[[], T]) -> T:
@@ -234,6 +249,13 @@ class StageHost:
         held = self._held.get((driver, shard))
         if held is not None:
             self._apply(driver, shard, held.stage.handle(Finished(done), time.monotonic()))
+
+
+def _least_bytes(config: DecoderConfig, order: StageOrder) -> int:
+    """What a shard takes at least, by the precision that its executor's id names: before anything is read."""
+    bits = _BITS.get(order.executor.partition(":")[2], 0)
+    kv_bytes = order.kv_bytes if order.span.num_layers else 0
+    return kv_bytes + weight_bytes(config, order.span, bits, element_bytes=0)
 
 
 def _loaded(order: StageOrder, held: _Held, seconds: float) -> Loaded:

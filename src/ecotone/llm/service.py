@@ -172,13 +172,22 @@ class GenerationService:
         answer = self.questions.ask(NodeId(node), LOAD, body, deadline_s=deadline_s, repeat_s=5.0)
         return schema.read(Loaded, answer, f"answer of {node}")
 
-    def release_at(self, node: str, shards: tuple[int, ...], deadline_s: float = 2.0) -> None:
-        """Have `node` drop shards of this driver; a node that does not answer drops them by itself later."""
+    def release_at(self, node: str, shards: tuple[int, ...], deadline_s: float = 2.0) -> bool:
+        """Have `node` drop shards of this driver; whether it answered (a node without its driver drops them by itself)."""
         if node == self.name:
             self._release(NodeId(node), {"shards": list(shards)})
-            return
-        with contextlib.suppress(EcotoneError):
+            return True
+        if node not in self.peers():
+            return False
+        try:
             self.questions.ask(NodeId(node), RELEASE, {"shards": list(shards)}, deadline_s=deadline_s)
+        except EcotoneError:
+            return False
+        return True
+
+    def abandon(self, node: str, reason: str) -> None:
+        """What `node` was asked to load or to measure is not waited for any more."""
+        self.questions.abandon(NodeId(node), (LOAD, PROFILE), reason)
 
     def profile_at(
         self, node: str, config: DecoderConfig, executors: tuple[str, ...], deadline_s: float
@@ -217,6 +226,7 @@ class GenerationService:
         if timer is not None:
             timer.cancel()
         if not is_up:
+            self.abandon(str(peer), "the link to it went down")
             timer = self._away[str(peer)] = threading.Timer(_DRIVER_AWAY_S, self.host.forget, (str(peer),))
             timer.daemon = True
             timer.start()
@@ -224,6 +234,7 @@ class GenerationService:
             self.on_peer(str(peer), is_up)
 
     def _restarted(self, peer: NodeId) -> None:
+        self.abandon(str(peer), "it began anew")
         self.host.forget(str(peer))
         if self.on_restarted is not None:
             self.on_restarted(str(peer))
