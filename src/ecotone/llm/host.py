@@ -37,7 +37,7 @@ from ecotone.llmplan import Span
 from ecotone.runtime.lane import Done, Lane
 from ecotone.units import EcotoneError, format_quantity
 
-__all__ = ["Item", "Loaded", "Outbound", "StageHost", "StageOrder"]
+__all__ = ["Item", "Loaded", "Outbound", "ShardWork", "StageHost", "StageOrder"]
 
 T = TypeVar("T")
 Item = Frame | Result | Message | KvPiece
@@ -73,11 +73,25 @@ class Loaded:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardWork:
+    """What a shard has done since it was loaded: tokens through its layers, those among them that were dropped unfinished
+    when the pipeline changed, and seconds of computing."""
+
+    shard: int
+    span: Span
+    executor: str
+    computed_tokens: int
+    dropped_tokens: int
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Held:
     stage: Stage
     worker: ShardWorker
     num_bytes: int
+    seconds: float = 0.0
 
 
 class StageHost:
@@ -190,9 +204,15 @@ class StageHost:
         self._lane.put(work, end)
         return future.result()
 
-    def shards(self) -> tuple[tuple[str, int, Span, str], ...]:
-        """(driver, shard, span, executor) of what is loaded, for people."""
-        return tuple((d, s, held.worker.shard.span, held.worker.shard.id) for (d, s), held in self._held.items())
+    def work(self, driver: str) -> tuple[ShardWork, ...]:
+        """What the shards of `driver` have done."""
+        return tuple(
+            ShardWork(
+                shard=number, span=held.worker.shard.span, executor=held.worker.shard.id, seconds=held.seconds,
+                computed_tokens=held.worker.computed_tokens, dropped_tokens=held.worker.dropped_tokens,
+            )
+            for (owner, number), held in tuple(self._held.items()) if owner == driver
+        )  # fmt: skip
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
 
@@ -248,6 +268,7 @@ class StageHost:
     def _finished(self, driver: str, shard: int, done: WorkDone) -> None:
         held = self._held.get((driver, shard))
         if held is not None:
+            held.seconds += done.seconds
             self._apply(driver, shard, held.stage.handle(Finished(done), time.monotonic()))
 
 

@@ -47,7 +47,7 @@ from ecotone.decoding.messages import (
 )
 from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.executors import by_id, cache_dtype
-from ecotone.llm.host import Item, Loaded, StageHost, StageOrder
+from ecotone.llm.host import Item, Loaded, ShardWork, StageHost, StageOrder
 from ecotone.llm.recipes import Recipe
 from ecotone.llm.sampling import make_chooser
 from ecotone.llm.sources import DTYPES, ModelRef, all_recipes, open_source, recipe_key
@@ -65,7 +65,7 @@ from ecotone.wire.wire import WireError
 __all__ = ["GenerationService", "Measured"]
 
 TAG = b"EGLK"
-LOAD, RELEASE, PROFILE, WEIGHTS = "llm-load", "llm-release", "llm-profile", "llm-weights"
+LOAD, RELEASE, PROFILE, WEIGHTS, WORK = "llm-load", "llm-release", "llm-profile", "llm-weights", "llm-work"
 _ADDRESS = struct.Struct("<4sHI")  # magic, bytes of the driver's name, shard
 _ADDRESSED, _WEIGHT_PIECE = b"EGNV", b"EGWP"
 _PIECE = struct.Struct("<4sQQ")  # magic, transfer, offset
@@ -117,6 +117,7 @@ class GenerationService:
         for topic, handler in ((LOAD, self._load), (PROFILE, self._profile), (WEIGHTS, self._weights)):
             questions.on(topic, handler, slow=True)
         questions.on(RELEASE, self._release)
+        questions.on(WORK, lambda peer, body: schema.write(self.host.work(str(peer))))
 
     def start(self) -> None:
         self.host.start()
@@ -124,7 +125,7 @@ class GenerationService:
 
     def stop(self) -> None:
         """End; shards are dropped. The port stays open."""
-        for topic in (LOAD, PROFILE, WEIGHTS, RELEASE):
+        for topic in (LOAD, PROFILE, WEIGHTS, RELEASE, WORK):
             self.questions.on(topic, None)
         for timer in tuple(self._away.values()):
             timer.cancel()
@@ -188,6 +189,13 @@ class GenerationService:
     def abandon(self, node: str, reason: str) -> None:
         """What `node` was asked to load or to measure is not waited for any more."""
         self.questions.abandon(NodeId(node), (LOAD, PROFILE), reason)
+
+    def work_at(self, node: str, deadline_s: float = 5.0) -> tuple[ShardWork, ...]:
+        """What the shards of this driver on `node` have done; raises NodeUnreachable."""
+        if node == self.name:
+            return self.host.work(self.name)
+        answer = self.questions.ask(NodeId(node), WORK, deadline_s=deadline_s)
+        return schema.read(tuple[ShardWork, ...], answer, f"answer of {node}")
 
     def profile_at(
         self, node: str, config: DecoderConfig, executors: tuple[str, ...], deadline_s: float
@@ -304,17 +312,23 @@ class GenerationService:
         return torch.frombuffer(transfer.data, dtype=dtype).view(recipe.shape)
 
     def _weights(self, peer: NodeId, body: dict[str, Any]) -> Any:
-        """Send a tensor of a lent model, in pieces behind everything else, and say what it is."""
+        """Say what a tensor of a lent model is, and send it in pieces behind everything else, however long that takes."""
         source, recipes = self._lent[str(body["model"])]
         tensor = source.read(recipes[str(body["key"])]).contiguous()
         data = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-        for offset in range(0, len(data), _PIECE_BYTES):
-            self._wait_for_room(peer)
-            head = _PIECE.pack(_WEIGHT_PIECE, int(body["transfer"]), offset)
-            self._mail.send(peer, head + data[offset : offset + _PIECE_BYTES], background=True)
         dtype = next(name for name, kind in DTYPES.items() if kind == tensor.dtype)
         digest = hashlib.blake2b(data, digest_size=20).hexdigest()
+        arguments = (peer, int(body["transfer"]), data)
+        threading.Thread(target=self._send_pieces, args=arguments, name="llm-weights", daemon=True).start()
         return {"dtype": dtype, "bytes": len(data), "digest": digest}
+
+    def _send_pieces(self, peer: NodeId, transfer: int, data: memoryview) -> None:
+        """In a thread; where the peer takes no more, it sees that nothing comes, and says so."""
+        with contextlib.suppress(EcotoneError):
+            for offset in range(0, len(data), _PIECE_BYTES):
+                self._wait_for_room(peer)
+                head = _PIECE.pack(_WEIGHT_PIECE, transfer, offset)
+                self._mail.send(peer, head + data[offset : offset + _PIECE_BYTES], background=True)
 
     def _wait_for_room(self, peer: NodeId) -> None:
         end_s = time.monotonic() + _STALLED_S

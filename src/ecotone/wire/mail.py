@@ -1,9 +1,10 @@
 """Messages of any size between nodes: each arrives once and in the order of sending, per pair of nodes. And urgent ones.
 
 A message is a body of a Channel behind a head (sender's incarnation, stream, number): bodies of a lossy link may be
-complete out of order, so what comes early waits here, and holds its sender's credit meanwhile. A stream ends when the peer turns out to be another process; the
-next one begins at number 0. Urgent messages go at once, ahead of everything, unordered, and may be lost: for probes and
-the like, which are asked again. Background messages are ordered among themselves and yield to the others.
+complete out of order, so what comes early waits here, and holds its sender's credit meanwhile. A stream ends when the peer
+turns out to be another process; the next one begins at number 0. Urgent messages go at once, ahead of everything,
+unordered, and may be lost: for probes and the like, which are asked again. Background messages are ordered among themselves
+and yield to the others.
 """
 
 from __future__ import annotations
