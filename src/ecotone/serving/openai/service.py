@@ -24,6 +24,7 @@ from ecotone.serving.openai.channel import Answers, Job
 from ecotone.serving.openai.choices import ChatChoice, TextChoice
 from ecotone.serving.openai.endpoint import Call
 from ecotone.serving.openai.errors import ONCE_MORE, SERVER, ApiError, bad_value, too_long
+from ecotone.serving.openai.fields import parse_body
 from ecotone.serving.openai.metrics import Metrics
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.sampling import Wish
@@ -147,10 +148,8 @@ class Service:
         return (served.name, *(self._options.aliases if served is self._served()[0] else ()))
 
     def _no_model(self, name: str) -> ApiError:
-        here = ", ".join(each.name for each in self._served())
-        return ApiError(
-            404, f"the model {name!r:.80} does not exist here; {here} does", param="model", code="model_not_found"
-        )
+        here = " or ".join(each.name for each in self._served())
+        return ApiError(404, f"the model {name!r:.80} is not served here; {here} is", param="model", code="model_not_found")
 
     def _chosen(self, document: dict[str, Any], served: T | None) -> T:
         """`served` where the request names it; raises ApiError 400, 404 or 503."""
@@ -173,9 +172,10 @@ class Service:
             raise ApiError(503, message, kind=SERVER, code="not_ready", headers=ONCE_MORE)
 
     async def _document(self, call: Call) -> dict[str, Any]:
-        if len(call.body) < 1 << 16:
-            return call.document()
-        return await asyncio.to_thread(call.document)
+        is_short = len(call.body) < 1 << 16
+        document = parse_body(call.body) if is_short else await asyncio.to_thread(parse_body, call.body)
+        call.drop_body()
+        return document
 
     async def _in_text(self, function: Callable[..., T], *arguments: Any, param: str | None) -> T:
         """Run what reads text, in its thread; an EcotoneError of it is the request's fault."""
