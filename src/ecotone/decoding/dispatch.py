@@ -11,6 +11,8 @@ request waits for is known, and executors by phase are not mixed.
 
 *Memory*: a request is admitted when its prompt fits; where keys run out later, cached prefixes go, then the request that
 came last is put back and computed again. O(requests) per frame.
+
+*Faults*: a request whose step failed travels alone until its next token, so that it alone is to blame if that fails too.
 """
 
 from __future__ import annotations
@@ -62,10 +64,13 @@ class Dispatcher:
                 request.cached = request.sent
                 state.counts["prompt_tokens"] += request.prompt_length
                 state.counts["cached_tokens"] += request.sent
-            request.compute_again([(a, b - a) for a, b in request.again], request.sent)
             state.by_slot[request.slot] = request
+            if request.faults:
+                state.launch("order", ())  # what follows is its own frame
             known = tuple(request.tokens[: request.sent])
             state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
+            if request.faults:
+                state.launch("order", (), [(request.number, request.fence, request.sent, 0)])
 
     def _fits(self, request: Request) -> bool:
         """Whether the request's tokens fit with a block to spare for everyone who is at work."""
@@ -99,6 +104,7 @@ class Dispatcher:
         long = next((r for r in order if r.num_pending > budget), None)
         if long is not None and not self._last_long:
             order = [long, *(r for r in order if r is not long)]
+        order = [r for r in order if r.faults][:1] or order  # a suspect goes alone
         rows: list[FrameRow] = []
         parts: list[tuple[int, int, int, int]] = []
         for request in order[:_MAX_ROWS]:
@@ -108,8 +114,6 @@ class Dispatcher:
             row = self._row(request, tuple(request.tokens[request.sent : request.sent + count]), rows)
             if row is None:
                 continue  # one that came earlier may find room where this one does not
-            if request.again:
-                request.again.popleft()
             budget -= count
             rows.append(row)
             parts.append((request.number, request.fence, row.start, count))
@@ -121,12 +125,7 @@ class Dispatcher:
 
     def _chunk_of(self, request: Request, budget: int) -> int:
         """Tokens of its next row: as they were computed before, else as many as the budget leaves."""
-        if request.again and request.again[0][0] != request.sent:
-            request.again.clear()
-        if request.again and budget > 0:
-            first, last = request.again[0]
-            return last - first
-        return min(request.num_pending, budget)
+        return (request.num_again or min(request.num_pending, budget)) if budget > 0 else 0
 
     # ---- decoding --------------------------------------------------------------------------------------------------------
 
@@ -144,8 +143,10 @@ class Dispatcher:
         flying = sum(flight.kind == "decode" for flight in state.flights.values())
         size = -(-len(decoding) // max(num_groups, 1))
         ready.sort(key=lambda r: (r.priority, r.served))
+        ready.sort(key=lambda r: bool(r.faults))
         while ready and flying < num_groups and len(state.flights) < state.settings.most_flights:
-            group, ready = ready[: min(size, _MAX_ROWS)], ready[min(size, _MAX_ROWS) :]
+            count = 1 if ready[0].faults else min(size, _MAX_ROWS, sum(not r.faults for r in ready))
+            group, ready = ready[:count], ready[count:]
             flying += self._send_group(group)
 
     def _send_group(self, group: list[Request]) -> bool:
@@ -210,7 +211,7 @@ class Dispatcher:
         request.asked_at = len(context)
         return DraftAsk(
             request=request.number, ticket=self._tickets, tokens=context, num_settled=len(request.tokens), count=count,
-            params=request.params,
+            params=request.params, prompt_length=request.prompt_length,
         )  # fmt: skip
 
     def _send_drafts(self) -> None:

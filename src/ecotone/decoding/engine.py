@@ -40,6 +40,7 @@ from ecotone.decoding.words import (
     ResultCame,
     Say,
     Settings,
+    StageRef,
     Stop,
     Submit,
     Tick,
@@ -82,6 +83,7 @@ class Engine:
         self._transition = Transition(self._state)
         self._watch = Watch(self._state, self._transition.lose)
         self._wake_s: float | None = None
+        self._blank_faults = 0
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """What `event` makes necessary, in order."""
@@ -119,6 +121,11 @@ class Engine:
         self._set_alarm()
         made, state.out = state.out, []
         return made
+
+    @property
+    def stages(self) -> tuple[StageRef, ...]:
+        """The stages in force, or those that are being told their places, or that were when some were lost."""
+        return self._state.pipeline
 
     def measured(self) -> Measured:
         """A snapshot, for people and metrics."""
@@ -212,6 +219,7 @@ class Engine:
         if flight.kind != "order":
             state.pace.add(result.times, flight.num_tokens, flight.kind != "prefill", state.now_s - flight.sent_s)
         self._watch.progressed()
+        self._blank_faults = 0
         by_slot = {row.slot: row for row in result.rows}
         for number, fence, start, _ in flight.parts:
             request = state.requests.get(number)
@@ -249,7 +257,7 @@ class Engine:
     def _commit(self, request: Request, token: int) -> Ending | None:
         """The next token is settled; the request's end where this is it."""
         state, params = self._state, request.params
-        request.is_dry = False
+        request.is_dry, request.faults = False, 0
         if token in params.stop_tokens and request.num_generated >= params.min_tokens:
             return Ending.STOP
         request.tokens.append(token)
@@ -298,13 +306,22 @@ class Engine:
             self._transition.message(event.message)
 
     def _fault(self, fault: Fault) -> None:
-        """A stage could not compute a frame: begin the epoch anew; a request that was there each time is at fault."""
+        """A stage could not compute a frame: begin the epoch anew; a request that was there each time is at fault.
+
+        Where no request was there, twice without a result between, the stage is: it counts as lost.
+        """
         state = self._state
         self._transition.import_failed(fault.shard, fault.reason)
         flight = state.flights.get(fault.number)
         if fault.epoch != state.epoch or state.mode is Mode.STRANDED:
             return
         state.counts["faults"] += 1
+        self._blank_faults += not flight or not flight.parts
+        if self._blank_faults >= state.settings.most_faults:
+            self._blank_faults = 0
+            nodes = tuple(s.peer.node for s in state.pipeline if s.peer.shard == fault.shard)
+            self._transition.lose(nodes, f"its stage fails: {fault.reason}")
+            return
         for number, *_ in flight.parts if flight else ():
             request = state.requests.get(number)
             if request is not None:

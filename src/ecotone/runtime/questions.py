@@ -59,12 +59,12 @@ class Questions:
         self._kept: OrderedDict[tuple[NodeId, int], bytes | None] = OrderedDict()  # None: being worked on
         port.on_question = self._take
 
-    def on(self, topic: str, handler: Handler | None) -> None:
-        """Answer `topic` by `handler` from now on; None: no more."""
-        if handler is None:
-            self._quick.pop(topic, None)
-        else:
-            self._quick[topic] = handler
+    def on(self, topic: str, handler: Handler | None, *, slow: bool = False) -> None:
+        """Answer `topic` by `handler` from now on, in a thread of its own where it is `slow`; None: no more."""
+        for handlers in (self._quick, self._slow):
+            handlers.pop(topic, None)
+        if handler is not None:
+            (self._slow if slow else self._quick)[topic] = handler
 
     def ask(
         self,
