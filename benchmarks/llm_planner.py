@@ -5,7 +5,7 @@ where the value is not the least of all plans priced by a second implementation.
 EdgeShard's plan over ours, programme A judged by time per token, B by throughput; where A's plan breaks a memory it is
 counted as infeasible and not compared. `proportional` (exo) and `even` (vLLM) are repaired, see planner/generation/
 baselines.py, and judged by time per token, request and throughput. All plans are priced by llmcost.py. Under `cases`: one
-device and water-filling (Parallax), EdgeShard's testbed with its source link shaped, and both schedules against the formulas.
+device and water-filling (Parallax), EdgeShard's testbed with its source link shaped, both schedules against the formulas.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.llm_worlds import AGX, LLAMA2, NX, RTX, profile, random_home, testbed
+from benchmarks.llm_worlds import AGX, LLAMA2, NX, RTX, edgeshard_testbed, profile, random_home
 from ecotone.cluster import Cluster
 from ecotone.llmcost import LlmCostModel, Shape, bubbles_per_s, no_bubbles_per_s
 from ecotone.llmprofile import LlmProfile
@@ -59,7 +59,8 @@ def compared(made: LlmProfile, cluster: Cluster, shape: Shape, objective: str) -
     asked = Asked(shape=shape, objective=objective)
     ours = choose_plan(made, cluster, asked, time_limit_s=SECONDS, explain=False)
     row: dict[str, Any] = {
-        "objective": objective, "ours": ours.value, "gap": ours.gap, "devices": len(ours.plan.devices), "plan": str(ours.plan),
+        "objective": objective, "ours": ours.value, "gap": ours.gap, "devices": len(ours.plan.devices),
+        "plan": str(ours.plan),
         "ttft_s": ours.cost.ttft_s, "tpot_s": ours.cost.tpot_s, "tokens_per_s": ours.cost.tokens_per_s,
         "no_bubbles_over_bubbles": ours.cost.tokens_per_s / ours.cost.bubbles_per_s, "over_ours": {}, "none": {},
     }  # fmt: skip
@@ -89,7 +90,7 @@ def on_testbed(rates: Sequence[float], models: Sequence[Any]) -> list[dict[str, 
                 ("tpot", Shape(prompt=32, answer=96)),
                 ("throughput", Shape(prompt=32, answer=96, concurrency=8)),
             ):
-                row = compared(made, testbed(rate / 8), shape, objective)
+                row = compared(made, edgeshard_testbed(rate / 8), shape, objective)
                 rows.append({"model": model.name, "source_bit_per_s": rate, **row})
     return rows
 

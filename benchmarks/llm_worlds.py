@@ -97,7 +97,7 @@ def _parts(model: Model, kind: Kind, precision: str) -> list[PartTime]:
     return made
 
 
-def testbed(source_bytes_per_s: float, others_bytes_per_s: float = 125e6) -> Cluster:
+def edgeshard_testbed(source_bytes_per_s: float, others_bytes_per_s: float = 125e6) -> Cluster:
     """12 AGX Orin, 2 Orin NX and an RTX 3090, the first AGX the source, whose links to and from the others are stated."""
     kinds = [AGX] * 12 + [NX] * 2 + [RTX]
     names = [DeviceId(f"{kind.name}-{i}") for i, kind in enumerate(kinds)]

@@ -85,6 +85,9 @@ class Boundary:
         for slot in list(self._kept):
             self.cut(slot, lengths.get(slot, 0))
 
+    def slots(self) -> tuple[int, ...]:
+        return tuple(self._kept)
+
     def length(self, slot: int) -> int:
         """Positions [0, length) are kept."""
         kept = self._kept.get(slot)

@@ -2,9 +2,10 @@
 
 Frames return in the order in which they were sent, so only the time since the last return matters. After a quiet time (a
 floor, or three times the longest gap of late) all nodes are probed; they answer at once, whatever their shards compute.
-A node that does not answer in time is lost. If all answer, the oldest frame lies with one stage: that one is lost when it
-has computed a single thing for too long, or when the frame does not reach it from a stage that has long sent it on. Any
-progress that the answers show starts the waiting anew: slow is not lost.
+A node that does not answer in time is lost, and so is one whose answer lacks a shard: it began anew. If all answer, the
+oldest frame lies with one stage: that one is lost when it has computed a single thing for too long, or when the frame does
+not reach it from a stage that has long sent it on. Any progress that the answers show starts the waiting anew: slow is not
+lost.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Watch:
         self._nonce = 0
         self._probed_s: float | None = None  # the first probe of this round
         self._asked_s = 0.0  # the last one
-        self._heard: dict[str, float] = {}
+        self._unanswered: dict[str, float] = {}  # node -> when the oldest probe was sent that it did not answer
+        self._emptied: set[str] = set()  # nodes that answered, and have not all of their shards
         self._states: dict[int, ShardState] = {}
         self._stuck: tuple[int, int, float] | None = None  # frame, stage it does not reach, since
 
@@ -41,7 +43,7 @@ class Watch:
             self._down.setdefault(node, self._state.now_s)
 
     def heard(self, node: str) -> None:
-        self._heard[node] = self._state.now_s
+        self._unanswered.pop(node, None)
 
     def progressed(self) -> None:
         """A frame came back."""
@@ -62,6 +64,9 @@ class Watch:
                 before is not None and counts != (before.epoch, before.received, before.finished, before.works)
             )
             self._states[shard.shard] = shard
+        there = {shard.shard for shard in message.shards}
+        if any(stage.peer.node == node and stage.peer.shard not in there for stage in self._state.pipeline):
+            self._emptied.add(node)
         if moved:
             self._state.progress_s = self._state.now_s
             self._probed_s, self._stuck = None, None
@@ -105,38 +110,43 @@ class Watch:
         self._state.progress_s = self._state.now_s
         self._probed_s, self._stuck = None, None
         self._states.clear()
+        self._emptied.clear()
+        self._unanswered.clear()
 
     def _probe(self) -> None:
         state = self._state
         if self._probed_s is None:
             self._nonce += 1
             self._probed_s, self._asked_s = state.now_s, -1.0
-            self._heard.clear()
             self._states.clear()
+            self._emptied.clear()
         if state.now_s >= self._asked_s + state.settings.probe_s:
             self._asked_s = state.now_s
-            state.out += [Say(Peer(node=node), Probe(nonce=self._nonce)) for node in state.nodes()]
+            for node in state.nodes():
+                self._unanswered.setdefault(node, state.now_s)
+                state.out.append(Say(Peer(node=node), Probe(nonce=self._nonce)))
 
     def _judge(self) -> None:
         state = self._state
-        assert self._probed_s is not None
-        waited_s = state.now_s - self._probed_s
-        silent = [
-            node for node in state.nodes() if state.now_s - self._heard.get(node, self._probed_s) >= state.settings.silent_s
-        ]
-        if silent and waited_s >= state.settings.silent_s:
+        if self._emptied:
+            emptied = tuple(self._emptied)
+            self._calm()
+            self._lose(emptied, "it lost its stage: it was started anew")
+            return
+        since_s = state.now_s - state.settings.silent_s
+        silent = [node for node in state.nodes() if self._unanswered.get(node, state.now_s) <= since_s]
+        if silent:
             self._calm()
             self._lose(tuple(silent), f"nothing was heard of it for {state.settings.silent_s:g} s")
             return
         oldest = next(iter(state.flights.values()), None)
         if oldest is None or any(stage.peer.shard not in self._states for stage in state.pipeline):
             return
-        before_done = True
         for index, stage in enumerate(state.pipeline):
             at = self._states[stage.peer.shard]
             if at.epoch == state.epoch and at.finished >= oldest.number:
                 continue
-            if (at.epoch == state.epoch and at.received >= oldest.number) or not before_done:
+            if at.epoch == state.epoch and at.received >= oldest.number:
                 self._is_stalled(index, at, oldest.num_tokens, oldest.kind != "prefill")
             else:
                 self._is_cut_off(index, oldest.number, oldest.size_bytes)

@@ -5,13 +5,13 @@ are within the loss asked, and the plan is priced by llmcost.py like any other. 
 the head with the last ones.
 
     one_device      the device that alone serves the whole model best
-    proportional    exo: layers by memory, largest remainder, at least one each, over the fewest devices (most memory first)
-                    whose memory holds the weights. Keys do not enter. Repaired: while the plan breaks a memory, one device more
+    proportional    exo: layers by memory, largest remainder, at least one each, over the fewest devices (most memory
+                    first) whose memory holds the weights; keys do not enter. Repaired: while that breaks a memory, one more
     even            vLLM: equal numbers of layers. Repaired: while a device cannot hold its share, the smallest is left out
     water_filling   Parallax: the fewest devices that hold the model, layers by speed up to each one's memory
-    edgeshard_latency     EdgeShard A (arXiv 2405.14371): sum of compute and bytes/rate, layer 0 on the source; no latency, no
-                    way back, no memory, so its plan may break caps: that is said, never repaired
-    edgeshard_throughput  EdgeShard B: least maximum of compute and outgoing transfer over sets of devices, with memory per stage
+    edgeshard_latency     EdgeShard A (arXiv 2405.14371): sum of compute and bytes/rate, layer 0 on the source; no latency,
+                    no way back, no memory, so its plan may break caps: that is said, never repaired
+    edgeshard_throughput  EdgeShard B: least maximum of compute and outgoing transfer over sets, with memory per stage
 
 The driver is the source. Orders: the driver first, then by memory.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,13 +30,14 @@ from ecotone.llmcost import LlmCostModel
 from ecotone.llmplan import EXACT, LOCAL, LlmPlan, LlmStage
 from ecotone.llmprofile import EMBEDDING, HEAD, LlmProfile
 from ecotone.planner.generation.asked import Asked, View, value_of, views
-from ecotone.planner.generation.problem import Problem, World
+from ecotone.planner.generation.problem import FloatArray, Problem, World
 from ecotone.planner.objective import PlannerError
 
 __all__ = ["NAMES", "place"]
 
 MOST_STATES = 1 << 14  # of sets of devices, for EdgeShard B
 
+_State = tuple[tuple[int, ...], int]  # devices left by class, class of the last stage
 Pieces = list[tuple[Device, int, int]]  # device, first block, last block
 
 
@@ -154,7 +156,7 @@ class _Baseline:
         return count
 
     def pieces(self, devices: Sequence[Device], layers: Sequence[int]) -> Pieces:
-        """Numbers of layers as blocks: the embedding with the first, the head with the last; devices without any fall out."""
+        """Numbers of layers as blocks: the embedding with the first, the head with the last; who has none falls out."""
         used = [(device, count) for device, count in zip(devices, layers, strict=True) if count]
         made, at = [], 1
         for index, (device, count) in enumerate(used):
@@ -264,7 +266,7 @@ def _edgeshard_latency(own: _Baseline) -> LlmPlan | None:
         path.append(at)
     path.reverse()
     starts = [0, *(i for i in range(1, len(path)) if path[i] != path[i - 1]), len(path)]
-    pieces = [(devices[path[a]], a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    pieces = [(devices[path[a]], a, b) for a, b in pairwise(starts)]
     return own.plan(pieces, with_memory=False)
 
 
@@ -293,10 +295,10 @@ def _edgeshard_throughput(own: _Baseline) -> LlmPlan | None:
     first = np.full(num + 1, math.inf)
     first[0] = 0.0
     layer = {(counts, -1): first}
-    back: dict[tuple[tuple[int, ...], int], list[tuple[tuple[tuple[int, ...], int], np.ndarray]]] = {}  # type: ignore[type-arg]
+    back: dict[_State, list[tuple[_State, FloatArray]]] = {}
     best, end = math.inf, None
     while layer:
-        following: dict[tuple[tuple[int, ...], int], np.ndarray] = {}  # type: ignore[type-arg]
+        following: dict[_State, FloatArray] = {}
         for state, reached in layer.items():
             for place in [start] if state[1] < 0 else range(len(counts)):
                 if not state[0][place]:
@@ -318,8 +320,8 @@ def _edgeshard_throughput(own: _Baseline) -> LlmPlan | None:
 
 def _walked(
     world: World,
-    back: dict[tuple[tuple[int, ...], int], list[tuple[tuple[tuple[int, ...], int], np.ndarray]]],  # type: ignore[type-arg]
-    end: tuple[tuple[int, ...], int],
+    back: dict[_State, list[tuple[_State, FloatArray]]],
+    end: _State,
     num: int,
 ) -> Pieces:
     pieces, state, block = [], end, num
@@ -333,7 +335,7 @@ def _walked(
     return pieces[::-1]
 
 
-def _occupied(problem: Problem) -> np.ndarray:  # type: ignore[type-arg]
+def _occupied(problem: Problem) -> FloatArray:
     """Seconds that a token's hidden state takes on the wire, by classes, without latency."""
     world, size = problem.world, problem.world.model.state_bytes(1, EXACT)
     made = np.full((len(problem.counts),) * 2, math.inf)
@@ -346,7 +348,7 @@ def _occupied(problem: Problem) -> np.ndarray:  # type: ignore[type-arg]
     return made
 
 
-def _stage_table(problem: Problem, place: int) -> np.ndarray:  # type: ignore[type-arg]
+def _stage_table(problem: Problem, place: int) -> FloatArray:
     """Seconds of one token for blocks [a, b) on a class, by its fastest executor that fits; inf where none does."""
     segments, num = problem.segments[place], problem.num_blocks
     made = np.full((num + 1, num + 1), math.inf)
