@@ -32,9 +32,11 @@ import torch
 from benchmarks import llm_distributed_llama_file, llm_gguf, llm_weights, report
 from benchmarks.llm_shards import SHAPE
 from benchmarks.peers.distributed_llama import DistributedLlama
+from benchmarks.peers.ecotone_peer import Ecotone
 from benchmarks.peers.llama_cpp import LlamaCpp
-from benchmarks.peers.petals import Petals
 from benchmarks.peers.peer import Arrangement, Files, Peer, PeerError, Running
+from benchmarks.peers.petals import Petals
+from benchmarks.peers.prima import Prima
 
 SHORT, LONG, TOKENS, KILL_AFTER = 64, 512, 24, 8
 KILL_TOKENS, HANG_S = 400, 30.0
@@ -123,8 +125,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def everyone(options: argparse.Namespace) -> list[Peer]:
     """Every engine, present or not."""
     return [
-        LlamaCpp(options.llama_cpp), LlamaCpp(options.llama_cpp, servers=2), DistributedLlama(options.distributed_llama),
-        Petals(options.petals),
+        Ecotone(), LlamaCpp(options.llama_cpp), LlamaCpp(options.llama_cpp, servers=2), DistributedLlama(options.distributed_llama),
+        Petals(options.petals), Prima(options.prima),
     ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Protocol
 
 from benchmarks.tcp_relay import HOST, Relay
 
-__all__ = ["SPLIT_AT", "Arrangement", "Files", "LineProcess", "Peer", "PeerError", "Process", "Running", "Session", "free_port", "healthy", "sse", "wait_for_port"]
+__all__ = ["SPLIT_AT", "Arrangement", "Files", "LineProcess", "Peer", "PeerError", "Process", "Running", "Session", "ask_by_lines", "free_port", "healthy", "sse", "wait_for_port"]
 
 SPLIT_AT = 6  # of 12 layers: the second machine's first
 START_TIMEOUT_S = 60.0
@@ -218,6 +218,24 @@ class Session:
             process.kill()
         for relay in self.relays:
             relay.close()
+
+
+def ask_by_lines(
+    client: LineProcess, prompt: Sequence[int], count: int, on_token: Callable[[], None], timeout_s: float
+) -> list[int]:
+    """Ask a client that says "token ID" per token and "done" or "error ..." at the end; see `Running.generate`."""
+    client.write(json.dumps({"prompt": list(prompt), "count": count}))
+    made: list[int] = []
+    while True:
+        line = client.line(timeout_s)
+        seen_s = time.perf_counter()
+        if line.startswith("token "):
+            made.append(int(line[6:]))
+            on_token()
+        elif line == "done":
+            return made
+        else:
+            raise PeerError(line.removeprefix("error "), seen_s)
 
 
 def free_port() -> int:
