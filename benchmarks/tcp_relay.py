@@ -1,9 +1,10 @@
 """A user-space TCP relay that stands for a link: delay, rate and a bounded buffer each way, counted bytes, death by kill.
 
-`python -m benchmarks.tcp_relay TARGET_PORT FILE LISTEN_PORT` relays from that port of 127.0.0.1 (0: a free one; it is printed)
-until standard input ends. FILE is a page of memory shared with the process that started it: it sets delay and rate there at any time, and reads
-what crossed. Bytes leave at the rate and arrive `delay_s` later; what does not fit into BUFFER_BYTES beyond the link's own
-content waits in the sender's socket, as before a real uplink. Without delay and rate a byte costs one recv and one send.
+`python -m benchmarks.tcp_relay TARGET_PORT FILE LISTEN_PORT` relays from that port of 127.0.0.1 (0: a free one; it is
+printed) until standard input ends. FILE is a page of memory shared with the process that started it: it sets delay and
+rate there at any time, and reads what crossed. Bytes leave at the rate and arrive
+`delay_s` later; what does not fit into BUFFER_BYTES beyond the link's own content waits in the sender's socket, as before
+a real uplink. Without delay and rate a byte costs one recv and one send.
 It stands in for netem where a kernel has none; it cannot lose or reorder what TCP carries.
 """
 

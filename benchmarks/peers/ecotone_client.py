@@ -35,7 +35,10 @@ def cluster_of(about: dict[str, Any]) -> tuple[Cluster, list[str]]:
     for name, address in about["nodes"]:
         devices.append(Device(name=DeviceId(name), memory_bytes=MEMORY_BYTES, threads=about["threads"], address=address))
     links = [
-        Link(source=a.name, target=b.name, bandwidth_bytes_per_s=1.25e9, latency_s=1e-4) for a in devices for b in devices if a is not b
+        Link(source=a.name, target=b.name, bandwidth_bytes_per_s=1.25e9, latency_s=1e-4)
+        for a in devices
+        for b in devices
+        if a is not b
     ]
     cluster = Cluster(name="local", devices=tuple(devices), links=tuple(links), source=DRIVER, sink=DRIVER, emulate=False)
     names = [str(device.name) for device in devices]
@@ -67,7 +70,9 @@ def main() -> None:
     keep_freed_memory()
     source = Checkpoint.open(Path(about["folder"]))
     cluster, stages = cluster_of(about)
-    plan = even_plan(source.config.num_layers, stages, about["executor"], driver=DRIVER, context=about["context"], kv_bytes=1 << 27)
+    plan = even_plan(
+        source.config.num_layers, stages, about["executor"], driver=DRIVER, context=about["context"], kv_bytes=1 << 27
+    )
     with contextlib.ExitStack() as stack:
         nodes = stack.enter_context(attach(cluster))
         service = stack.enter_context(join(nodes, Path(about["store"])))

@@ -13,8 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.peers.peer import (
-    Arrangement, Files, LineProcess, Process, Session, ask_by_lines, free_port, wait_for_port,
-)  # fmt: skip
+    Arrangement,
+    Files,
+    LineProcess,
+    Process,
+    Session,
+    ask_by_lines,
+    free_port,
+    wait_for_port,
+)
 from benchmarks.tcp_relay import HOST, Relay
 
 EXECUTORS = {"f32": "native:fp32", "4": "native:int4", "8": "native:int8"}
@@ -47,7 +54,8 @@ class Ecotone:
                         target = relays[0].port
                     nodes.append((name, f"{HOST}:{target}"))
             about = {
-                "folder": str(files.folder), "executor": self.executors[arrangement.precision], "context": arrangement.context,
+                "folder": str(files.folder), "executor": self.executors[arrangement.precision],
+                "context": arrangement.context,
                 "threads": arrangement.threads, "store": str(logs / "store"),
                 "nodes": nodes, "apart": self.apart,
             }  # fmt: skip
@@ -66,7 +74,18 @@ class Ecotone:
     ) -> int:
         """Start a node called node<port>, so that each has a weight store of its own; its port."""
         port, threads = free_port(), str(arrangement.threads)
-        command = [sys.executable, "-m", "ecotone", "up", "--name", f"node{port}", "--listen", f"{HOST}:{port}", "--threads", threads]
+        command = [
+            sys.executable,
+            "-m",
+            "ecotone",
+            "up",
+            "--name",
+            f"node{port}",
+            "--listen",
+            f"{HOST}:{port}",
+            "--threads",
+            threads,
+        ]
         for address in connect:
             command += ["--connect", address]
         process = Process(command, logs / f"node{core}.log", arrangement.cores[core], {"OMP_NUM_THREADS": threads})
@@ -78,7 +97,9 @@ class Ecotone:
 class EcotoneRunning(Session):
     """Requests to the driver's process, by lines."""
 
-    def __init__(self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None) -> None:
+    def __init__(
+        self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None
+    ) -> None:
         super().__init__(processes, relays, worker)
         self.client = client
 

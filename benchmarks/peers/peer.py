@@ -26,7 +26,22 @@ from typing import Any, BinaryIO, Protocol
 
 from benchmarks.tcp_relay import HOST, Relay
 
-__all__ = ["SPLIT_AT", "Arrangement", "Files", "LineProcess", "Peer", "PeerError", "Process", "Running", "Session", "ask_by_lines", "free_port", "healthy", "sse", "wait_for_port"]
+__all__ = [
+    "SPLIT_AT",
+    "Arrangement",
+    "Files",
+    "LineProcess",
+    "Peer",
+    "PeerError",
+    "Process",
+    "Running",
+    "Session",
+    "ask_by_lines",
+    "free_port",
+    "healthy",
+    "sse",
+    "wait_for_port",
+]
 
 SPLIT_AT = 6  # of 12 layers: the second machine's first
 START_TIMEOUT_S = 60.0
@@ -107,7 +122,12 @@ class Process:
         pinned = ["taskset", "-c", str(core), *command] if core is not None else list(command)  # exec keeps the process id
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
-                pinned, stdin=subprocess.PIPE, stdout=self._output(out), stderr=out, env={**os.environ, **(env or {})}, start_new_session=True
+                pinned,
+                stdin=subprocess.PIPE,
+                stdout=self._output(out),
+                stderr=out,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
             )
 
     def _output(self, log: BinaryIO) -> int | BinaryIO:

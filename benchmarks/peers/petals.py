@@ -13,8 +13,16 @@ from pathlib import Path
 
 from benchmarks.llm_shards import SHAPE
 from benchmarks.peers.peer import (
-    SPLIT_AT, Arrangement, Files, LineProcess, PeerError, Process, Session, ask_by_lines, free_port,
-)  # fmt: skip
+    SPLIT_AT,
+    Arrangement,
+    Files,
+    LineProcess,
+    PeerError,
+    Process,
+    Session,
+    ask_by_lines,
+    free_port,
+)
 from benchmarks.tcp_relay import HOST, Relay
 
 SCRIPT = Path(__file__).with_name("petals_client.py")
@@ -58,7 +66,9 @@ class Petals:
             raise
         return PetalsRunning(client, processes, relays, processes[1] if len(blocks) == 2 else None)
 
-    def _serve(self, folder: Path, logs: Path, span: tuple[int, int], ports: tuple[int, int], peers: list[str], core: int) -> Process:
+    def _serve(
+        self, folder: Path, logs: Path, span: tuple[int, int], ports: tuple[int, int], peers: list[str], core: int
+    ) -> Process:
         first, last = span
         command = [
             str(self.python), "-m", "petals.cli.run_server", str(folder), "--block_indices", f"{first}:{last}",
@@ -81,7 +91,9 @@ class Petals:
 class PetalsRunning(Session):
     """Requests to the client's process, by lines."""
 
-    def __init__(self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None) -> None:
+    def __init__(
+        self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None
+    ) -> None:
         super().__init__(processes, relays, worker)
         self.client = client
 

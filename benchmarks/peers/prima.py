@@ -1,4 +1,4 @@
-"""prima.cpp: a ring of processes, `llama-server` as rank 0 and `llama-cli` as rank 1, half of the layers each, no prefetching.
+"""prima.cpp: a ring of processes, `llama-server` as rank 0, `llama-cli` as rank 1, half of the layers each, no prefetching.
 
 Rank r listens on data port + r and sends to the next rank on the same base port, so with a base port per rank a relay fits
 before each rank: one hop of the ring per direction, as over one cable. Ranks listen on every interface of the machine as
@@ -39,15 +39,31 @@ class Prima:
         logs = Path(tempfile.mkdtemp(prefix="prima"))
         processes: list[Process] = []
         relays: list[Relay] = []
-        model = ["-m", str(files.gguf[arrangement.precision]), "-c", str(arrangement.context), "-t", str(arrangement.threads)]
+        model = [
+            "-m",
+            str(files.gguf[arrangement.precision]),
+            "-c",
+            str(arrangement.context),
+            "-t",
+            str(arrangement.threads),
+        ]
         http_port = free_port()
-        server = [str(self.folder / "llama-server"), *model, "--host", HOST, "--port", str(http_port), "-np", "1", "--no-warmup"]
+        server = [
+            str(self.folder / "llama-server"),
+            *model,
+            "--host",
+            HOST,
+            "--port",
+            str(http_port),
+            "-np",
+            "1",
+        ]
         try:
             if arrangement.machines == 2:
                 bases = [free_pair(), free_pair()] if arrangement.relay else [free_pair()] * 2
                 rings = [self._ring(rank, base) for rank, base in enumerate(bases)]
                 server += rings[0]
-                worker = [str(self.folder / "llama-cli"), *model, "--no-warmup", *rings[1]]
+                worker = [str(self.folder / "llama-cli"), *model, *rings[1]]
                 processes.append(Process(worker, logs / "rank1.log", arrangement.cores[1]))
                 if arrangement.relay:
                     relays += [Relay(bases[1] + 1, listen=bases[0] + 1), Relay(bases[0], listen=bases[1])]
