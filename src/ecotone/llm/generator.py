@@ -272,7 +272,7 @@ class Generator:
         if piece is not None:
             asked.on_piece(piece)
         if asked.answer.is_stopped:
-            self._handle(Stop(tokens.request))
+            self._tell(Stop(tokens.request))  # not now: the engine's other effects go out first, in order
 
     def _end(self, ended: Ended) -> None:
         asked = self._asked.pop(ended.request, None)
