@@ -114,6 +114,7 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "saving_falls_with_users": (AT_LEAST, 1),
     },
     "llm_exact": {"max_logit_error_float32": (AT_MOST, 1e-3), "greedy_mismatches_float32": (AT_MOST, 0)},
+    "openai_server": {"connections": (AT_LEAST, 10_000), "unanswered": (AT_MOST, 0), "server_us_per_token": (AS_FOUND, 0)},
     "llm_drafters": {"texts_differ": (AT_MOST, 0), "best_acceptance_greedy": (AS_FOUND, 0)},
     "soak": {
         "minutes": (AT_LEAST, 15),

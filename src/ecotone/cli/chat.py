@@ -148,7 +148,8 @@ class Chat:
         cached = f" ({last.cached_tokens} cached)" if last.cached_tokens else ""
         text = f"{last.tokens} tokens, {last.tokens_per_s:.1f} tokens/s, first after {last.first_s:.2f} s"
         end = "" if last.finish_reason == "stop" else f", ended: {last.finish_reason or 'stopped'}"
-        return f"{text}, prompt {last.prompt_tokens} tokens{cached}{end}"
+        prompt = f", prompt {last.prompt_tokens} tokens{cached}" if last.prompt_tokens else ""
+        return f"{text}{prompt}{end}"
 
     def save(self, file: Path) -> None:
         """Write the conversation aside, then into place."""

@@ -17,7 +17,7 @@ from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import read_file, write_file
 from ecotone.cluster import Cluster, DeviceId
 from ecotone.executors.cache import cache_root
-from ecotone.llm.generator import Replan
+from ecotone.llm.placement import Replan
 from ecotone.llm.profile_build import build_profile
 from ecotone.llm.recipes import layer_recipes
 from ecotone.llm.service import GenerationService

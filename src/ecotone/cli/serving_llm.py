@@ -24,20 +24,17 @@ from ecotone.decoding.window import AdaptivePolicy
 from ecotone.llm.answers import AnswerText
 from ecotone.llm.backend import LlmBackend
 from ecotone.llm.deploy import deploy_llm, settings_for
-from ecotone.llm.drafters import Chain, check_vocabularies, model_drafter
+from ecotone.llm.drafters import Chain, model_drafter
 from ecotone.llm.generator import Generator
 from ecotone.llm.grammar import Grammars
 from ecotone.llm.service import GenerationService
 from ecotone.llm.steward import Steward
-from ecotone.llm.text import TextModel
 from ecotone.llm.weights import Checkpoint, find_model
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.run import serve as serve_http
 from ecotone.units import EcotoneError
 
 __all__ = ["serve_llm"]
-
-_DRAFTER_BYTES = 64 << 20
 
 
 def serve_llm(
@@ -128,12 +125,8 @@ def _drafter(text: str, work: LlmWork, context: int) -> Drafter | None:
         return None
     if text == "ngram":
         return PromptLookup()
-    folder = find_model(text)
-    check_vocabularies(work.text, TextModel.open(folder))
-    vocabulary = work.source.config.vocabulary
-    return Chain(
-        PromptLookup(), model_drafter(Checkpoint.open(folder), vocabulary, _DRAFTER_BYTES, context=context)
-    )  # fmt: skip
+    drafter = model_drafter(Checkpoint.open(find_model(text)), work.text, context=context)
+    return Chain(PromptLookup(), drafter)
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

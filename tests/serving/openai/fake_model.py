@@ -9,6 +9,7 @@ Where there is a grammar the answer is made by llguidance over bytes, so whateve
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import threading
@@ -42,6 +43,7 @@ class Active:
     deadline_s: float | None
     tokens: Iterator[int | Ending]
     made: list[int] = field(default_factory=list)
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     cached: int = 0
     is_held: bool = False
 
@@ -178,23 +180,18 @@ class FakeModel:
             if active.is_held:
                 return Piece()
             return Piece(ending=token, cached=active.cached, reason="" if token.value in _GOOD else "as was asked")
-        before = self._stable(active.made)
         active.made.append(token)
-        text = self._stable(active.made)[len(before) :]
+        text = active.decoder.decode(bytes([token]))
         logprobs: tuple[TokenLogprobs, ...] = ()
         if active.params.logprobs is not None:
             top = ((token, -0.5), ((token + 1) % 256, -1.5))[: active.params.logprobs]
             logprobs = (TokenLogprobs(-0.5 - (active.params.seed or 0), top),)
         for stop in active.params.stop:
-            if bytes(active.made).endswith(stop.encode()):
+            if token == ord(stop):  # stop strings are one byte here, so no text has to be held back for them
                 return Piece(text="", tokens=(token,), logprobs=logprobs, ending=Ending.STOP, cached=active.cached)
         is_full = len(active.made) >= active.params.max_tokens
         ending = Ending.LENGTH if is_full else None
         return Piece(text=text, tokens=(token,), logprobs=logprobs, ending=ending, cached=active.cached * is_full)
-
-    def _stable(self, made: list[int]) -> str:
-        """Whole characters. Stop strings are one byte here, so nothing has to be held back for them."""
-        return bytes(made).decode("utf-8", "ignore")
 
     def _tokens(self, prompt: tuple[int, ...], params: SamplingParams) -> Iterator[int | Ending]:
         line = self.decode(prompt).splitlines()[-1] if prompt else ""

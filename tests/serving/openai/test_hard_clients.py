@@ -5,6 +5,7 @@ Bytes on a real socket. Each server has a small limit of its own, so that waitin
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -182,6 +183,12 @@ def test_keys_limits_and_health(model: FakeModel, caplog: pytest.LogCaptureFixtu
             assert limited.value.code == "rate_limit_exceeded"
         stream.close()
     assert "secret" not in caplog.text
+
+
+def test_a_port_that_is_taken_is_said(server: Server, model: FakeModel) -> None:
+    taken = int(server.address.rpartition(":")[2])
+    with pytest.raises(EcotoneError, match=f"127.0.0.1:{taken} cannot be listened on"):
+        asyncio.run(Server(model, None, "127.0.0.1", taken, Options()).run())
 
 
 def test_not_ready_is_said(model: FakeModel) -> None:

@@ -69,17 +69,19 @@ class Answers:
 
     async def take(self, timeout_s: float | None = None) -> list[tuple[int, Piece]]:
         """The pieces that have come, at least one; none where `timeout_s` went by. Raises what `fail` was given."""
+        pieces: list[tuple[int, Piece]] = []
         try:
             async with asyncio.timeout(timeout_s):
-                await self._came.wait()
+                while not pieces:  # a wake-up may come for pieces that were taken already
+                    await self._came.wait()
+                    if self._error is not None:
+                        raise self._error
+                    self._came.clear()
+                    with self._lock:
+                        pieces, self._pieces, self._waiting = self._pieces, [], 0
+                        self._is_woken = False
         except TimeoutError:
             return []
-        if self._error is not None:
-            raise self._error
-        with self._lock:
-            pieces, self._pieces, self._waiting = self._pieces, [], 0
-            self._is_woken = False
-        self._came.clear()
         for choice, piece in pieces:
             if piece.ending is not None:
                 self._requests.pop(choice, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
 from typing import Any
 
@@ -20,8 +19,14 @@ from ecotone.serving.openai.endpoint import encoded
 from ecotone.serving.openai.errors import SERVER, ApiError
 from ecotone.serving.openai.options import Options
 
+try:
+    import resource
+except ImportError:  # Windows has no such limit to raise
+    resource = None  # type: ignore[assignment]
+
 __all__ = ["Connection", "Connections", "allowed_connections"]
 
+NO_LIMIT = 1 << 16
 SPARE_FILES = 128  # for the model's files, the engine's links and the log
 SEND_BUFFER_BYTES = 128 << 10
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
@@ -29,8 +34,10 @@ KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 def allowed_connections(wanted: int) -> int:
     """So many connections as are wanted (0: all that may be), within the limit of open files, which is raised for it."""
+    if resource is None:
+        return wanted or NO_LIMIT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    target = 65536 if hard == resource.RLIM_INFINITY else hard
+    target = NO_LIMIT if hard == resource.RLIM_INFINITY else hard
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, target), hard))
         soft = max(soft, target)

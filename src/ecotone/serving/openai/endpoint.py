@@ -12,7 +12,6 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +20,6 @@ from starlette.types import Message, Receive, Scope, Send
 from ecotone.serving.openai.admission import Admission
 from ecotone.serving.openai.channel import Answers
 from ecotone.serving.openai.errors import NOT_AGAIN, SERVER, ApiError, ClientGone
-from ecotone.serving.openai.fields import parse_body
 from ecotone.serving.openai.options import Options
 
 __all__ = ["Call", "Endpoint", "encoded", "error_response"]
@@ -34,15 +32,17 @@ CLIENT_GONE_STATUS = 499
 class Call:
     """What the work of one request has in hand."""
 
-    def __init__(self, request: Request, receive: Receive, send: Send):
-        self.request, self._receive, self._send = request, receive, send
+    def __init__(self, request: Request, receive: Receive, send: Send, admission: Admission):
+        self.request, self._receive, self._send, self._admission = request, receive, send, admission
         self.body = b""
         self.held_bytes = 0
         self.is_read = False
         self.status = 0  # of what was sent; 0 before
 
-    def document(self) -> dict[str, Any]:
-        return parse_body(self.body)
+    def drop_body(self) -> None:
+        """The body has been read into values; its bytes are free for other requests."""
+        self._admission.shrink(self.held_bytes)
+        self.body, self.held_bytes = b"", 0
 
     async def chunk(self) -> bytes:
         """The next part of the body; raises ClientGone."""
@@ -117,7 +117,7 @@ class Endpoint:
         self._counted, self._path, self._has_body = counted, path, has_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(Request(scope, receive), receive, send)
+        call = Call(Request(scope, receive), receive, send, self._admission)
         try:
             asker = self._admission.asker(call.request.headers.get("authorization", ""))
             if not self._has_body:
@@ -128,7 +128,7 @@ class Endpoint:
                     await self._read(call)
                     await self._work(call)
                 finally:
-                    self._admission.shrink(call.held_bytes)
+                    call.drop_body()
         except ApiError as error:
             await self._refuse(call, error)
         except ClientGone:

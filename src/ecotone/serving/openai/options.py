@@ -32,7 +32,7 @@ class Options:
     tls_key: Path | None = None
     aliases: tuple[str, ...] = ()
     max_body_bytes: int = 8 << 20
-    max_bodies_bytes: int = 256 << 20
+    max_bodies_bytes: int = 64 << 20
     max_connections: int = 0
     max_active_per_key: int = 1024
     max_requests_per_minute: int = 0

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -68,7 +69,7 @@ class Server:
         connections = Connections(options, allowed_connections(options.max_connections))
         service.metrics.open_connections.set_function(lambda: len(connections))
         config = uvicorn.Config(
-            application(service, options), host=self._host, port=self._port, log_level="error", access_log=False,
+            application(service, options), log_level="error", access_log=False,
             http=cast(Any, functools.partial(Connection, connections)), ws="none", lifespan="off",
             backlog=options.backlog, timeout_keep_alive=int(options.idle_s) or 1, server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=int(options.drain_s + GOODBYE_S) + 1,
@@ -78,12 +79,18 @@ class Server:
         if self._stop_asked.is_set():
             self._uvicorn.should_exit = True
         try:
-            await self._uvicorn.serve()
-        except SystemExit:
-            message = f"{self._host}:{self._port} cannot be listened on; is something else there? choose another port"
-            raise EcotoneError(message) from None
+            await self._uvicorn.serve([self._listening()])
         finally:
             service.close()
+
+    def _listening(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        try:
+            return socket.create_server((self._host, self._port), family=family, backlog=self._options.backlog)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            message = f"{self._host}:{self._port} cannot be listened on ({reason}); choose another address"
+            raise EcotoneError(message) from None
 
     def stop(self) -> None:
         """Begin the end; `run` returns when it is done."""

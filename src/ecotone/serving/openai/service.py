@@ -24,6 +24,7 @@ from ecotone.serving.openai.channel import Answers, Job
 from ecotone.serving.openai.choices import ChatChoice, TextChoice
 from ecotone.serving.openai.endpoint import Call
 from ecotone.serving.openai.errors import ONCE_MORE, SERVER, ApiError, bad_value, too_long
+from ecotone.serving.openai.fields import parse_body
 from ecotone.serving.openai.metrics import Metrics
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.sampling import Wish
@@ -45,12 +46,14 @@ class Service:
         name = backend.name if backend is not None else embedder.name if embedder is not None else ""
         self.metrics = Metrics(name, backend.measured if backend is not None else None)
         self._text = ThreadPoolExecutor(1, "openai-text")  # tokenizers are not safe to use from several threads
+        self._grammars = ThreadPoolExecutor(1, "openai-grammar")  # a hostile one takes seconds, and holds up its like alone
         self._vectors = ThreadPoolExecutor(1, "openai-embed")
         self._running: set[Answers] = set()
         self.is_stopping = False
 
     def close(self) -> None:
         self._text.shutdown(wait=False, cancel_futures=True)
+        self._grammars.shutdown(wait=False, cancel_futures=True)
         self._vectors.shutdown(wait=False, cancel_futures=True)
 
     def abort(self, reason: str) -> None:
@@ -64,7 +67,7 @@ class Service:
         document = await self._document(call)
         backend = self._chosen(document, self._backend)
         ask = read_chat(document, backend)
-        await self._in_text(backend.check, ask.wish.params, param=_grammar_field(document))
+        await self._check(backend, ask.wish, document)
         tokens = await self._in_text(backend.encode_chat, ask.messages, ask.tools or None, param="messages")
         jobs = self._jobs(backend, ask.wish, [tuple(tokens)], ask.n, "messages")
         names = [tool["function"]["name"] for tool in ask.tools] if ask.calls else []
@@ -77,7 +80,7 @@ class Service:
         document = await self._document(call)
         backend = self._chosen(document, self._backend)
         ask = read_completion(document, backend)
-        await self._in_text(backend.check, ask.wish.params, param=_grammar_field(document))
+        await self._check(backend, ask.wish, document)
         prompts = [await self._tokens(backend, prompt, "prompt") for prompt in ask.prompts]
         jobs = self._jobs(backend, ask.wish, prompts, ask.best_of, "prompt")
         echoes = [await self._echo(backend, prompt) if ask.echo else "" for prompt in ask.prompts]
@@ -147,10 +150,8 @@ class Service:
         return (served.name, *(self._options.aliases if served is self._served()[0] else ()))
 
     def _no_model(self, name: str) -> ApiError:
-        here = ", ".join(each.name for each in self._served())
-        return ApiError(
-            404, f"the model {name!r:.80} does not exist here; {here} does", param="model", code="model_not_found"
-        )
+        here = " or ".join(each.name for each in self._served())
+        return ApiError(404, f"the model {name!r:.80} is not served here; {here} is", param="model", code="model_not_found")
 
     def _chosen(self, document: dict[str, Any], served: T | None) -> T:
         """`served` where the request names it; raises ApiError 400, 404 or 503."""
@@ -173,14 +174,21 @@ class Service:
             raise ApiError(503, message, kind=SERVER, code="not_ready", headers=ONCE_MORE)
 
     async def _document(self, call: Call) -> dict[str, Any]:
-        if len(call.body) < 1 << 16:
-            return call.document()
-        return await asyncio.to_thread(call.document)
+        is_short = len(call.body) < 1 << 16
+        document = parse_body(call.body) if is_short else await asyncio.to_thread(parse_body, call.body)
+        call.drop_body()
+        return document
 
-    async def _in_text(self, function: Callable[..., T], *arguments: Any, param: str | None) -> T:
+    async def _check(self, backend: Backend, wish: Wish, document: dict[str, Any]) -> None:
+        thread = self._text if wish.params.grammar is None else self._grammars
+        await self._in_text(backend.check, wish.params, param=_grammar_field(document), thread=thread)
+
+    async def _in_text(
+        self, function: Callable[..., T], *arguments: Any, param: str | None, thread: ThreadPoolExecutor | None = None
+    ) -> T:
         """Run what reads text, in its thread; an EcotoneError of it is the request's fault."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._text, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(thread or self._text, function, *arguments)
         except ApiError:
             raise
         except EcotoneError as error:
