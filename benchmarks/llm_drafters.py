@@ -28,7 +28,7 @@ from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import DraftAsk, Drafter, PromptLookup
 from ecotone.decoding.step import Row, Step
 from ecotone.decoding.tail import Tail
-from ecotone.llm.drafters import Chain, check_vocabularies, layers_drafter, model_drafter
+from ecotone.llm.drafters import Chain, layers_drafter, model_drafter
 from ecotone.llm.executors import ShardExecutor, by_id, cache_dtype
 from ecotone.llm.kv import KvCache
 from ecotone.llm.sampling import make_chooser
@@ -105,11 +105,11 @@ def loaded(source: Checkpoint, executor: str) -> ShardExecutor:
     return by_id(executor).load(source, span, KvCache(source.config, span, CACHE_BYTES, cache_dtype(executor)))
 
 
-def contenders(model: Checkpoint, small: Checkpoint) -> dict[str, Callable[[], Drafter | None]]:
+def contenders(model: Checkpoint, small: Checkpoint, text: TextModel) -> dict[str, Callable[[], Drafter | None]]:
     """Drafters by name; made anew for each kind of request."""
 
     def of_small() -> Drafter:
-        return model_drafter(small, model.config.vocabulary, CACHE_BYTES, EXECUTOR)
+        return model_drafter(small, text, EXECUTOR)
 
     made: dict[str, Callable[[], Drafter | None]] = {
         "none": lambda: None,
@@ -120,7 +120,7 @@ def contenders(model: Checkpoint, small: Checkpoint) -> dict[str, Callable[[], D
     }
     for count in range(1, model.config.num_layers):
         made[f"first {count} of {model.config.num_layers} layers"] = lambda count=count: layers_drafter(  # type: ignore[misc]
-            model, count, CACHE_BYTES, EXECUTOR
+            model, count, EXECUTOR
         )
     return made
 
@@ -143,12 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     count, length = (3, 32) if options.quick else (12, 96)
     model, small = Checkpoint.open(ASSETS / "tiny-llm"), Checkpoint.open(ASSETS / "tiny-drafter")
     text = TextModel.open(ASSETS / "tiny-llm")
-    check_vocabularies(text, TextModel.open(ASSETS / "tiny-drafter"))
     target, pieces, cases = loaded(model, EXECUTOR), prompts(text, count), []
     kinds = {"greedy": SamplingParams(temperature=0.0, max_tokens=length)}
     kinds["sampled, temperature 0.8"] = SamplingParams(temperature=0.8, max_tokens=length)
     for kind, params in kinds.items():
-        drafters = {name: make() for name, make in contenders(model, small).items()}
+        drafters = {name: make() for name, make in contenders(model, small, text).items()}
         found = {name: Found() for name in drafters}
         for number, prompt in enumerate(pieces):  # drafters in turn, so that a drift of the machine hits all alike
             for name, drafter in drafters.items():

@@ -27,7 +27,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ecotone.cluster import Cluster, Device, DeviceId, Link
+from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.llmplan import CODECS, LOCAL, LlmPlan, LlmStage, Span
 from ecotone.llmprofile import EMBEDDING, FEW_TOKENS, FRAME, HEAD, Curve, LlmProfile, Measured, attended
 from ecotone.schema import check

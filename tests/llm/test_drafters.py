@@ -34,7 +34,7 @@ VOCABULARY = 1024
 
 
 def whole(kv_bytes: int = 1 << 21, context: int = 0, source: Checkpoint = MODEL, **more) -> ModelDrafter:
-    return model_drafter(source, VOCABULARY, kv_bytes, "torch:fp32", context, **more)
+    return model_drafter(source, TEXT, "torch:fp32", context=context, kv_bytes=kv_bytes, **more)
 
 
 def ask(tokens, count: int, request: int = 1, params: SamplingParams = GREEDY, prompt_length: int = len(PROMPT)) -> DraftAsk:
@@ -85,7 +85,7 @@ def test_drafts_are_the_models_own_words_however_they_are_asked_for(right: list[
 def test_a_long_prompt_is_computed_in_chunks() -> None:
     prompt = (PROMPT * 40)[:900]
     made = Shards(TorchShards("torch:fp32"), MODEL, context=1024, cap_bytes=1 << 22).greedy(torch.tensor(prompt), 3)
-    assert whole(1 << 22).draft([ask(prompt, 3)]) == [made]
+    assert whole(kv_bytes=0).draft([ask(prompt, 3)]) == [made]
 
 
 def test_little_memory_costs_drafts_and_never_more(right: list[int]) -> None:
@@ -108,7 +108,7 @@ def test_the_context_and_tokens_it_does_not_know_end_its_drafts(right: list[int]
     assert drafter.draft([ask(PROMPT, 9)]) == [right[:4]]
     assert drafter.draft([ask((*PROMPT, *right[:4]), 9)]) == [()]
     assert drafter.draft([ask((*PROMPT, 1024), 2)]) == [()]
-    narrow = model_drafter(MODEL, 100, 1 << 20, "torch:fp32")  # of a model with fewer tokens
+    narrow = ModelDrafter(whole()._shard, 100, 512)  # for a model with fewer tokens
     assert all(token < 100 for token in narrow.draft([ask([1, 2, 3], 8)])[0])
 
 
@@ -124,9 +124,9 @@ def test_the_first_layers_are_those_of_the_model_with_its_norm_and_head() -> Non
     with torch.inference_mode():
         for _ in range(6):
             tokens.append(int(theirs(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-    assert layers_drafter(MODEL, 2, 1 << 20, "torch:fp32").draft([ask(PROMPT, 6)]) == [tokens[len(PROMPT) :]]
+    assert layers_drafter(MODEL, 2, "torch:fp32").draft([ask(PROMPT, 6)]) == [tokens[len(PROMPT) :]]
     with pytest.raises(ModelError, match="4 of 4 layers cannot draft; give 1 to 3"):
-        layers_drafter(MODEL, 4, 1 << 20, "torch:fp32")
+        layers_drafter(MODEL, 4, "torch:fp32")
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(seed=3, temperature=0.8, top_p=0.95, repetition_penalty=1.1)])
@@ -180,3 +180,5 @@ def test_a_drafter_with_other_tokens_is_refused() -> None:
     other = TextModel(type("Other", (), {"get_vocab": lambda self: changed})(), "other-model")
     with pytest.raises(ModelError, match="1 tokens differ, such as 'zebra': id None and 1024"):
         check_vocabularies(TEXT, other)
+    with pytest.raises(ModelError, match="cannot draft for other-model"):
+        model_drafter(SMALL, other)

@@ -1,4 +1,4 @@
-"""What the commands share for language models: the model, its cluster, the nodes reached, how fast each device computes it."""
+"""What the commands share for language models: the model, its cluster, the nodes reached, how fast each device is."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def load_llm(model: str, cluster: Path | None, name: str = "", quiet: bool = Fal
 
 @contextlib.contextmanager
 def reached(work: LlmWork, needed: Sequence[DeviceId] | None = None) -> Iterator[tuple[Nodes, GenerationService]]:
-    """The cluster's nodes, and the driver's own service among them. An emulated cluster without addresses is started here."""
+    """The cluster's nodes, and the driver's own service among them. An emulated cluster is started here."""
     cluster = work.cluster
     started_here = cluster.emulate and not any(device.address for device in cluster.devices)
     with contextlib.nullcontext() if work.quiet else err.status("reaching the nodes"):
@@ -62,7 +62,7 @@ def reached(work: LlmWork, needed: Sequence[DeviceId] | None = None) -> Iterator
 
 
 def candidates(precisions: Sequence[str]) -> tuple[str, ...]:
-    """Executors worth measuring in these precisions: each alone, and OpenVINO for prompts beside our kernels for decoding."""
+    """Executors worth measuring in these precisions: each alone, and OpenVINO for prompts beside own kernels to decode."""
     unknown = [p for p in precisions if p not in PRECISIONS]
     if unknown or not precisions:
         raise EcotoneError(f"precision {', '.join(unknown) or 'none'} is not known; there are {', '.join(PRECISIONS)}")

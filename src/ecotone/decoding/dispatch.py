@@ -18,11 +18,12 @@ came last is put back and computed again. O(requests) per frame.
 from __future__ import annotations
 
 from ecotone.decoding.blocks import KvCacheFull
+from ecotone.decoding.drafting import Drafting
 from ecotone.decoding.frame import FrameRow, Open
 from ecotone.decoding.requests import Request
-from ecotone.decoding.speculation import PLAIN, DraftAsk, SpeculationPolicy, SpeculationState, Window
+from ecotone.decoding.speculation import PLAIN, SpeculationPolicy
 from ecotone.decoding.state import Mode, State
-from ecotone.decoding.words import Ending, WantDrafts
+from ecotone.decoding.words import Ending
 
 __all__ = ["Dispatcher"]
 
@@ -33,11 +34,9 @@ class Dispatcher:
     """Sends what may be sent now. `policy` None: no drafts."""
 
     def __init__(self, state: State, policy: SpeculationPolicy | None):
-        self._state, self._policy = state, policy
+        self._state, self.drafting = state, Drafting(state, policy)
         self._last_long = False  # the last chunk was of a long prompt
-        self._tickets = 0
-        self._accepted = self._judged = 1.0  # of all drafts, fading
-        self.draft_s = 0.0
+        self._has_policy = policy is not None
 
     def run(self) -> None:
         """Admit and send until nothing more may be sent."""
@@ -47,7 +46,9 @@ class Dispatcher:
         self._admit()
         self._send_prompts()
         self._send_decoding()
-        self._send_drafts()
+        if self._has_policy:
+            self._send_drafts()
+        self.drafting.flush()
 
     # ---- admission -------------------------------------------------------------------------------------------------------
 
@@ -135,10 +136,10 @@ class Dispatcher:
     def _send_decoding(self) -> None:
         state = self._state
         decoding = self._decoding()
-        ready = [r for r in decoding if r.num_pending == 1 and not r.flying and not r.ticket]
+        ready = [r for r in decoding if r.num_pending == 1 and not r.flying]
+        ready = [r for r in ready if not self.drafting.must_wait(r, len(decoding))]
         if not ready:
             return
-        ready = self._ask(ready, len(decoding))
         num_groups = min(len(decoding), state.pace.depth(max(1, len(decoding) // max(1, len(state.nodes())))))
         flying = sum(flight.kind == "decode" for flight in state.flights.values())
         size = -(-len(decoding) // max(num_groups, 1))
@@ -156,7 +157,7 @@ class Dispatcher:
         for request in group:
             if request.slot not in self._state.by_slot:
                 continue  # put back meanwhile, to make room
-            window = self._window(request, len(self._decoding())) if request.proposal else PLAIN
+            window = self.drafting.window(request, len(self._decoding())) if request.proposal else PLAIN
             drafts = request.proposal[: window.rows - 1]
             row = self._row(request, (request.tokens[-1], *drafts), rows, num_logits=1 + len(drafts))
             if row is None:
@@ -171,57 +172,18 @@ class Dispatcher:
 
     # ---- drafts ----------------------------------------------------------------------------------------------------------
 
-    def _window(self, request: Request, num_decoding: int) -> Window:
-        if self._policy is None:
-            return PLAIN
-        state, pace = self._state, self._state.pace
-        return self._policy.decide(
-            SpeculationState(
-                request=request.number, loop_s=pace.loop_s(1), stage_s=pace.stage_s(1), row_s=pace.row_s(),
-                draft_s=self.draft_s, acceptance=request.acceptance, all_acceptance=self._accepted / self._judged / 2,
-                num_drafted=request.num_drafted, num_accepted=request.num_accepted, num_decoding=num_decoding,
-                num_flying=len(state.flights), depth=pace.depth(1), num_tokens=len(request.tokens),
-                num_left=request.most_drafts(state.settings.context),
-            )
-        )  # fmt: skip
-
-    def judged(self, is_right: bool) -> None:
-        """A draft of any request was accepted or refused."""
-        self._accepted = 0.98 * self._accepted + 2 * is_right
-        self._judged = 0.98 * self._judged + 1
-
-    def _ask(self, ready: list[Request], num_decoding: int) -> list[Request]:
-        """Ask for drafts where the policy wants them; the requests that need not wait for any."""
-        asks, rest = [], []
-        for request in ready:
-            window = self._window(request, num_decoding)
-            count = min(window.frames * window.rows - 1, request.most_drafts(self._state.settings.context))
-            if count < 1 or request.proposal or request.is_dry:
-                rest.append(request)
-                continue
-            asks.append(self._ask_one(request, count))
-        if asks:
-            self._state.out.append(WantDrafts(tuple(asks)))
-        return rest
-
-    def _ask_one(self, request: Request, count: int) -> DraftAsk:
-        self._tickets += 1
-        request.ticket = self._tickets
-        context = (*request.tokens, *request.drafts)
-        request.asked_at = len(context)
-        return DraftAsk(
-            request=request.number, ticket=self._tickets, tokens=context, num_settled=len(request.tokens), count=count,
-            params=request.params, prompt_length=request.prompt_length,
-        )  # fmt: skip
-
     def _send_drafts(self) -> None:
         """Further frames of requests that have some in flight, as far as the policy wants and drafts are there."""
-        state, asks = self._state, []
-        decoding = [r for r in self._decoding() if r.flying and r.num_pending <= 0]
-        for request in decoding if self._policy else ():
-            window = self._window(request, len(decoding))
-            room = window.frames - len(request.flying)
-            while room > 0 and request.proposal and len(state.flights) < state.settings.most_flights:
+        state = self._state
+        decoding = self._decoding()
+        for request in [r for r in decoding if r.flying and r.num_pending <= 0]:
+            window = self.drafting.window(request, len(decoding))
+            while (
+                request.proposal
+                and len(request.flying) < window.frames
+                and len(state.flights) < state.settings.most_flights
+                and request.slot
+            ):
                 drafts = request.proposal[: window.rows]
                 row = self._row(request, tuple(drafts), [], num_logits=len(drafts))
                 if row is None:
@@ -229,12 +191,8 @@ class Dispatcher:
                 request.proposal = request.proposal[len(drafts) :]
                 request.drafts += drafts
                 self._launch("draft", [row], [(request.number, request.fence, row.start, len(drafts))])
-                room -= 1
-            wanted = min(room * window.rows, request.most_drafts(state.settings.context))
-            if wanted > 0 and not request.proposal and not request.ticket and not request.is_dry and request.flying:
-                asks.append(self._ask_one(request, wanted))
-        if asks:
-            state.out.append(WantDrafts(tuple(asks)))
+            if request.slot:
+                self.drafting.ask_ahead(request, window)
 
     # ---- both ------------------------------------------------------------------------------------------------------------
 

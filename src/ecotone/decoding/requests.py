@@ -11,7 +11,7 @@ from ecotone.decoding.params import SamplingParams
 
 __all__ = ["Flight", "Request"]
 
-_FADE = 0.9
+_LEAST_SHARE = 0.06  # of the newest draft in what is believed of acceptance
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +39,9 @@ class Request:
     proposal: list[int] = field(default_factory=list)  # drafted, not sent
     ticket: int = 0  # of the drafts that were asked for; 0: none
     asked_at: int = 0  # the position of the first of them
+    asked_s: float = 0.0
+    wait_until_s: float | None = None  # until when its next frame waits for them at most
+    is_void: bool = False  # the answer will be of no use any more
     is_dry: bool = False  # the drafter had nothing more
     flying: set[int] = field(default_factory=set)
     again: list[tuple[int, int]] = field(default_factory=list)
@@ -77,7 +80,7 @@ class Request:
         """A draft was accepted or refused."""
         self.num_drafted += 1
         self.num_accepted += is_right
-        self.acceptance = _FADE * self.acceptance + (1 - _FADE) * is_right
+        self.acceptance += max(_LEAST_SHARE, 1 / (self.num_drafted + 1)) * (is_right - self.acceptance)
 
     def compute_again(self, pieces: Sequence[tuple[int, int]]) -> None:
         """(start, count) of rows are to be computed as they were, and then what was to be computed again before."""
@@ -89,9 +92,13 @@ class Request:
         """What is in flight does not count any more."""
         self.fence += 1
         self.drafts.clear()
-        self.proposal.clear()
         self.flying.clear()
-        self.ticket, self.is_dry = 0, False
+        self.forget_drafts()
+
+    def forget_drafts(self) -> None:
+        """Drafts that were not sent, and those that are being made, do not follow what is settled."""
+        self.proposal.clear()
+        self.wait_until_s, self.is_dry, self.is_void = None, False, self.ticket > 0
 
 
 @dataclass(slots=True)

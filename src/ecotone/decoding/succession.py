@@ -35,18 +35,27 @@ def succeed(plan: LlmPlan, cluster: Cluster, alive: Collection[DeviceId], weight
         if stage.device in used:
             stages.append(stage)
             continue
-        ready = next((standby.device for standby in kept if standby.stage == index), None)
+        after = plan.stages[index + 1].device if index + 1 < len(plan.stages) else plan.driver
+        ends = (stages[-1].device if stages else plan.driver, after if after in used else plan.driver)
+        ready = next((s.device for s in kept if s.stage == index and _reaches(plan, cluster, s.device, ends)), None)
         if ready is None:
             need = weight_bytes[index] + stage.kv_bytes
-            ready = _roomiest(plan, cluster, used, stage, need)
+            ready = _roomiest(plan, cluster, used, stage, need, ends)
             used[ready] += need
         stages.append(replace(stage, device=ready))
     standbys = tuple(s for s in kept if stages[s.stage].device != s.device)
     return replace(plan, stages=_with_codecs(plan, stages), standbys=standbys, epoch=plan.epoch + 1)
 
 
+def _reaches(plan: LlmPlan, cluster: Cluster, name: DeviceId, ends: tuple[DeviceId, DeviceId]) -> bool:
+    """Whether a stage on `name` can hear the device before it and the driver, and tell the one behind it and the driver."""
+    pairs = ((plan.driver, name), (name, plan.driver), (ends[0], name), (name, ends[1]))
+    return all(one == other or cluster.link(one, other) is not None for one, other in pairs)
+
+
 def _roomiest(
-    plan: LlmPlan, cluster: Cluster, used: Mapping[DeviceId, int], stage: LlmStage, need: int
+    plan: LlmPlan, cluster: Cluster, used: Mapping[DeviceId, int], stage: LlmStage, need: int,
+    ends: tuple[DeviceId, DeviceId],
 ) -> DeviceId:  # fmt: skip
     """The device with most memory left that may hold the stage."""
     room: dict[DeviceId, int] = {}
@@ -54,7 +63,7 @@ def _roomiest(
         device = cluster.device(name)
         if device.executors and stage.executor not in device.executors:
             continue
-        if name != plan.driver and (cluster.link(plan.driver, name) is None or cluster.link(name, plan.driver) is None):
+        if not _reaches(plan, cluster, name, ends):
             continue
         room[name] = device.memory_bytes - taken
     best = max(room, key=lambda name: room[name], default=None)

@@ -87,7 +87,11 @@ class Transition:
         if not set(nodes) & set(state.nodes()):
             return
         state.counts["losses"] += 1
-        self._abandon_move(f"node {', '.join(nodes)} was lost")
+        why = f"node {', '.join(nodes)} was lost"
+        self._abandon_move(why)
+        if self._report is not None:  # of stages that were just taking their places
+            state.out.append(Resharded(f"the move was given up: {why}", unused=self._report.unused))
+            self._report = None
         self._lost |= set(nodes)
         self._strand(reason)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ecotone.cluster import Cluster
@@ -19,9 +20,10 @@ from ecotone.decoding.speculation import Drafter, SpeculationPolicy
 from ecotone.decoding.words import Ended, Settings, Tokens
 from ecotone.executors.cache import cache_root
 from ecotone.llm.config import ModelError
-from ecotone.llm.generator import Answer, Generator, Replan
+from ecotone.llm.generator import Answer, Generator
 from ecotone.llm.kv import BLOCK_TOKENS
 from ecotone.llm.pipeline import Pipeline, Progress
+from ecotone.llm.placement import Replan
 from ecotone.llm.service import GenerationService
 from ecotone.llm.sources import describe
 from ecotone.llm.weights import Checkpoint, RandomWeights
@@ -77,9 +79,10 @@ def deploy_llm(
     if wrong:
         raise ModelError(f"plan: {'; '.join(wrong)}")
     service.lend(ref, source, source.folder if isinstance(source, Checkpoint) else None)
+    settings = replace(settings or settings_for(plan, cluster, ref.fingerprint), vocabulary=source.config.vocabulary)
     generator = Generator(
-        service, Pipeline(service, ref), plan, cluster, settings or settings_for(plan, cluster, ref.fingerprint),
-        make_answer or TokenAnswer, policy=policy, drafter=drafter, replan=replan,
+        service, Pipeline(service, ref), plan, cluster, settings, make_answer or TokenAnswer, policy=policy, drafter=drafter,
+        replan=replan,
     )  # fmt: skip
     try:
         generator.start(progress)

@@ -22,15 +22,16 @@ from ecotone.decoding.tail import Chooser
 from ecotone.llm.config import ModelError
 from ecotone.llm.executors import by_id, cache_dtype
 from ecotone.llm.executors.executor import ShardExecutor
-from ecotone.llm.kv import KvCache, KvCacheFull
+from ecotone.llm.kv import BLOCK_TOKENS, KvCache, KvCacheFull
 from ecotone.llm.sampling import GrammarMasks, agreeing, make_chooser
 from ecotone.llm.text import TextModel
-from ecotone.llm.weights import WeightSource
+from ecotone.llm.weights import Checkpoint, WeightSource
 from ecotone.llmplan import Span
 
 __all__ = ["Chain", "ModelDrafter", "check_vocabularies", "layers_drafter", "model_drafter"]
 
 _CHUNK = 512
+_SEQUENCES = 4
 _MOST_REQUESTS = 64
 
 
@@ -46,36 +47,42 @@ def check_vocabularies(model: TextModel, draft: TextModel) -> None:
 
 
 def model_drafter(
-    source: WeightSource, vocabulary: int, kv_bytes: int, executor: str = "native:int8", context: int = 0,
+    source: Checkpoint, text: TextModel, executor: str = "native:int8", *, context: int = 0, kv_bytes: int = 0,
     accelerator: str = "cpu", threads: int = 1, grammars: GrammarMasks | None = None,
 ) -> ModelDrafter:  # fmt: skip
-    """A whole small model as drafter for one of `vocabulary` tokens; `kv_bytes` bound its keys and values.
+    """A whole small model as drafter for the model of `text`, whose tokens it must have.
 
-    `context` 0: the drafter's own maximum. Check tokenizers with `check_vocabularies`. Raises ShardError, ModelError.
+    `context` 0: the drafter's own maximum. `kv_bytes` bounds its keys and values; 0: four sequences of that length.
+    Raises ModelError, ShardError.
     """
+    check_vocabularies(text, TextModel.open(source.folder))
     span = Span(start=0, stop=source.config.num_layers, embedding=True, head=True)
-    return _loaded(source, span, vocabulary, kv_bytes, executor, context, accelerator, threads, grammars)
+    return _loaded(source, span, text.vocabulary, executor, context, kv_bytes, accelerator, threads, grammars)
 
 
 def layers_drafter(
-    source: WeightSource, num_layers: int, kv_bytes: int, executor: str = "native:int8", context: int = 0,
+    source: WeightSource, num_layers: int, executor: str = "native:int8", *, context: int = 0, kv_bytes: int = 0,
     accelerator: str = "cpu", threads: int = 1, grammars: GrammarMasks | None = None,
 ) -> ModelDrafter:  # fmt: skip
     """The first `num_layers` layers of the model of `source` itself, with its final norm and head, as its drafter."""
     if not 1 <= num_layers < source.config.num_layers:
-        text = f"{num_layers} of {source.config.num_layers} layers cannot draft"
-        raise ModelError(f"{text}; give 1 to {source.config.num_layers - 1}")
+        reason = f"{num_layers} of {source.config.num_layers} layers cannot draft"
+        raise ModelError(f"{reason}; give 1 to {source.config.num_layers - 1}")
     span = Span(start=0, stop=num_layers, embedding=True, head=True)
     vocabulary = source.config.vocabulary
-    return _loaded(source, span, vocabulary, kv_bytes, executor, context, accelerator, threads, grammars)
+    return _loaded(source, span, vocabulary, executor, context, kv_bytes, accelerator, threads, grammars)
 
 
 def _loaded(
-    source: WeightSource, span: Span, vocabulary: int, kv_bytes: int, executor: str, context: int, accelerator: str,
+    source: WeightSource, span: Span, vocabulary: int, executor: str, context: int, kv_bytes: int, accelerator: str,
     threads: int, grammars: GrammarMasks | None,
 ) -> ModelDrafter:  # fmt: skip
-    cache = KvCache(source.config, span, kv_bytes, cache_dtype(executor), accelerator)
-    context = min(context or source.config.max_positions, source.config.max_positions)
+    config, dtype = source.config, cache_dtype(executor)
+    context = min(context or config.max_positions, config.max_positions)
+    if not kv_bytes:
+        blocks = _SEQUENCES * -(-context // BLOCK_TOKENS)
+        kv_bytes = blocks * BLOCK_TOKENS * config.kv_bytes_per_token(span.num_layers, dtype.itemsize)
+    cache = KvCache(config, span, kv_bytes, dtype, accelerator)
     shard = by_id(executor).load(source, span, cache, accelerator, threads, context)
     return ModelDrafter(shard, vocabulary, context, grammars)
 

@@ -1,8 +1,11 @@
 """The driver of a language model over machines: prompts in, text out, while its stages come and go. Thread-safe.
 
 Theory of operation. One loop thread owns the engine of decoding/engine.py: it takes what was asked, what arrived and what
-time brings from an inbox, and carries out the engine's effects. Loading (minutes) runs in a thread of its own, drafting in
-another: both answer by the inbox. Whoever asked gets pieces of text by a callback from the loop, which must return at once.
+time brings from an inbox, and carries out the engine's effects. Loading (minutes) runs in threads of its own, drafting in
+another: all answer by the inbox. Whoever asked gets pieces of text by a callback from the loop, which must return at once.
+
+Machines come and go (llm/placement.py): after a loss stages are loaded elsewhere; a machine that says that it is leaving is
+moved away from, keys and all, and then goes; where a planner decides, it is asked again when a machine comes.
 """
 
 from __future__ import annotations
@@ -18,16 +21,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from ecotone.cluster import Cluster, DeviceId
+from ecotone.cluster import Cluster
 from ecotone.decoding.answer import OnPiece, Piece
 from ecotone.decoding.engine import Engine, Measured
 from ecotone.decoding.frame import Result
 from ecotone.decoding.messages import KvPiece
 from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import Draft, DraftAsk, Drafter, SpeculationPolicy
-from ecotone.decoding.succession import succeed
 from ecotone.decoding.words import (
     Cancel,
     Drafted,
@@ -56,16 +58,17 @@ from ecotone.decoding.words import (
     WantPipeline,
 )
 from ecotone.llm.host import Item
-from ecotone.llm.pipeline import Pipeline, Progress
+from ecotone.llm.pipeline import Pipeline, Progress, Stages
+from ecotone.llm.placement import Placement, Replan
 from ecotone.llm.service import GenerationService
 from ecotone.llmplan import LlmPlan
+from ecotone.protocol.message import NodeId
+from ecotone.runtime.node import LEAVING
 from ecotone.units import EcotoneError
 
-__all__ = ["Answer", "Generator", "Replan"]
+__all__ = ["Answer", "Generator"]
 
 T = TypeVar("T")
-Replan = Callable[[LlmPlan, frozenset[DeviceId]], LlmPlan]
-"""(plan in force, devices that answer) -> the plan to go on with; raises EcotoneError where there is none."""
 _RESTART_S = 0.1
 
 
@@ -104,8 +107,9 @@ class Generator:
         drafter: Drafter | None = None,
         replan: Replan | None = None,
     ):
-        self._service, self._pipeline, self._cluster, self._first_plan = service, pipeline, cluster, plan
-        self._make_answer, self._drafter, self._replan = make_answer, drafter, replan or self._succeed
+        self._service, self._pipeline, self._first_plan = service, pipeline, plan
+        self._placement = Placement(service, pipeline, plan, cluster, replan)
+        self._make_answer, self._drafter = make_answer, drafter
         self._engine = Engine(settings, policy if drafter is not None else None)
         self.settings = settings
         self._asked: dict[int, _Asked] = {}
@@ -113,11 +117,13 @@ class Generator:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wake_s: float | None = None
         self._up_again: dict[str, float] = {}
-        self._moves: list[Future[Resharded]] = []
+        self._stages: Stages = ()  # that the engine took last
+        self._moves: list[tuple[Stages, Future[Resharded]]] = []
         self._moving = threading.Lock()
         self._asks: queue.SimpleQueue[tuple[DraftAsk, ...] | int | None] = queue.SimpleQueue()
-        self._is_closed = self._has_stages = False
+        self._is_closed = self._is_attached = self._has_stages = False
         self.losses: list[WantPipeline] = []
+        self.moves: list[Resharded] = []
         self._threads = [threading.Thread(target=self._run, name="llm-driver", daemon=True)]
         if drafter is not None:
             self._threads.append(threading.Thread(target=self._draft, name="llm-drafter", daemon=True))
@@ -129,11 +135,13 @@ class Generator:
         if self._service.on_item is not None:
             raise EcotoneError("this process drives a language model already; close its generator first")
         stages = self._pipeline.load(self._first_plan, progress=progress)
+        self._is_attached = True
         self._service.on_item, self._service.on_peer = self._arrived, self._peer
         self._service.on_restarted = self._restarted
+        self._service.questions.on(LEAVING, self._leaves)
         for thread in self._threads:
             thread.start()
-        self._tell(Reshard(stages))
+        self._inbox.put(partial(self._begin_move, stages, Future()))
 
     def close(self) -> None:
         """End what is asked as cancelled, and let the stages go. Twice is no error."""
@@ -147,7 +155,14 @@ class Generator:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(10.0)
-        self._service.on_item = self._service.on_peer = self._service.on_restarted = None
+        for number in list(self._asked):  # asked just now
+            self._end(Ended(number, Ending.FAILED, "the generator is closed"))
+        for _, future in self._moves:
+            if not future.done():
+                future.set_exception(EcotoneError("the generator was closed"))
+        if self._is_attached:
+            self._service.on_item = self._service.on_peer = self._service.on_restarted = None
+            self._service.questions.on(LEAVING, None)
         self._pipeline.close()
 
     # ---- asking ----------------------------------------------------------------------------------------------------------
@@ -188,22 +203,18 @@ class Generator:
     @property
     def plan(self) -> LlmPlan:
         """The plan in force."""
-        return self._pipeline.plan or self._first_plan
+        return self._placement.plan
 
     def reshard(self, plan: LlmPlan, progress: Progress | None = None, deadline_s: float = 600.0) -> Resharded:
         """Move to `plan` while requests go on; what became of it. Raises EcotoneError where a stage cannot be loaded."""
         with self._moving:
-            before = self.plan
             stages = self._pipeline.load(plan, progress=progress)
             future: Future[Resharded] = Future()
             self._inbox.put(partial(self._begin_move, stages, future))
             try:
-                report = future.result(deadline_s)
+                return future.result(deadline_s)
             except TimeoutError:
                 raise EcotoneError(f"the move has not ended after {deadline_s:g} s; requests go on where they are") from None
-            if report.error:
-                self._pipeline.plan = before
-            return report
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
 
@@ -233,13 +244,25 @@ class Generator:
     def _handle(self, event: Event) -> None:
         if isinstance(event, Reshard | PipelineReady):
             self._has_stages = True
-        for effect in self._engine.handle(event, time.monotonic()):
+        effects = self._engine.handle(event, time.monotonic())
+        if self._engine.stages is not self._stages:
+            self._stages = self._engine.stages
+            self._pipeline.settle(self._stages)
+            self._aside(self._pipeline.tidy)
+        for effect in effects:
             self._carry_out(effect)
+
+    def _aside(self, job: Callable[[], None]) -> None:
+        """Do what takes time in a thread of its own."""
+        threading.Thread(target=job, name="llm-aside", daemon=True).start()
 
     def _ask_loop(self, question: Callable[[], T]) -> T:
         future: Future[T] = Future()
         self._inbox.put(lambda: future.set_result(question()))
-        return future.result(10.0)
+        try:
+            return future.result(10.0)
+        except TimeoutError:
+            raise EcotoneError("the generator is closed") from None
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -260,7 +283,8 @@ class Generator:
             case WantPipeline():
                 self._has_stages = False
                 self.losses.append(effect)
-                threading.Thread(target=self._find_stages, args=(effect,), name="llm-find", daemon=True).start()
+                self._placement.lost(effect.lost)
+                self._aside(partial(self._find_stages, effect))
             case Resharded():
                 self._moved(effect)
 
@@ -268,17 +292,28 @@ class Generator:
         asked = self._asked.get(tokens.request)
         if asked is None:
             return
-        piece = asked.answer.take(tokens)
-        if piece is not None:
-            asked.on_piece(piece)
+        try:
+            piece = asked.answer.take(tokens)
+            if piece is not None:
+                asked.on_piece(piece)
+        except Exception as error:  # of one asker: the others go on
+            traceback.print_exc(file=sys.stderr)
+            self._end(Ended(tokens.request, Ending.FAILED, f"what takes the text failed: {type(error).__name__}: {error}"))
+            self._handle(Cancel(tokens.request))
+            return
         if asked.answer.is_stopped:
             self._handle(Stop(tokens.request))
 
     def _end(self, ended: Ended) -> None:
         asked = self._asked.pop(ended.request, None)
-        piece = asked.answer.take(ended) if asked is not None else None
-        if asked is not None and piece is not None:
-            asked.on_piece(piece)
+        if asked is None:
+            return
+        try:
+            piece = asked.answer.take(ended)
+            if piece is not None:
+                asked.on_piece(piece)
+        except Exception:  # of one asker: the others go on
+            traceback.print_exc(file=sys.stderr)
 
     def _crash(self, reason: str) -> None:
         for number in list(self._asked):
@@ -295,11 +330,15 @@ class Generator:
     def _peer(self, node: str, is_up: bool) -> None:
         if not is_up:
             self._tell(NodeDown(node))
-        elif self._up_again.get(node, 0.0) <= time.monotonic():
+            return
+        self._placement.came(node)
+        if self._up_again.get(node, 0.0) <= time.monotonic():
             self._tell(NodeUp(node))
+        self._aside(partial(self._came, node))
 
     def _restarted(self, node: str) -> None:
         """Another process than before: its shards are gone, however short it was away."""
+        self._placement.began_anew(node)
         patience_s = self.settings.grace_s + _RESTART_S
         self._up_again[node] = time.monotonic() + patience_s
         self._tell(NodeDown(node))
@@ -310,32 +349,61 @@ class Generator:
     def _find_stages(self, wanted: WantPipeline) -> None:
         """In a thread: load what takes the place of what is lost."""
         try:
-            lost = frozenset(DeviceId(name) for name in wanted.lost)
-            alive = frozenset(DeviceId(name) for name in self._service.peers()) - lost
-            names = frozenset(device.name for device in self._cluster.devices)
-            stages = self._pipeline.load(self._replan(self.plan, alive & names), lost=lost)
+            stages = self._placement.after_loss()
         except EcotoneError as error:
             self._tell(PipelineFailed(wanted.attempt, str(error)))
-            return
         except Exception as error:  # a fault of ours must not leave requests without an answer
             traceback.print_exc(file=sys.stderr)
             self._tell(PipelineFailed(wanted.attempt, f"{type(error).__name__}: {error}"))
-            return
-        self._tell(PipelineReady(wanted.attempt, stages))
+        else:
+            self._inbox.put(partial(self._found, wanted.attempt, stages))
 
-    def _succeed(self, plan: LlmPlan, alive: frozenset[DeviceId]) -> LlmPlan:
-        return succeed(plan, self._cluster, alive, [loaded.weight_bytes for loaded in self._pipeline.loaded])
+    def _found(self, attempt: int, stages: Stages) -> None:
+        self._handle(PipelineReady(attempt, stages))
+        self._forget_unless_taken(stages)
+
+    def _forget_unless_taken(self, stages: Stages) -> None:
+        if self._stages != stages:
+            self._pipeline.drop(stages)
+            self._aside(self._pipeline.tidy)
 
     # ---- moving ----------------------------------------------------------------------------------------------------------
 
-    def _begin_move(self, stages: tuple[object, ...], future: Future[Resharded]) -> None:
-        self._moves.append(future)
-        self._handle(Reshard(stages))  # type: ignore[arg-type]
+    def _begin_move(self, stages: Stages, future: Future[Resharded]) -> None:
+        if self._pipeline.is_whole(stages):
+            self._moves.append((stages, future))
+            self._handle(Reshard(stages))
+        else:
+            self._pipeline.drop(stages)
+            future.set_exception(EcotoneError("a machine was lost while stages were being loaded for a move"))
 
     def _moved(self, report: Resharded) -> None:
-        threading.Thread(target=self._pipeline.release, args=(report.unused,), name="llm-release", daemon=True).start()
         if self._moves:
-            self._moves.pop(0).set_result(report)
+            stages, future = self._moves.pop(0)
+            self._forget_unless_taken(stages)
+            if report.choice != "begin":
+                self.moves.append(report)
+            future.set_result(report)
+
+    def _leaves(self, peer: NodeId, body: dict[str, Any]) -> None:
+        """A node says that it is leaving: it goes when it holds no shard any more."""
+        if self._placement.leaves(str(peer)):
+            self._aside(partial(self._move_to_replanned, f"node {peer} is leaving"))
+
+    def _came(self, node: str) -> None:
+        """In a thread: a node's link is up (again)."""
+        self._pipeline.tidy()
+        if self._placement.is_planned:
+            self._move_to_replanned(f"node {node} came")
+
+    def _move_to_replanned(self, why: str) -> None:
+        """Move to what the planner makes of the machines that are there, unless that is what there is."""
+        try:
+            plan = self._placement.replanned()
+            if not self._is_closed and plan.identity() != self.plan.identity():
+                self.reshard(plan)
+        except EcotoneError as error:
+            self.moves.append(Resharded(f"{why}: {error}"))
 
     # ---- drafts ----------------------------------------------------------------------------------------------------------
 

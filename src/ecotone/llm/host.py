@@ -25,9 +25,10 @@ from ecotone.decoding.messages import Alive, KvPiece, Message, Peer, Probe, Rele
 from ecotone.decoding.stage import Came, Finished, SendFrame, SendKv, SendResult, Stage, StageEffect, StartWork, Tell
 from ecotone.decoding.work import Done as WorkDone
 from ecotone.decoding.work import Work
-from ecotone.llm.config import ModelError
+from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.executors import by_id, cache_dtype
 from ecotone.llm.kv import KvCache
+from ecotone.llm.recipes import weight_bytes
 from ecotone.llm.sampling import GrammarMasks, make_chooser
 from ecotone.llm.weights import WeightSource
 from ecotone.llm.worker import ShardWorker
@@ -35,12 +36,13 @@ from ecotone.llmplan import Span
 from ecotone.runtime.lane import Done, Lane
 from ecotone.units import EcotoneError, format_quantity
 
-__all__ = ["Item", "Loaded", "Outbound", "StageHost", "StageOrder"]
+__all__ = ["Item", "Loaded", "Outbound", "ShardWork", "StageHost", "StageOrder"]
 
 T = TypeVar("T")
 Item = Frame | Result | Message | KvPiece
 Outbound = Callable[[str, str, int, Item], None]
 """(node, driver, shard, item): send `item` for `shard` of `driver` to `node`; shard 0 is the driver itself."""
+_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
 _SMALL_CACHE_BYTES = 1 << 22  # of a shard without layers: nothing lies in it
 
 
@@ -70,11 +72,25 @@ class Loaded:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardWork:
+    """What a shard has done since it was loaded: tokens through its layers, those among them that were dropped unfinished
+    when the pipeline changed, and seconds of computing."""
+
+    shard: int
+    span: Span
+    executor: str
+    computed_tokens: int
+    dropped_tokens: int
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Held:
     stage: Stage
     worker: ShardWorker
     num_bytes: int
+    seconds: float = 0.0
 
 
 class StageHost:
@@ -84,7 +100,7 @@ class StageHost:
         self.name, self.device = name, device
         self._send = send
         self._held: dict[tuple[str, int], _Held] = {}
-        self._loading_bytes = 0
+        self._loading: dict[tuple[str, int], int] = {}  # bytes that what is being loaded will take
         self._memory = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lane = Lane(f"{name}-shards", slowdown=device.slowdown, threads=device.threads)
@@ -123,32 +139,40 @@ class StageHost:
         if refused:
             raise EcotoneError(f"device {self.name}: executor {order.executor}: {refused}")
         cap_bytes = order.kv_bytes if order.span.num_layers else _SMALL_CACHE_BYTES
-        self._reserve(order)
+        self._reserve(driver, order, _least_bytes(config, order))
         try:
             cache = KvCache(config, order.span, cap_bytes, cache_dtype(order.executor), self.device.accelerator)
             shard = factory.load(
                 source, order.span, cache, self.device.accelerator, self.device.threads, context=order.context
             )
+            worker = ShardWorker(shard, lambda params, prompt: make_chooser(params, prompt, config.vocabulary, grammars))
+            stage = Stage(order.shard, order.span.start, order.span.stop, boundary_bytes=order.boundary_bytes)
+            held = _Held(stage, worker, shard.weight_bytes + (cache.capacity_bytes if order.span.num_layers else 0))
+            self._reserve(driver, order, held.num_bytes, is_loaded=True)
+            self._held[driver, order.shard] = held
         except (RuntimeError, MemoryError, OSError) as error:
             if isinstance(error, EcotoneError):
                 raise
             raise ModelError(f"device {self.name} cannot load {order.span.describe()}: {error}") from None
         finally:
             with self._memory:
-                self._loading_bytes -= order.kv_bytes
-        worker = ShardWorker(shard, lambda params, prompt: make_chooser(params, prompt, config.vocabulary, grammars))
-        stage = Stage(order.shard, order.span.start, order.span.stop, boundary_bytes=order.boundary_bytes)
-        held = _Held(stage, worker, shard.weight_bytes + (cache.capacity_bytes if order.span.num_layers else 0))
-        self._held[driver, order.shard] = held
+                self._loading.pop((driver, order.shard), None)
         return _loaded(order, held, time.monotonic() - begin_s)
 
-    def _reserve(self, order: StageOrder) -> None:
+    def _reserve(self, driver: str, order: StageOrder, num_bytes: int, *, is_loaded: bool = False) -> None:
+        """Count what a shard takes; raises EcotoneError where that is too much, or nobody wants the shard any more."""
+        key = (driver, order.shard)
         with self._memory:
-            used = sum(held.num_bytes for held in tuple(self._held.values())) + self._loading_bytes
-            if used + order.kv_bytes > self.device.memory_bytes:
-                have, need = (format_quantity(n, "bytes") for n in (self.device.memory_bytes, used + order.kv_bytes))
-                raise EcotoneError(f"device {self.name} has {have} of memory, its shards would need {need}")
-            self._loading_bytes += order.kv_bytes
+            if is_loaded and self._loading.pop(key, None) is None:
+                raise EcotoneError(f"device {self.name}: shard {order.shard} was released while it was being loaded")
+            used = sum(held.num_bytes for held in tuple(self._held.values())) + sum(self._loading.values())
+            if used + num_bytes > self.device.memory_bytes:
+                have, need, others = (format_quantity(n, "bytes") for n in (self.device.memory_bytes, num_bytes, used))
+                raise EcotoneError(
+                    f"device {self.name} has {have} of memory: {order.span.describe()} by {order.executor} needs {need}, "
+                    f"other shards {others}; use fewer bits, a shorter context, fewer layers there, or another machine"
+                )
+            self._loading[key] = num_bytes
 
     # ---- from any thread -------------------------------------------------------------------------------------------------
 
@@ -157,11 +181,16 @@ class StageHost:
         self._inbox.put(partial(self._take, driver, shard, item))
 
     def release(self, driver: str, shard: int) -> None:
-        """Drop a shard; nothing where there is none."""
+        """Drop a shard, also one that is being loaded; nothing where there is none."""
+        with self._memory:
+            self._loading.pop((driver, shard), None)
         self.post(driver, driver, shard, Release(shard=shard))
 
     def forget(self, driver: str) -> None:
         """Drop every shard of a driver."""
+        with self._memory:
+            for key in [key for key in self._loading if key[0] == driver]:
+                del self._loading[key]
         self._inbox.put(partial(self._forget, driver))
 
     def compute(self, work: Callable[[], T]) -> T:
@@ -177,9 +206,19 @@ class StageHost:
         self._lane.put(work, end)
         return future.result()
 
-    def shards(self) -> tuple[tuple[str, int, Span, str], ...]:
-        """(driver, shard, span, executor) of what is loaded, for people."""
-        return tuple((d, s, held.worker.shard.span, held.worker.shard.id) for (d, s), held in self._held.items())
+    def shards(self) -> tuple[tuple[str, Span, str], ...]:
+        """(driver, span, executor) of what is loaded, for people."""
+        return tuple((owner, h.worker.shard.span, h.worker.shard.id) for (owner, _), h in tuple(self._held.items()))
+
+    def work(self, driver: str) -> tuple[ShardWork, ...]:
+        """What the shards of `driver` have done."""
+        return tuple(
+            ShardWork(
+                shard=number, span=held.worker.shard.span, executor=held.worker.shard.id, seconds=held.seconds,
+                computed_tokens=held.worker.computed_tokens, dropped_tokens=held.worker.dropped_tokens,
+            )
+            for (owner, number), held in tuple(self._held.items()) if owner == driver
+        )  # fmt: skip
 
     # ---- the loop --------------------------------------------------------------------------------------------------------
 
@@ -235,7 +274,15 @@ class StageHost:
     def _finished(self, driver: str, shard: int, done: WorkDone) -> None:
         held = self._held.get((driver, shard))
         if held is not None:
+            held.seconds += done.seconds
             self._apply(driver, shard, held.stage.handle(Finished(done), time.monotonic()))
+
+
+def _least_bytes(config: DecoderConfig, order: StageOrder) -> int:
+    """What a shard takes at least, by the precision that its executor's id names: before anything is read."""
+    bits = _BITS.get(order.executor.partition(":")[2], 0)
+    kv_bytes = order.kv_bytes if order.span.num_layers else 0
+    return kv_bytes + weight_bytes(config, order.span, bits, element_bytes=0)
 
 
 def _loaded(order: StageOrder, held: _Held, seconds: float) -> Loaded:

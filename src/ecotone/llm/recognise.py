@@ -1,4 +1,4 @@
-"""Whether what somebody names is a language model: a Hugging Face directory, or a hub id, of a decoder that is known here."""
+"""Whether what somebody names is a language model: a Hugging Face directory, or the hub id of such a one."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ from ecotone.decoding.messages import (
 from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.executors import by_id, cache_dtype
 from ecotone.llm.grammar import Grammars
-from ecotone.llm.host import Item, Loaded, StageHost, StageOrder
+from ecotone.llm.host import Item, Loaded, ShardWork, StageHost, StageOrder
 from ecotone.llm.recipes import Recipe
 from ecotone.llm.sources import DTYPES, ModelRef, all_recipes, open_source, recipe_key
 from ecotone.llm.text import TextModel
@@ -67,7 +67,7 @@ from ecotone.wire.wire import WireError
 __all__ = ["GenerationService", "Measured"]
 
 TAG = b"EGLK"
-LOAD, RELEASE, PROFILE, WEIGHTS = "llm-load", "llm-release", "llm-profile", "llm-weights"
+LOAD, RELEASE, PROFILE, WEIGHTS, WORK = "llm-load", "llm-release", "llm-profile", "llm-weights", "llm-work"
 TOKENIZER = "llm-tokenizer"
 _ADDRESS = struct.Struct("<4sHI")  # magic, bytes of the driver's name, shard
 _ADDRESSED, _WEIGHT_PIECE = b"EGNV", b"EGWP"
@@ -126,6 +126,7 @@ class GenerationService:
         ):
             questions.on(topic, handler, slow=True)
         questions.on(RELEASE, self._release)
+        questions.on(WORK, lambda peer, body: schema.write(self.host.work(str(peer))))
 
     def start(self) -> None:
         self.host.start()
@@ -133,7 +134,7 @@ class GenerationService:
 
     def stop(self) -> None:
         """End; shards are dropped. The port stays open."""
-        for topic in (LOAD, PROFILE, WEIGHTS, TOKENIZER, RELEASE):
+        for topic in (LOAD, PROFILE, WEIGHTS, TOKENIZER, RELEASE, WORK):
             self.questions.on(topic, None)
         for timer in tuple(self._away.values()):
             timer.cancel()
@@ -146,7 +147,7 @@ class GenerationService:
 
     def loaded(self) -> list[str]:
         """The shards here, a line each."""
-        return [f"{driver}: {span.describe()} by {executor}" for driver, _, span, executor in self.host.shards()]
+        return [f"{driver}: {span.describe()} by {executor}" for driver, span, executor in self.host.shards()]
 
     def next_shard(self) -> int:
         """A number for a shard that this driver has not used yet."""
@@ -187,13 +188,29 @@ class GenerationService:
         answer = self.questions.ask(NodeId(node), LOAD, body, deadline_s=deadline_s, repeat_s=5.0)
         return schema.read(Loaded, answer, f"answer of {node}")
 
-    def release_at(self, node: str, shards: tuple[int, ...], deadline_s: float = 2.0) -> None:
-        """Have `node` drop shards of this driver; a node that does not answer drops them by itself later."""
+    def release_at(self, node: str, shards: tuple[int, ...], deadline_s: float = 2.0) -> bool:
+        """Have `node` drop shards of this driver; whether it answered (a node without its driver drops them by itself)."""
         if node == self.name:
             self._release(NodeId(node), {"shards": list(shards)})
-            return
-        with contextlib.suppress(EcotoneError):
+            return True
+        if node not in self.peers():
+            return False
+        try:
             self.questions.ask(NodeId(node), RELEASE, {"shards": list(shards)}, deadline_s=deadline_s)
+        except EcotoneError:
+            return False
+        return True
+
+    def abandon(self, node: str, reason: str) -> None:
+        """What `node` was asked to load or to measure is not waited for any more."""
+        self.questions.abandon(NodeId(node), (LOAD, PROFILE), reason)
+
+    def work_at(self, node: str, deadline_s: float = 5.0) -> tuple[ShardWork, ...]:
+        """What the shards of this driver on `node` have done; raises NodeUnreachable."""
+        if node == self.name:
+            return self.host.work(self.name)
+        answer = self.questions.ask(NodeId(node), WORK, deadline_s=deadline_s)
+        return schema.read(tuple[ShardWork, ...], answer, f"answer of {node}")
 
     def profile_at(
         self, node: str, config: DecoderConfig, executors: tuple[str, ...], deadline_s: float
@@ -232,6 +249,7 @@ class GenerationService:
         if timer is not None:
             timer.cancel()
         if not is_up:
+            self.abandon(str(peer), "the link to it went down")
             timer = self._away[str(peer)] = threading.Timer(_DRIVER_AWAY_S, self.host.forget, (str(peer),))
             timer.daemon = True
             timer.start()
@@ -239,6 +257,7 @@ class GenerationService:
             self.on_peer(str(peer), is_up)
 
     def _restarted(self, peer: NodeId) -> None:
+        self.abandon(str(peer), "it began anew")
         self.host.forget(str(peer))
         if self.on_restarted is not None:
             self.on_restarted(str(peer))
@@ -327,17 +346,23 @@ class GenerationService:
         return torch.frombuffer(transfer.data, dtype=dtype).view(recipe.shape)
 
     def _weights(self, peer: NodeId, body: dict[str, Any]) -> Any:
-        """Send a tensor of a lent model, in pieces behind everything else, and say what it is."""
+        """Say what a tensor of a lent model is, and send it in pieces behind everything else, however long that takes."""
         source, recipes = self._lent[str(body["model"])]
         tensor = source.read(recipes[str(body["key"])]).contiguous()
         data = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-        for offset in range(0, len(data), _PIECE_BYTES):
-            self._wait_for_room(peer)
-            head = _PIECE.pack(_WEIGHT_PIECE, int(body["transfer"]), offset)
-            self._mail.send(peer, head + data[offset : offset + _PIECE_BYTES], background=True)
         dtype = next(name for name, kind in DTYPES.items() if kind == tensor.dtype)
         digest = hashlib.blake2b(data, digest_size=20).hexdigest()
+        arguments = (peer, int(body["transfer"]), data)
+        threading.Thread(target=self._send_pieces, args=arguments, name="llm-weights", daemon=True).start()
         return {"dtype": dtype, "bytes": len(data), "digest": digest}
+
+    def _send_pieces(self, peer: NodeId, transfer: int, data: memoryview) -> None:
+        """In a thread; where the peer takes no more, it sees that nothing comes, and says so."""
+        with contextlib.suppress(EcotoneError):
+            for offset in range(0, len(data), _PIECE_BYTES):
+                self._wait_for_room(peer)
+                head = _PIECE.pack(_WEIGHT_PIECE, transfer, offset)
+                self._mail.send(peer, head + data[offset : offset + _PIECE_BYTES], background=True)
 
     def _wait_for_room(self, peer: NodeId) -> None:
         end_s = time.monotonic() + _STALLED_S

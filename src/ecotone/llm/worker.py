@@ -24,10 +24,15 @@ __all__ = ["ShardWorker"]
 
 
 class ShardWorker:
-    """The worker of one shard. `make_chooser`: (parameters, prompt's length), for a stage with the head."""
+    """The worker of one shard. `make_chooser`: (parameters, prompt's length), for a stage with the head.
+
+    `computed_tokens` went through its layers; `dropped_tokens` of them were not wanted when the pipeline changed, since they
+    had not come through all stages.
+    """
 
     def __init__(self, shard: ShardExecutor, make_chooser: Callable[[SamplingParams, int], Chooser]):
         self.shard = shard
+        self.computed_tokens = self.dropped_tokens = 0
         self._tables = shard.cache.tables
         self._tail = Tail(make_chooser)
 
@@ -57,6 +62,7 @@ class ShardWorker:
         else:
             x = unpack_hidden(work.payload, work.codec, step.num_tokens, self.shard.config.width)
         made = self.shard.forward(step, x)
+        self.computed_tokens += step.num_tokens
         if work.is_last:
             return Done(work=work, results=self._tail.judge(work.rows, made))  # type: ignore[arg-type]
         return Done(work=work, payload=pack_hidden(made, work.answer_codec))
@@ -76,6 +82,7 @@ class ShardWorker:
     def _trim(self, work: TrimWork) -> Done:
         keep = dict(work.keep)
         for slot in self._tables.slots():
+            self.dropped_tokens += max(self._tables.length(slot) - keep.get(slot, 0), 0)
             self._tables.truncate(slot, keep.get(slot, 0))
         self._tail.clear()
         return Done(work=work)

@@ -1,9 +1,10 @@
 """Messages of any size between nodes: each arrives once and in the order of sending, per pair of nodes. And urgent ones.
 
 A message is a body of a Channel behind a head (sender's incarnation, stream, number): bodies of a lossy link may be
-complete out of order, so what comes early waits here. A stream ends when the peer turns out to be another process; the
-next one begins at number 0. Urgent messages go at once, ahead of everything, unordered, and may be lost: for probes and
-the like, which are asked again. Background messages are ordered among themselves and yield to the others.
+complete out of order, so what comes early waits here, and holds its sender's credit meanwhile. A stream ends when the peer
+turns out to be another process; the next one begins at number 0. Urgent messages go at once, ahead of everything,
+unordered, and may be lost: for probes and the like, which are asked again. Background messages are ordered among themselves
+and yield to the others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ __all__ = ["Mail"]
 
 _HEAD = struct.Struct("<IIQ")
 _URGENT, _HELLO = b"URGE", b"HELO"
-_MAX_EARLY = 1 << 12
 _FOREGROUND, _BACKGROUND = 1, 2
 
 
@@ -30,7 +30,7 @@ _FOREGROUND, _BACKGROUND = 1, 2
 class _Incoming:
     life: tuple[int, int] = (0, 0)
     next: int = 0
-    early: dict[int, memoryview] = field(default_factory=dict)
+    early: dict[int, tuple[BodyId, memoryview]] = field(default_factory=dict)
 
 
 class Mail:
@@ -105,21 +105,25 @@ class Mail:
             self._on_restarted(peer)
 
     def _arrived(self, peer: NodeId, body: BodyId, content: Body) -> None:
-        self._channel.release(peer, body)  # what is done with it is bounded by whoever sends: answers are awaited
         view = memoryview(content)
         if len(view) < _HEAD.size or body.edge not in (_FOREGROUND, _BACKGROUND):
+            self._channel.release(peer, body)
             return
         incarnation, stream, number = _HEAD.unpack_from(view)
         incoming = self._incoming.setdefault((peer, body.edge), _Incoming())
         if (incarnation, stream) > incoming.life:
             incoming.life, incoming.next = (incarnation, stream), 0
+            for early, _ in incoming.early.values():
+                self._channel.release(peer, early)
             incoming.early.clear()
-        if (incarnation, stream) < incoming.life or number < incoming.next or len(incoming.early) >= _MAX_EARLY:
+        if (incarnation, stream) < incoming.life or number < incoming.next or number in incoming.early:
+            self._channel.release(peer, body)
             return
-        incoming.early[number] = view[_HEAD.size :]
-        while (piece := incoming.early.pop(incoming.next, None)) is not None:
+        incoming.early[number] = body, view[_HEAD.size :]
+        while (found := incoming.early.pop(incoming.next, None)) is not None:
             incoming.next += 1
-            self._on_message(peer, piece)
+            self._channel.release(peer, found[0])  # what is done with it is bounded by whoever sends: answers are awaited
+            self._on_message(peer, found[1])
 
 
 class _Split:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ecotone.cluster import Cluster
 from ecotone.llmcost import BLOCK_TOKENS, LlmCostModel, Shape
-from ecotone.llmplan import LlmPlan, Span
+from ecotone.llmplan import LlmPlan
 from ecotone.llmprofile import EMBEDDING, HEAD, LlmProfile
 from ecotone.planner.generation.asked import Asked, value_of
 from ecotone.planner.generation.problem import World
