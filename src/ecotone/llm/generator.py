@@ -302,7 +302,7 @@ class Generator:
             self._handle(Cancel(tokens.request))
             return
         if asked.answer.is_stopped:
-            self._handle(Stop(tokens.request))
+            self._tell(Stop(tokens.request))  # not now: the engine's other effects go out first, in order
 
     def _end(self, ended: Ended) -> None:
         asked = self._asked.pop(ended.request, None)
