@@ -1,7 +1,7 @@
 """Ecotone: the driver is the first machine and holds the first half of the layers, a node (`ecotone up`) the second half.
 
-`apart`: the driver holds nothing, both halves are on nodes (which find each other, past a relay). It is not stopped while others are measured: it waits in system
-calls, and a node that is frozen is a node that is lost.
+`apart`: the driver holds nothing, both halves are on nodes (which find each other, past a relay). It is not stopped while
+others are measured: it waits in system calls, and a node that is frozen is a node that is lost.
 """
 
 from __future__ import annotations
