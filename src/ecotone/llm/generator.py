@@ -302,7 +302,7 @@ class Generator:
             self._handle(Cancel(tokens.request))
             return
         if asked.answer.is_stopped:
-            self._handle(Stop(tokens.request))
+            self._tell(Stop(tokens.request))  # not now: the engine's other effects go out first, in order
 
     def _end(self, ended: Ended) -> None:
         asked = self._asked.pop(ended.request, None)
@@ -340,6 +340,8 @@ class Generator:
         """Another process than before: its shards are gone, however short it was away."""
         self._placement.began_anew(node)
         patience_s = self.settings.grace_s + _RESTART_S
+        if all(stage.peer.node != node for stage in self._stages):
+            return
         self._up_again[node] = time.monotonic() + patience_s
         self._tell(NodeDown(node))
         timer = threading.Timer(patience_s, self._tell, (NodeUp(node),))

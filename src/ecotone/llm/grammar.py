@@ -26,7 +26,7 @@ __all__ = ["GrammarError", "Grammars"]
 Array = np.ndarray[Any, Any]
 _KEPT = 64
 _STACK_BYTES = 256 << 20  # address space; memory only as far as it is used
-_SPACE = r"[ ]|\n[ ]{0,40}"  # between the parts of JSON: enough to indent, too little to go on for ever
+_SPACE = r"[ ]|\n[ ]{0,12}"  # between the parts of JSON: enough to indent, too little to go on for ever
 _stack_lock = threading.Lock()
 
 
