@@ -67,12 +67,10 @@ class Placement:
         with self._lock:
             self._new.add(node)
 
-    def leaves(self, node: str) -> bool:
-        """A node wants to go; whether that is news."""
+    def leaves(self, node: str) -> None:
+        """A node wants to go."""
         with self._lock:
-            is_news = node not in self._leaving
             self._leaving.add(node)
-        return is_news
 
     def lost(self, nodes: tuple[str, ...]) -> None:
         """The engine counts these nodes' stages as lost."""
