@@ -32,12 +32,14 @@ import torch
 from benchmarks import llm_distributed_llama_file, llm_gguf, llm_weights, report
 from benchmarks.llm_shards import SHAPE
 from benchmarks.peers.distributed_llama import DistributedLlama
+from benchmarks.peers.ecotone_peer import Ecotone
 from benchmarks.peers.llama_cpp import LlamaCpp
-from benchmarks.peers.petals import Petals
 from benchmarks.peers.peer import Arrangement, Files, Peer, PeerError, Running
+from benchmarks.peers.petals import Petals
+from benchmarks.peers.prima import Prima
 
 SHORT, LONG, TOKENS, KILL_AFTER = 64, 512, 24, 8
-KILL_TOKENS, HANG_S = 400, 30.0
+KILL_TOKENS, HANG_S = 200, 60.0
 LINKS = {"10 ms, 100 Mbit/s": (0.005, 100e6 / 8)}  # round trip
 UNSHAPED = "loopback"
 HEADS = {"f32": "f32", "4": "8", "8": "8"}  # of GGUF: 4.72 bits in all, as native:int4 with its head of 8
@@ -65,11 +67,16 @@ class Contender:
 
 @dataclass(slots=True)
 class Stamps:
-    """When tokens came, and what the relay had counted by then."""
+    """When tokens came, from the moment of asking, which is now, and what the relays had counted by then."""
 
     running: Running
+    asked_s: float = field(default_factory=time.perf_counter)
     seconds: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    before: int = 0
+
+    def __post_init__(self) -> None:
+        self.before = self.counted()
 
     def __call__(self) -> None:
         self.seconds.append(time.perf_counter())
@@ -77,6 +84,21 @@ class Stamps:
 
     def counted(self) -> int:
         return sum(relay.counted() for relay in self.running.relays)
+
+    @property
+    def first_s(self) -> float:
+        return self.seconds[0] - self.asked_s
+
+    @property
+    def gap_s(self) -> float:
+        """Median seconds from one token to the next."""
+        return report.median([after - earlier for earlier, after in zip(self.seconds, self.seconds[1:], strict=False)])
+
+
+def prompt_of(length: int, index: int) -> list[int]:
+    """Random token ids, other ones for each round; none is special to any engine."""
+    generator = torch.Generator().manual_seed(1000 * length + index)
+    return [int(token) for token in torch.randint(300, SHAPE.vocabulary - 2, (length,), generator=generator)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = {contender.key: as_case(contender) for contender in contenders}
     print(table(cases))
     about = report.context(
-        options.seed, threads_per_machine=1, left_out=absent, links={k: {"delay_s": d, "bytes_per_s": r} for k, (d, r) in LINKS.items()},
+        options.seed, threads_per_machine=1, left_out=absent,
+        links={name: {"delay_s": delay_s, "bytes_per_s": rate} for name, (delay_s, rate) in LINKS.items()},
         shape="Llama, 12 layers of 1024, 16 heads, 8 key-value heads, FFN 2816, vocabulary 8192", rounds=rounds,
     )  # fmt: skip
     report.finish(options.json, figures(cases), cases, about)
@@ -125,8 +148,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def everyone(options: argparse.Namespace) -> list[Peer]:
     """Every engine, present or not."""
     return [
-        LlamaCpp(options.llama_cpp), LlamaCpp(options.llama_cpp, servers=2), DistributedLlama(options.distributed_llama),
-        Petals(options.petals),
+        Ecotone(), LlamaCpp(options.llama_cpp), LlamaCpp(options.llama_cpp, servers=2),
+        DistributedLlama(options.distributed_llama), Petals(options.petals), Prima(options.prima),
     ]  # fmt: skip
 
 
@@ -190,9 +213,9 @@ def one_round(contender: Contender, index: int, prompts: Sequence[int]) -> None:
         running.resume()
         try:
             for length in prompts:
-                stamps, began, before = answer(contender, running, index, length)
+                stamps = answer(contender, running, index, length)
                 if index >= 0:
-                    note(contender, cell, length, stamps, began, before)
+                    note(contender, cell, length, stamps)
         finally:
             running.pause()
     if index >= 0:
@@ -203,43 +226,37 @@ def one_round(contender: Contender, index: int, prompts: Sequence[int]) -> None:
         )
 
 
-def answer(contender: Contender, running: Running, index: int, length: int) -> tuple[Stamps, float, int]:
-    """The stamps of one answer, when it was asked for, and what the relay had counted by then."""
-    prompt = torch.randint(
-        300, SHAPE.vocabulary - 2, (length,), generator=torch.Generator().manual_seed(10 * length + index)
-    ).tolist()
+def answer(contender: Contender, running: Running, index: int, length: int) -> Stamps:
+    """One answer: TOKENS behind the short prompt, the first ones behind the long."""
     stamps = Stamps(running)
-    before, began = stamps.counted(), time.perf_counter()
-    made = running.generate(prompt, TOKENS if length == SHORT else 2, stamps)
+    made = running.generate(prompt_of(length, index), TOKENS if length == SHORT else 2, stamps)
     if index == 0 and length == SHORT and contender.tokens is None:
         contender.tokens = made
-    return stamps, began, before
+    return stamps
 
 
-def note(contender: Contender, cell: str, length: int, stamps: Stamps, began: float, before: int) -> None:
+def note(contender: Contender, cell: str, length: int, stamps: Stamps) -> None:
     """Write an answer's figures down: time per token of the short prompt, time to the first token of the long one."""
     if length == LONG:
-        contender.first_s.setdefault(cell, []).append(stamps.seconds[0] - began)
+        contender.first_s.setdefault(cell, []).append(stamps.first_s)
     else:
-        gaps = [after - earlier for earlier, after in zip(stamps.seconds, stamps.seconds[1:], strict=False)]
-        contender.token_s.setdefault(cell, []).append(report.median(gaps))
+        contender.token_s.setdefault(cell, []).append(stamps.gap_s)
     if cell in LINKS and length == SHORT:
         contender.bytes_per_token.append((stamps.counts[-1] - stamps.counts[0]) / (len(stamps.counts) - 1))
     if cell in LINKS and length == LONG:
-        contender.bytes_of_prompt.append(stamps.counts[0] - before)
+        contender.bytes_of_prompt.append(stamps.counts[0] - stamps.before)
 
 
 def kill(running: Running) -> dict[str, Any]:
     """Kill the second machine after KILL_AFTER tokens; what the client sees, and after how long."""
     running.resume()
     began_s: list[float] = []
-    made = 0
+    came_s: list[float] = []
     said: list[tuple[str, float]] = []
 
     def on_token() -> None:
-        nonlocal made
-        made += 1
-        if made == KILL_AFTER and running.worker is not None:
+        came_s.append(time.perf_counter())
+        if len(came_s) == KILL_AFTER and running.worker is not None:
             began_s.append(time.perf_counter())
             running.worker.kill()
 
@@ -252,18 +269,24 @@ def kill(running: Running) -> dict[str, Any]:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(HANG_S + 30)
+    thread.join(HANG_S)
+    after = len(came_s) - KILL_AFTER
     if not began_s:
-        return {"outcome": "ended before it could be killed", "known_after_s": None, "tokens_after": None}
+        return {"outcome": f"could not be killed: {said}", "known_after_s": None, "pause_s": None, "tokens_after": None}
     if not said:
-        return {
-            "outcome": f"hangs: the client is told nothing for {HANG_S + 30:.0f} s",
-            "known_after_s": None,
-            "tokens_after": made - KILL_AFTER,
-        }
+        waited = f"hangs: the client is told nothing for {HANG_S:.0f} s"
+        return {"outcome": waited, "known_after_s": None, "pause_s": None, "tokens_after": after}
     words, seen_s = said[0]
-    outcome = f"request lost: {words}" if words else f"answer complete, {made} tokens"
-    return {"outcome": outcome, "known_after_s": seen_s - began_s[0], "tokens_after": made - KILL_AFTER}
+    if words:
+        return {
+            "outcome": f"request lost: {words}",
+            "known_after_s": seen_s - began_s[0],
+            "pause_s": None,
+            "tokens_after": after,
+        }
+    pause_s = max(later - earlier for earlier, later in zip(came_s[KILL_AFTER - 1 :], came_s[KILL_AFTER:], strict=False))
+    outcome = f"answer goes on and is complete, after a pause of {pause_s:.1f} s"
+    return {"outcome": outcome, "known_after_s": None, "pause_s": pause_s, "tokens_after": after}
 
 
 def as_case(contender: Contender) -> dict[str, Any]:
@@ -291,19 +314,20 @@ def figures(cases: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 def table(cases: dict[str, dict[str, Any]]) -> str:
     """The one table, as Markdown."""
     cells = [UNSHAPED, *LINKS]
-    head = ["engine", "ms/token whole", *(f"ms/token {c}" for c in cells), *(f"network-added {c}" for c in cells),
-            "first token 512 whole, s", *(f"first token 512 {c}, s" for c in cells), "bytes/token", "kill -9 of one worker"]  # fmt: skip
+    head = ["engine", "ms/token whole", *(f"ms/token {c}" for c in cells), *(f"network-added {c}" for c in cells)]
+    head += ["first token 512 whole, s", *(f"first token 512 {c}, s" for c in cells), "bytes/token", "kill -9 of one worker"]
     rows = [head, ["---"] * len(head)]
     for key, case in cases.items():
         if case["failed"]:
             rows.append([key, f"failed: {case['failed']}", *[""] * (len(head) - 2)])
             continue
         numbers = [
-            *(case["ms_per_token"].get(c) for c in ("whole", *cells)), *(case["network_added_ms_per_token"].get(c) for c in cells),
+            *(case["ms_per_token"].get(c) for c in ("whole", *cells)),
+            *(case["network_added_ms_per_token"].get(c) for c in cells),
             *(case["first_token_512_s"].get(c) for c in ("whole", *cells)),
         ]  # fmt: skip
         kill9 = case["kill_9"] or {"outcome": "", "known_after_s": None}
-        after = "" if kill9["known_after_s"] is None else f" (after {kill9['known_after_s']:.2f} s)"
+        after = "" if kill9["known_after_s"] is None else f" (known after {kill9['known_after_s']:.2f} s)"
         rows.append(
             [
                 key,

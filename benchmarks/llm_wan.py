@@ -153,7 +153,7 @@ def run(seed: int, rounds: int, count: int, trips: tuple[float, ...], rates: tup
         "novel": [text.encode(prompt) for prompt in NOVEL],
     }
     right = {name: truth(source, prompts, count) for name, prompts in sets.items()}
-    drafter = Chain(PromptLookup(), model_drafter(Checkpoint.open(ASSETS / "tiny-drafter"), text, context=CONTEXT))
+    drafter = Chain(PromptLookup(), model_drafter(Checkpoint.open(ASSETS / "tiny-drafter"), text, "native:fp32", context=CONTEXT))
     switch = Switched(AdaptivePolicy())
     cluster = machines(("driver", "one", "two"))
     plan = even_plan(source.config.num_layers, ("one", "two"), EXECUTOR, driver="driver", context=CONTEXT, max_slots=4)

@@ -1,7 +1,8 @@
 """The random Llama of the peers' benchmarks, tensor by tensor under its Hugging Face names, and as a Hugging Face folder.
 
 Every engine reads the same numbers, each in its own format (llm_gguf.py, llm_distributed_llama_file.py). The head rows of
-the first three and the last two tokens are zero, so that greedy text never holds one that some engine takes for an end.
+specials, bytes and the last two tokens are zero, so that greedy text never holds one that some engine takes for an end, or
+holds back because its text is no whole character.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ecotone.llm.weights import RandomWeights
 from ecotone.llmplan import Span
 
 NUM_SPECIAL = 3  # unknown, begin, end
+NUM_SILENT = NUM_SPECIAL + 256  # and single bytes
 ROPE_THETA, NORM_EPS = 10_000.0, 1e-5
 
 
@@ -31,7 +33,7 @@ def tensors(config: DecoderConfig, seed: int) -> Iterator[tuple[str, torch.Tenso
     for recipe in [*before, *(r for layer in layers for r in layer), *after]:
         whole = source.read(recipe)
         if recipe.name == "head.weight":
-            whole[:NUM_SPECIAL] = whole[-2:] = 0
+            whole[:NUM_SILENT] = whole[-2:] = 0
         kinds = [name.removesuffix(".weight").rsplit(".", 1)[-1] for name in recipe.sources]
         rows = [heights.get(kind, whole.shape[0] // len(kinds)) for kind in kinds]
         yield from zip(recipe.sources, whole.split(rows), strict=True)

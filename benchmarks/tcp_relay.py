@@ -1,16 +1,16 @@
 """A user-space TCP relay that stands for a link: delay, rate and a bounded buffer each way, counted bytes, death by kill.
 
-`python -m benchmarks.tcp_relay TARGET_PORT FILE [CORE]` relays from a free port of 127.0.0.1 (printed) until standard input
-ends. FILE is a page of memory shared with the process that started it: it sets delay and rate there at any time, and reads
-what crossed. Bytes leave at the rate and arrive `delay_s` later; what does not fit into BUFFER_BYTES beyond the link's own
-content waits in the sender's socket, as before a real uplink. Without delay and rate a byte costs one recv and one send.
+`python -m benchmarks.tcp_relay TARGET_PORT FILE LISTEN_PORT` relays from that port of 127.0.0.1 (0: a free one; it is
+printed) until standard input ends. FILE is a page of memory shared with the process that started it: it sets delay and
+rate there at any time, and reads what crossed. Bytes leave at the rate and arrive
+`delay_s` later; what does not fit into BUFFER_BYTES beyond the link's own content waits in the sender's socket, as before
+a real uplink. Without delay and rate a byte costs one recv and one send.
 It stands in for netem where a kernel has none; it cannot lose or reorder what TCP carries.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 import socket
 import struct
 import subprocess
@@ -33,18 +33,11 @@ SLOT_S = 0.002  # a limited link is read in parts that take this long, so that a
 class Relay:
     """The near side: starts a relay process before `target_port`, and owns it."""
 
-    def __init__(self, target_port: int, core: int | None = None) -> None:
+    def __init__(self, target_port: int, listen: int = 0) -> None:
         self._file = tempfile.NamedTemporaryFile(prefix="relay", suffix=".page")  # noqa: SIM115 - lives as long as the relay
         self._file.truncate(PAGE)
         self._page = mmap.mmap(self._file.fileno(), PAGE)
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.tcp_relay",
-            str(target_port),
-            self._file.name,
-            str(-1 if core is None else core),
-        ]
+        command = [sys.executable, "-m", "benchmarks.tcp_relay", str(target_port), self._file.name, str(listen)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
@@ -169,13 +162,11 @@ def serve(listener: socket.socket, target_port: int, page: mmap.mmap) -> None:
 
 def main() -> None:
     """Relay until standard input ends."""
-    target_port, file, core = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else -1
-    if core >= 0:
-        os.sched_setaffinity(0, {core})
+    target_port, file, listen = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     sys.setswitchinterval(1e-4)  # two threads take turns per message: do not hold the other back for 5 ms
     with file.open("r+b") as shared:
         page = mmap.mmap(shared.fileno(), PAGE)
-    listener = socket.create_server((HOST, 0))
+    listener = socket.create_server((HOST, listen))
     threading.Thread(target=serve, args=(listener, target_port, page), daemon=True).start()
     print(listener.getsockname()[1], flush=True)
     sys.stdin.read()

@@ -24,8 +24,8 @@ DATA = {
 PLANNER = DATA | {"cost", "llmcost", "sharing", "contention"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
-    "trace", "cost", "llmcost", "sharing", "contention", "planner", "protocol", "codec", "model", "executors", "wire", "profiling",
-    "trust",
+    "trace", "cost", "llmcost", "sharing", "contention", "planner", "protocol", "codec", "model", "executors", "wire",
+    "profiling", "trust",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),

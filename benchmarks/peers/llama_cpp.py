@@ -12,8 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.peers.peer import (
-    Arrangement, Files, PeerError, Process, Session, free_port, healthy, sse, wait_for_port,
-)  # fmt: skip
+    Arrangement,
+    Files,
+    PeerError,
+    Process,
+    Session,
+    free_port,
+    healthy,
+    sse,
+    wait_for_port,
+)
 from benchmarks.tcp_relay import HOST, Relay
 
 SERVER_NAMES = ("ggml-rpc-server", "rpc-server")
@@ -53,10 +61,11 @@ class LlamaCpp:
                     options += ["--tensor-split", "1,1"]
             port = free_port()
             client = Process(
-                [str(self._folder() / "llama-server"), "-m", str(files.gguf[arrangement.precision]), "--host", HOST, "--port", str(port),
+                [str(self._folder() / "llama-server"), "-m", str(files.gguf[arrangement.precision]), "--host", HOST,
+                 "--port", str(port),
                  "-t", str(arrangement.threads), "-tb", str(arrangement.threads), "-c", str(arrangement.context), "-np", "1",
                  "--no-warmup", "-b", "512", "-ub", "512", *options],
-                logs / "client.log", arrangement.cores[0], env={"GGML_NO_BACKTRACE": "1"},  # a debugger takes seconds to say it
+                logs / "client.log", arrangement.cores[0], env={"GGML_NO_BACKTRACE": "1"},  # else gdb
             )  # fmt: skip
             processes.append(client)
             running = LlamaCppRunning(client, port, processes, relays)
@@ -97,7 +106,7 @@ class LlamaCppRunning(Session):
         """Return when it answers; raises PeerError where it ends first."""
         self.client.wait_for(lambda: healthy(self.port), "does not load its model")
 
-    def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
+    def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int] | None:
         request = {
             "prompt": list(prompt), "n_predict": count, "stream": True, "cache_prompt": False, "ignore_eos": True,
             "return_tokens": True, "temperature": 0.0, "samplers": ["temperature"],
@@ -107,7 +116,8 @@ class LlamaCppRunning(Session):
             for event in sse(self.port, "/completion", request, ANSWER_TIMEOUT_S):
                 if "error" in event:
                     raise PeerError(str(event["error"])[:200])
-                for token in event.get("tokens", ()):
+                told = event.get("tokens")
+                for token in ([-1] if event.get("content") and not event.get("stop") else []) if told is None else told:
                     made.append(token)
                     on_token()
         except PeerError as error:
@@ -115,4 +125,4 @@ class LlamaCppRunning(Session):
         if len(made) < count:
             seen_s = time.perf_counter()
             raise PeerError(f"the answer breaks off; the client {self.client.ending()}", seen_s)
-        return made
+        return made if -1 not in made else None  # prima.cpp, which descends from an older state, tells text alone

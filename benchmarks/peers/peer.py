@@ -36,6 +36,7 @@ __all__ = [
     "Process",
     "Running",
     "Session",
+    "ask_by_lines",
     "free_port",
     "healthy",
     "sse",
@@ -237,6 +238,24 @@ class Session:
             process.kill()
         for relay in self.relays:
             relay.close()
+
+
+def ask_by_lines(
+    client: LineProcess, prompt: Sequence[int], count: int, on_token: Callable[[], None], timeout_s: float
+) -> list[int]:
+    """Ask a client that says "token ID" per token and "done" or "error ..." at the end; see `Running.generate`."""
+    client.write(json.dumps({"prompt": list(prompt), "count": count}))
+    made: list[int] = []
+    while True:
+        line = client.line(timeout_s)
+        seen_s = time.perf_counter()
+        if line.startswith("token "):
+            made.append(int(line[6:]))
+            on_token()
+        elif line == "done":
+            return made
+        else:
+            raise PeerError(line.removeprefix("error "), seen_s)
 
 
 def free_port() -> int:

@@ -6,15 +6,23 @@ one server with all blocks beside the client, since Petals has no engine without
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.llm_shards import SHAPE
-from benchmarks.peers.peer import SPLIT_AT, Arrangement, Files, LineProcess, PeerError, Process, Session, free_port
+from benchmarks.peers.peer import (
+    SPLIT_AT,
+    Arrangement,
+    Files,
+    LineProcess,
+    PeerError,
+    Process,
+    Session,
+    ask_by_lines,
+    free_port,
+)
 from benchmarks.tcp_relay import HOST, Relay
 
 SCRIPT = Path(__file__).with_name("petals_client.py")
@@ -90,15 +98,4 @@ class PetalsRunning(Session):
         self.client = client
 
     def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
-        self.client.write(json.dumps({"prompt": list(prompt), "count": count}))
-        made: list[int] = []
-        while True:
-            line = self.client.line(ANSWER_TIMEOUT_S)
-            seen_s = time.perf_counter()
-            if line.startswith("token "):
-                made.append(int(line[6:]))
-                on_token()
-            elif line == "done":
-                return made
-            else:
-                raise PeerError(line.removeprefix("error "), seen_s)
+        return ask_by_lines(self.client, prompt, count, on_token, ANSWER_TIMEOUT_S)

@@ -1,7 +1,7 @@
-"""What runs inside a Python that has Petals: `petals_client.py server|client ...`. Imports nothing of ours.
+"""What runs inside a Python that has Petals: `petals_client.py MODEL_FOLDER CONTEXT PEER...`. Imports nothing of ours.
 
-client MODEL_FOLDER CONTEXT PEER...: reads one JSON request per line, {"prompt": ids, "count": n}; writes a line "token ID" as
-each comes, "error ..." where Petals gives up, "done" at the end.
+Reads one JSON request per line, {"prompt": ids, "count": n}; writes a line "token ID" as each comes, "error ..." where
+Petals gives up, "done" at the end.
 """
 
 import json

@@ -3,7 +3,7 @@
 Legend: P prompt and A answer tokens, n requests at a time; d width; K chunks of a prompt, q = P/K tokens each; stages s on
 devices j; alpha, beta latency and rate of a directed link; e bytes per number of a codec, o its further bytes per token.
 
-    (1)  pairs(m, c, w) = sum over i = 1..m of min(c + i, w)                       m tokens behind c, window w (llmprofile.py)
+    (1)  pairs(m, c, w) = sum over i = 1..m of min(c + i, w)                    m tokens behind c, window w (llmprofile.py)
     (2)  few[s](r)   = F + sum over parts of fixed + token*r + pair*r*pairs(1, c, w)         r rows, c = P + A/2 (LLM-PQ)
     (3)  many[s](K)  = F + sum over parts of fixed + (token*P + pair*pairs(P, 0, w))/K   the mean chunk; without the head
     (4)  hop(b)      = alpha + b/beta, of which b/beta occupies the link
@@ -14,7 +14,7 @@ devices j; alpha, beta latency and rate of a directed link; e bytes per number o
     (9)  tokens/s    = n / max(G*tau(r), T(r)),  r = ceil(n/G): no bubbles, n requests dealt into the best number G of frames
     (10) with bubbles  n / (T(1) + (n-1)*tau(1))    (EdgeShard, arXiv 2405.14371)
     (11) request     = ttft + (A-1) * T(1)
-    (12) memory[j]   = weights (both copies of "a+b") + keys and values + what is kept of outputs sent on (decoding/boundary.py)
+    (12) memory[j]   = weights (both copies of "a+b") + keys and values + outputs kept for replay (decoding/boundary.py)
     (13) loss        = sum over layers and head of the executor's loss / (N+1) + sum over crossings of the codec's
 
 Not in here: the work of packing bf16 or int8, buffers of a step, links that share a medium, prompts that others wait behind.
@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ecotone.cluster import Cluster, DeviceId, Link
 from ecotone.llmplan import CODECS, LOCAL, LlmPlan, LlmStage, Span
@@ -49,8 +50,8 @@ EXACT_BYTES = CODECS["fp32"]
 class Shape:
     """What is asked of the model: `prompt` tokens in, `answer` tokens out, `concurrency` requests at a time.
 
-    `context`: tokens of the longest sequence, 0: prompt + answer. `max_slots`: sequences with room for their keys, 0: as many
-    as `concurrency`.
+    `context`: tokens of the longest sequence, 0: prompt + answer. `max_slots`: sequences with room for their keys, 0: as
+    many as `concurrency`.
     """
 
     prompt: int = 512
@@ -255,7 +256,7 @@ class _Priced:
         last = len(ends) - 2
         self.hops: list[tuple[int, Link | None, DeviceId, DeviceId]] = [
             (index, model.cluster.link(one, other), one, other)
-            for index, (one, other) in enumerate(zip(ends[:-1], ends[1:], strict=True))
+            for index, (one, other) in enumerate(pairwise(ends))
             if one != other
         ]
         self.last = last
@@ -317,7 +318,8 @@ class _Priced:
         tokens = self.shape.prompt / count
         hops = [self.hop_s(link, self.hop_bytes(index, tokens, 1)) for index, link, _, _ in self.hops]
         slowest = max([*busy.values(), *(occupied for _, occupied in hops)])
-        return sum(busy.values()) + heads + sum(t for t, _ in hops) + (count - 1) * slowest
+        behind = (count - 1) * slowest if count > 1 else 0.0
+        return sum(busy.values()) + heads + sum(t for t, _ in hops) + behind
 
     def cost(self, chunk: int) -> LlmCost:
         shape = self.shape
@@ -393,4 +395,5 @@ class _Priced:
             if allowed and stage.executor not in allowed:
                 yield f"device {stage.device} may not use executor {stage.executor}"
             if stage.kv_bytes < self.model.kv_bytes(stage.device, stage.executor, stage.span.num_layers):
-                yield f"stage {index} has {stage.kv_bytes} bytes for keys, too few for {self.shape.slots} x {self.shape.longest} tokens"
+                room = f"{self.shape.slots} x {self.shape.longest} tokens"
+                yield f"stage {index} has {stage.kv_bytes} bytes for keys, too few for {room}"

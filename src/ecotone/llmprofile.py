@@ -184,13 +184,13 @@ class LlmProfile:
         first, second = rows.get(prefill), rows.get(decode or prefill)
         if first is None or second is None:
             return None
-        both = {part: second[part] for part in second if part in first}
+        both = [part for part in second if part in first and part != FRAME]
         twice = bool(decode)
         facts = self._facts[decode or prefill]
         return Measured(
-            prefill={part: first[part].prefill for part in both},
-            decode={part: time.decode for part, time in both.items()},
-            weight_bytes={part: t.weight_bytes + twice * first[part].weight_bytes for part, t in both.items()},
+            prefill={part: first[part].prefill for part in [*both, *([FRAME] if FRAME in first else [])]},
+            decode={part: second[part].decode for part in [*both, *([FRAME] if FRAME in second else [])]},
+            weight_bytes={part: second[part].weight_bytes + twice * first[part].weight_bytes for part in both},
             kv_bytes_per_token=facts.kv_bytes_per_token,
             loss=max(self._facts[prefill].loss, facts.loss),
         )

@@ -57,9 +57,7 @@ def random_world(seed: int, objective: str, *, tight: bool = False, limits: bool
         ),
         codec_losses={"bf16": 0.004, "int8": 0.03},
     )  # fmt: skip
-    shape = Shape(
-        prompt=int(rng.choice([5, 40, 150])), answer=int(rng.integers(1, 60)), concurrency=int(rng.integers(1, 6))
-    )
+    shape = Shape(prompt=int(rng.choice([5, 40, 150])), answer=int(rng.integers(1, 60)), concurrency=int(rng.integers(1, 6)))
     cluster = _cluster(rng, profile, shape, tight)
     codecs = (("fp32",), ("fp32", "int8"), ("bf16",))[int(rng.integers(0, 3))] if layers < 4 else ("fp32",)
     asked = Asked(shape=shape, objective=objective, codecs=codecs, max_loss=float(rng.choice([0.0, 0.01, 0.015, 0.2])))
@@ -200,14 +198,14 @@ class _Oracle:
                 return math.inf
         if asked.tokens_per_s and rate * slack < asked.tokens_per_s:
             return math.inf
-        return {"tpot": tpot, "ttft": ttft, "request": request, "throughput": 1 / rate if rate else math.inf}[asked.objective]
+        return {"tpot": tpot, "ttft": ttft, "request": request, "throughput": 1 / rate if rate else math.inf}[
+            asked.objective
+        ]
 
     def _curve(self, stage: Stage, part: str, many: bool) -> Curve | None:
         names = stage.executor.split("+")
-        both = [self.time.get((self.kind[stage.device], name, part)) for name in names]
-        if None in both:
-            return None
-        return both[0].prefill if many else both[-1].decode  # type: ignore[union-attr]
+        found = self.time.get((self.kind[stage.device], names[0] if many else names[-1], part))
+        return None if found is None else found.prefill if many else found.decode
 
     def _few(self, stage: Stage, rows: int) -> float:
         total = 0.0
@@ -277,7 +275,8 @@ class _Oracle:
         for stage in stages:
             body, head = self._many(stage, chunks)
             busy[stage.device], heads = busy.get(stage.device, 0.0) + body, heads + head
-        return sum(busy.values()) + heads + travel + (chunks - 1) * max(longest, *busy.values())
+        behind = (chunks - 1) * max(longest, *busy.values()) if chunks > 1 else 0.0
+        return sum(busy.values()) + heads + travel + behind
 
     def _loss(self, stages: tuple[Stage, ...]) -> float:
         each = len(self.profile.layers) + 1

@@ -340,6 +340,8 @@ class Generator:
         """Another process than before: its shards are gone, however short it was away."""
         self._placement.began_anew(node)
         patience_s = self.settings.grace_s + _RESTART_S
+        if all(stage.peer.node != node for stage in self._stages):
+            return
         self._up_again[node] = time.monotonic() + patience_s
         self._tell(NodeDown(node))
         timer = threading.Timer(patience_s, self._tell, (NodeUp(node),))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ecotone.cluster import Cluster, DeviceId
 from ecotone.llmcost import LlmCost, Shape, frames_of
@@ -33,7 +33,7 @@ class Asked:
     `driver`: the device that schedules; "": the cluster's source.
     """
 
-    shape: Shape = Shape()
+    shape: Shape = field(default_factory=Shape)
     objective: str = "request"
     tpot_s: float = 0.0
     ttft_s: float = 0.0
@@ -101,6 +101,16 @@ class View:
     rows: int
     frames: int
     forms: tuple[Form, ...]
+
+    @property
+    def sums(self) -> list[tuple[float, float, float, float]]:
+        """Distinct weights of the forms' sums."""
+        return list(dict.fromkeys(form.sums for form in self.forms if any(form.sums)))
+
+    @property
+    def maxima(self) -> list[int]:
+        """Maxima that some form weighs."""
+        return [index for index in (CHUNK_MAX, ROWS_MAX) if any(form.maxima[index] for form in self.forms)]
 
     def uses(self, index: int) -> bool:
         return any(form.sums[index] for form in self.forms)

@@ -52,9 +52,8 @@ class Forms:
     """The view's forms over compact columns: `sums` (distinct combinations) and `maxima` (those used)."""
 
     def __init__(self, problem: Problem):
-        forms = problem.view.forms
-        distinct = list(dict.fromkeys(form.sums for form in forms if any(form.sums)))
-        self.used = [i for i in range(2) if any(form.maxima[i] for form in forms)]
+        forms, distinct = problem.view.forms, problem.view.sums
+        self.used = problem.view.maxima
         self.matrix = np.array(distinct).reshape(len(distinct), 4)
         self.rows = [
             (distinct.index(f.sums) if any(f.sums) else -1, np.array([f.maxima[i] for i in self.used]), f.limit)
@@ -69,6 +68,11 @@ class Forms:
     def maxima(self, rows: FloatArray) -> FloatArray:
         return rows[..., self.used]
 
+    def start(self, problem: Problem) -> Labels:
+        """The one label from which everything begins, with nothing done."""
+        block, none = np.zeros(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
+        return Labels(block, np.zeros((1, len(self.matrix))), self.maxima(problem.least_maxima[None, :]), none)
+
     def value(self, sums: FloatArray, maxima: FloatArray, rest: FloatArray | None = None) -> FloatArray:
         """The objective of each row, inf where a limit is broken; `rest` (row, form): what each form's sum still pays."""
         value = np.zeros(len(sums))
@@ -78,10 +82,8 @@ class Forms:
                 form = form + sums[:, column]
                 if rest is not None:
                     form = form + rest[:, index]
-            if limit is None:
-                value = np.maximum(value, form)
-            else:
-                value = np.where(form > limit * (1 + 1e-9), np.inf, value)
+            is_broken = np.zeros(len(sums), dtype=bool) if limit is None else form > limit * (1 + 1e-9)
+            value = np.where(is_broken, np.inf, np.maximum(value, form) if limit is None else value)
         return value
 
 
@@ -116,75 +118,116 @@ def _front(rows: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return keep
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The segments of all classes, sorted by first block and class. `offsets[b]`: where in the rows of block b each of
+    `classes[b]` begins."""
+
+    place: IntArray
+    last: IntArray
+    num_bytes: FloatArray
+    sums: FloatArray
+    start: IntArray
+    offsets: list[IntArray]
+    classes: list[IntArray]
+
+    @staticmethod
+    def of(problem: Problem, sums: list[FloatArray]) -> _Rows:
+        tables = problem.segments
+        place = np.concatenate([np.full(len(s.first), k, dtype=np.int64) for k, s in enumerate(tables)])
+        first = np.concatenate([s.first for s in tables])
+        order = np.lexsort((place, first))
+        place, first = place[order], first[order]
+        start = np.searchsorted(first, np.arange(problem.num_blocks + 1))
+        offsets, classes = [], []
+        for block in range(problem.num_blocks):
+            own = place[start[block] : start[block + 1]]
+            begins = (
+                np.flatnonzero(np.concatenate([[True], own[1:] != own[:-1]])) if len(own) else np.zeros(0, dtype=np.int64)
+            )
+            offsets.append(begins)
+            classes.append(own[begins])
+        last = np.concatenate([s.last for s in tables])[order]
+        num_bytes = np.concatenate([s.num_bytes for s in tables])[order].astype(float)
+        return _Rows(place, last, num_bytes, np.concatenate(sums)[order], start, offsets, classes)
+
+
 class Rest:
     """What completing a label costs at least, by form, block and place."""
 
-    def __init__(self, problem: Problem, forms: Forms, rounds: int = 40):
+    def __init__(self, problem: Problem, forms: Forms):
         self.problem, self.forms = problem, forms
         self._free = problem.free_blocks()
         self._sums = [forms.sums(s.sums) for s in problem.segments]
+        self._rows = _Rows.of(problem, self._sums)
+        self._hops: dict[int, FloatArray] = {}
         self.plain = [self._programme(column, None)[0] for column, _, _ in forms.rows]
         self.prices = np.zeros((2, len(problem.counts)))  # per byte, per visit
         self.priced = self.plain[forms.main]
         self._by_counts: dict[Counts, tuple[FloatArray, FloatArray]] = {}
         self._most = [self._thresholds(k) for k in range(len(problem.counts))]
-        self._rooms = [
-            float(s.num_bytes.max()) if len(s.num_bytes) else 0.0 for s in problem.segments
-        ]  # no segment takes more
-        if rounds and len(problem.counts) > 1:
-            self._raise(rounds)
+        most = [float(s.num_bytes.max()) if len(s.num_bytes) else 0.0 for s in problem.segments]  # no segment takes more
+        self._rooms = np.array(most)
 
     # ---- sums ------------------------------------------------------------------------------------------------------------
 
-    def _programme(self, column: int, prices: FloatArray | None) -> tuple[FloatArray, list[tuple[int, int]]]:
-        """Least cost of completing from (place, block), places C for the driver's own start; and a best path's segments
-        (class, row). Column -1: zeros."""
-        problem = self.problem
+    def _programme(self, column: int, prices: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        """Least cost of completing from (place, block), place C for the driver's own start; and of entering each class at
+        each block. Column -1: zeros."""
+        problem, rows = self.problem, self._rows
         num, places = problem.num_blocks, len(problem.counts)
-        least = np.full((places + 1, num + 1), math.inf)
+        least, entered = np.full((places + 1, num + 1), math.inf), np.full((num, places), math.inf)
         if column < 0:
-            return np.zeros_like(least), []
-        hop = self._least_hops(column)
+            return np.zeros_like(least), entered
         weights = self.forms.matrix[column]
-        for place in range(places):
-            end = problem.exit[place]
-            least[place, num] = math.inf if end is None else float(end.sums @ weights)
-        choice: dict[tuple[int, int], int] = {}
-        target: dict[tuple[int, int], int] = {}
+        hop = self._hop_costs(column)
+        cost = self._costs(column, prices)
+        least[:places, num] = [math.inf if end is None else float(end.sums @ weights) for end in problem.exit]
         for block in range(num - 1, -1, -1):
             fixed = problem.at(block)
-            entered = np.full(places, math.inf)
             if fixed is not None:
-                entered[fixed.place] = float(fixed.sums @ weights) + least[fixed.place, fixed.last]
+                entered[block, fixed.place] = float(fixed.sums @ weights) + least[fixed.place, fixed.last]
+            elif len(rows.offsets[block]):
+                own = slice(rows.start[block], rows.start[block + 1])
+                total = cost[own] + least[rows.place[own], rows.last[own]]
+                entered[block, rows.classes[block]] = np.minimum.reduceat(total, rows.offsets[block])
+            if block:
+                least[:places, block] = (hop[:places] + entered[block]).min(axis=1, initial=math.inf)
             else:
-                for place, segments in enumerate(problem.segments):
-                    rows = slice(segments.start[block], segments.start[block + 1])
-                    if rows.start == rows.stop:
-                        continue
-                    cost = self._sums[place][rows, column] + least[place, segments.last[rows]]
-                    if prices is not None:
-                        cost = cost + prices[0, place] * segments.num_bytes[rows] + prices[1, place]
-                    best = int(cost.argmin())
-                    entered[place], choice[place, block] = cost[best], rows.start + best
-            for source in range(places + 1):
-                if (source == places) == (block == 0):
-                    total = hop[source] + entered
-                    best = int(total.argmin())
-                    least[source, block], target[source, block] = total[best], best
-        return least, self._walk(choice, target) if math.isfinite(least[places, 0]) else []
+                least[places, 0] = (hop[places] + entered[0]).min(initial=math.inf)
+        return least, entered
 
-    def _walk(self, choice: dict[tuple[int, int], int], target: dict[tuple[int, int], int]) -> list[tuple[int, int]]:
-        place, block, path = len(self.problem.counts), 0, []
+    def _costs(self, column: int, prices: FloatArray | None) -> FloatArray:
+        rows = self._rows
+        own: FloatArray = rows.sums[:, column]
+        if prices is not None:
+            own = own + prices[0, rows.place] * rows.num_bytes + prices[1, rows.place]
+        return own
+
+    def _used(self, column: int, prices: FloatArray, least: FloatArray, entered: FloatArray) -> FloatArray | None:
+        """(bytes, visits) by class of a best path of the programme; None where there is none."""
+        if not math.isfinite(least[-1, 0]):
+            return None
+        rows, hop, cost = self._rows, self._hop_costs(column), self._costs(column, prices)
+        used = np.zeros((2, len(self.problem.counts)))
+        place, block = len(self.problem.counts), 0
         while block < self.problem.num_blocks:
-            place = target[place, block]
+            place = int((hop[place] + entered[block]).argmin())
             fixed = self.problem.at(block)
             if fixed is not None:
                 block = fixed.last
-            else:
-                row = choice[place, block]
-                path.append((place, row))
-                block = int(self.problem.segments[place].last[row])
-        return path
+                continue
+            own = np.flatnonzero(rows.place[rows.start[block] : rows.start[block + 1]] == place) + rows.start[block]
+            row = own[int((cost[own] + least[place, rows.last[own]]).argmin())]
+            used[:, place] += rows.num_bytes[row], 1
+            block = int(rows.last[row])
+        return used
+
+    def _hop_costs(self, column: int) -> FloatArray:
+        """Least cost of each hop, by (source, target), the driver's start in the last row."""
+        if column not in self._hops:
+            self._hops[column] = self._least_hops(column)
+        return self._hops[column]
 
     def _least_hops(self, column: int) -> FloatArray:
         places, weights = len(self.problem.counts), self.forms.matrix[column]
@@ -195,38 +238,58 @@ class Rest:
         made = [[least(self.problem.hops[a, b]) for b in range(places)] for a in range(places)]
         return np.array([*made, [least((self.problem.entry[b],)) for b in range(places)]])
 
-    def _raise(self, rounds: int) -> None:
-        """Subgradient steps on the prices, towards a plan that keeps bytes and visits (Polyak's rule, halved on stalls)."""
-        problem, forms = self.problem, self.forms
-        column = forms.rows[forms.main][0]
-        limit = np.array(problem.counts, dtype=float)
-        room = np.array(self._rooms)
-        least, path = self._programme(column, None)
-        best = float(least[-1, 0])
-        scale = best if best > 0 else 1.0
-        prices, step, stalled = np.zeros((2, len(limit))), 1.0, 0
+    def tighten(self, upper: float, rounds: int = 60) -> None:
+        """Raise the bound by subgradient steps on the prices, until it reaches `upper` (the value of a known plan, or inf).
+
+        The first prices are those of the fractional problem: blocks go to the cheapest bytes first, and every class pays
+        per byte what it is cheaper than the last one that is needed. Then Polyak's rule, its step halved on stalls.
+        """
+        limit = np.array(self.problem.counts, dtype=float)
+        give = np.stack([limit * self._rooms, limit])
+        units = np.maximum(give, 1e-300)  # so that bytes and visits weigh alike
+        prices, step, stalled = np.stack([self._fractional(), np.zeros(len(limit))]), 1.0, 0
+        best, column = -math.inf, self.forms.rows[self.forms.main][0]
         for _ in range(rounds):
-            if not path:
-                return
-            used = np.zeros((2, len(limit)))
-            for place, row in path:
-                used[0, place] += problem.segments[place].num_bytes[row]
-                used[1, place] += 1
-            gradient = used - np.stack([limit * room, limit])
-            units = np.stack([np.maximum(limit * room, 1.0), limit])  # so that bytes and visits weigh alike
-            over = gradient / units
-            norm = float((over**2).sum())
-            if norm == 0 or not (over > 1e-12).any():
-                break
-            prices = np.maximum(prices + step * 0.2 * scale * over / norm / units, 0.0)
-            least, path = self._programme(column, prices)
-            bound = float(least[-1, 0] - (prices * np.stack([limit * room, limit])).sum())
+            least, entered = self._programme(column, prices)
+            used = self._used(column, prices, least, entered)
+            bound = float(least[-1, 0] - (prices * give).sum())
             if bound > best:
-                best, stalled = bound, 0
+                improved = bound > best + 1e-4 * abs(bound)
+                best, stalled = bound, 0 if improved else stalled + 1
                 self.prices, self.priced = prices.copy(), least
+                self._by_counts.clear()
             else:
                 stalled += 1
-                step *= 0.5 if stalled % 3 == 0 else 1.0
+            if stalled >= 4:
+                step, stalled = step * 0.5, 0
+            if used is None or best >= upper * (1 - 1e-9) or step < 0.02:
+                return
+            over = (used - give) / units
+            over[(prices <= 0) & (over < 0)] = 0.0
+            norm = float((over**2).sum())
+            if norm < 1e-18:
+                return
+            aim = upper if math.isfinite(upper) else 1.1 * best
+            prices = np.maximum(prices + step * (aim - bound) * over / norm / units, 0.0)
+
+    def _fractional(self) -> FloatArray:
+        """Per byte, what each class is cheaper than the last one needed to hold all free blocks."""
+        rates, sizes, room = [], [], []
+        for sums, segments in zip(self._sums, self.problem.segments, strict=True):
+            width = segments.last - segments.first
+            longest = int(width.argmax()) if len(width) else -1
+            per_block = (
+                float(sums[longest, self.forms.rows[self.forms.main][0]]) / int(width[longest]) if len(width) else 0.0
+            )
+            rates.append(per_block if len(width) else math.inf)
+            sizes.append(float(segments.num_bytes[longest]) / int(width[longest]) if len(width) else 1.0)
+            room.append(int(width[longest]) if len(width) else 0)
+        left, last = float(self._free[0]), 0.0
+        for place in sorted(range(len(rates)), key=lambda place: rates[place]):
+            if left > 0 and room[place]:
+                last = rates[place]
+                left -= room[place] * self.problem.counts[place]
+        return np.array([max(0.0, last - rate) / max(size, 1e-300) for rate, size in zip(rates, sizes, strict=True)])
 
     # ---- maxima and bytes ------------------------------------------------------------------------------------------------
 
@@ -258,15 +321,30 @@ class Rest:
                     ordered = np.sort(np.concatenate(steps))[:num]
                     table[1 : len(ordered) + 1, column] = ordered
             left = np.array(counts, dtype=float)
-            credit = (self.prices * np.stack([left * np.array(self._rooms), left])).sum()
+            credit = (self.prices * np.stack([left * self._rooms, left])).sum()
             found = self._by_counts[counts] = (table, np.array(credit))
         return found
+
+    def root(self) -> float:
+        """A lower bound on every plan of the problem; inf where it holds none."""
+        counts = self.problem.counts
+        return float(self.bound(self.forms.start(self.problem), len(counts), counts)[0])
+
+    def range(self, column: int) -> tuple[float, float]:
+        """Between what and what maximum `column` (of the forms' compact ones) of any plan lies."""
+        table, _ = self.least_maxima(self.problem.counts)
+        own = self.forms.used[column]
+        highest = [float(s.maxima[:, own].max()) for s in self.problem.segments if len(s.first)]
+        hops = [h for hops in self.problem.hops.values() for h in hops] + [*self.problem.entry, *self.problem.exit]
+        highest += [float(hop.maxima[own]) for hop in hops if hop is not None]
+        low = max(float(table[self._free[0], column]), float(self.problem.least_maxima[own]))
+        return low, max([low, *highest])
 
     def bound(self, labels: Labels, place: int, counts: Counts) -> FloatArray:
         """A lower bound on the objective of every completion of `labels`, which stand on `place` with `counts` left."""
         table, credit = self.least_maxima(counts)
         least = table[self._free[labels.block]]
-        is_stuck = np.isinf(least).any(axis=1)
+        is_stuck = np.asarray(np.isinf(least).any(axis=1))
         least = np.where(is_stuck[:, None], 0.0, least)
         rest = np.stack([plain[place, labels.block] for plain in self.plain], axis=1)
         main = self.forms.main

@@ -11,6 +11,7 @@ Memory: equation (12) of llmcost.py, per segment, beside what is fixed on the de
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.llmcost import LlmCostModel
 from ecotone.llmplan import EXACT, LOCAL, LlmStage, Span
-from ecotone.llmprofile import EMBEDDING, FRAME, HEAD, LlmProfile, Measured
+from ecotone.llmprofile import EMBEDDING, FRAME, HEAD, Curve, LlmProfile, Measured
 from ecotone.planner.generation.asked import LOSS, PROMPT, Asked, View
 from ecotone.planner.objective import PlannerError
 
@@ -71,6 +72,14 @@ class Segments:
     maxima: FloatArray
     num_bytes: IntArray
     start: IntArray
+
+    def where(self, good: NDArray[np.bool_]) -> Segments:
+        """Only the rows that are good."""
+        first = self.first[good]
+        return Segments(
+            first, self.last[good], self.option[good], self.sums[good], self.maxima[good], self.num_bytes[good],
+            np.searchsorted(first, np.arange(len(self.start))),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +159,11 @@ class Problem:
     hops: dict[tuple[int, int], tuple[Hop, ...]] = field(init=False)
     entry: list[Hop | None] = field(init=False)
     exit: list[Hop | None] = field(init=False)
+    floor: FloatArray = field(init=False)  # maxima count as no less
 
     def __post_init__(self) -> None:
         world = self.world
+        self.floor = np.zeros(NUM_MAXIMA)
         self.counts = tuple(len(group) for group in world.classes)
         self.busy = np.zeros((len(self.counts), NUM_MAXIMA))
         held = [0] * len(self.counts)
@@ -206,6 +217,23 @@ class Problem:
     def with_fixed(self, fixed: Sequence[Fixed]) -> Problem:
         return Problem(self.world, self.view, tuple(fixed))
 
+    def between(self, column: int, low: float, high: float) -> Problem:
+        """The same with maximum `column` at most `high`, and counted as no less than `low`."""
+        made = copy.copy(self)
+        made.floor = self.floor.copy()
+        made.floor[column] = low
+        made.segments = [segments.where(segments.maxima[:, column] <= high) for segments in self.segments]
+        made.hops = {ends: tuple(h for h in hops if h.maxima[column] <= high) for ends, hops in self.hops.items()}
+        made.entry = [hop if hop is not None and hop.maxima[column] <= high else None for hop in self.entry]
+        made.exit = [hop if hop is not None and hop.maxima[column] <= high else None for hop in self.exit]
+        return made
+
+    @property
+    def least_maxima(self) -> FloatArray:
+        """What every plan's maxima are at least, by what is fixed."""
+        made: FloatArray = np.maximum(self.busy.max(axis=0, initial=0.0), self.floor)
+        return made
+
     # ---- segments --------------------------------------------------------------------------------------------------------
 
     def _blocks(self, found: Measured) -> _Blocks:
@@ -226,12 +254,10 @@ class Problem:
             sums = [one, many, several, loss]
             rows[part] = (sums, [0.0 if part == HEAD else many, several], found.weight_bytes[part], kv)
         frame_sums, frame_maxima = np.zeros(NUM_SUMS), np.zeros(NUM_MAXIMA)
-        if FRAME in found.decode:
-            tokens = model.shape.prompt / model.shape.num_chunks(view.chunk)
-            curve = found.decode[FRAME]
-            many = found.prefill[FRAME].at_s(tokens, 0.0)
-            frame_sums[:3] = curve.at_s(1, 0.0), many, curve.at_s(view.rows, 0.0)
-            frame_maxima[:] = many, frame_sums[2]
+        tokens = model.shape.prompt / model.shape.num_chunks(view.chunk)
+        few, many = found.decode.get(FRAME, Curve()), found.prefill.get(FRAME, Curve()).at_s(tokens, 0.0)
+        frame_sums[:3] = few.at_s(1, 0.0), many, few.at_s(view.rows, 0.0)
+        frame_maxima[:] = many, frame_sums[2]
         return _Blocks(
             np.array([rows[p][0] for p in parts]), np.array([rows[p][1] for p in parts]),
             np.array([rows[p][2] for p in parts], dtype=np.int64), np.array([rows[p][3] for p in parts], dtype=np.int64),
@@ -257,7 +283,7 @@ class Problem:
         sums, maxima = np.stack([m[0] for m in made]), np.stack([m[1] for m in made])  # (option, range, column)
         num_bytes = np.stack([m[2] for m in made])
         good = np.isfinite(sums).all(axis=2) & (num_bytes <= room)
-        columns = self._columns(sums, maxima)
+        columns = self.columns(sums, maxima)
         for i in range(len(made)):
             for j in range(len(made)):
                 if i != j:
@@ -286,18 +312,17 @@ class Problem:
         has_layers = (np.minimum(last, layers + 1) - np.maximum(first, 1)) > 0
         return np.where(has_layers & (last <= layers + 1), bytes_each, 0).astype(np.int64)
 
-    def _columns(self, sums: FloatArray, maxima: FloatArray) -> FloatArray:
-        """The columns that some form of the view looks at."""
-        used = [i for i in range(NUM_SUMS) if self.view.uses(i)]
-        most = [i for i in range(NUM_MAXIMA) if any(form.maxima[i] for form in self.view.forms)]
-        return np.concatenate([sums[..., used], maxima[..., most]], axis=-1)
+    def columns(self, sums: FloatArray, maxima: FloatArray) -> FloatArray:
+        """The columns that the view's forms look at: their sums, and the maxima that one of them weighs."""
+        made = np.stack([_weighed(sums, weights) for weights in self.view.sums], axis=-1)
+        return np.concatenate([made, maxima[..., self.view.maxima]], axis=-1)
 
     def _undominated(self, tables: dict[str, _Blocks]) -> dict[str, _Blocks]:
         """Executors that no other one beats on every block in time, loss and bytes: the cheap test before the exact one."""
         rows = {}
         for name, table in tables.items():
-            frame = self._columns(table.frame_sums, table.frame_maxima)
-            columns = self._columns(table.sums, table.maxima)
+            frame = self.columns(table.frame_sums, table.frame_maxima)
+            columns = self.columns(table.sums, table.maxima)
             rows[name] = np.concatenate([columns.ravel(), frame, (table.weights + table.keys).astype(float)])
         kept: dict[str, _Blocks] = {}
         for name, row in rows.items():
@@ -363,6 +388,13 @@ class _Blocks:
         sums, maxima = _ranges(self.sums, first, last), _ranges(self.maxima, first, last)
         own = np.concatenate([[0], np.cumsum(self.weights + self.keys)])
         return sums + self.frame_sums, maxima + self.frame_maxima + busy, own[last] - own[first] + kept
+
+
+def _weighed(sums: FloatArray, weights: Sequence[float]) -> FloatArray:
+    """sums . weights, where a weight of 0 also makes nothing of inf."""
+    used = [index for index, weight in enumerate(weights) if weight]
+    made: FloatArray = sums[..., used] @ np.array([weights[index] for index in used])
+    return made
 
 
 def _ranges(rows: FloatArray, first: IntArray, last: IntArray) -> FloatArray:

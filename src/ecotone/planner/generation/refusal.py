@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ecotone.cluster import Cluster
 from ecotone.llmcost import BLOCK_TOKENS, LlmCostModel, Shape
@@ -151,7 +152,7 @@ def _limits(profile: LlmProfile, cluster: Cluster, asked: Asked, find: Find) -> 
         limit = float(getattr(asked, field))
         if not limit:
             continue
-        lifted = replace(asked, objective=objective, **{field: 0.0})
+        lifted = _without_limit(replace(asked, objective=objective), field)
         found = find(profile, cluster, lifted, (), SECONDS)
         if found is None:
             continue
@@ -162,3 +163,8 @@ def _limits(profile: LlmProfile, cluster: Cluster, asked: Asked, find: Find) -> 
         elif value > limit:
             best, asked_s = format_quantity(value, "s"), format_quantity(limit, "s")
             yield f"{name} fails: the best is {best}, {asked_s} is asked; nearest: {found[0]}"
+
+
+def _without_limit(asked: Asked, field: str) -> Asked:
+    cleared: dict[str, Any] = {field: 0.0}
+    return replace(asked, **cleared)

@@ -20,7 +20,7 @@ import numpy as np
 from ecotone.planner.generation.labels import Counts, Forms, Labels, Rest, undominated
 from ecotone.planner.generation.problem import Fixed, FloatArray, Hop, IntArray, Problem
 
-__all__ = ["Found", "Placed", "search"]
+__all__ = ["EQUAL", "Found", "Placed", "sweep"]
 
 BEAM = 300
 EQUAL = 1e-9
@@ -47,18 +47,12 @@ class Found:
     path: tuple[Placed, ...] | None
 
 
-def search(problem: Problem, *, best: float = math.inf, deadline: float = math.inf, rest: Rest | None = None) -> Found:
-    """The plan of least value below `best`; deterministic while time does not run out (`deadline`, time.perf_counter)."""
-    forms = Forms(problem)
-    rest = rest or Rest(problem, forms)
-    first = _Sweep(problem, forms, rest, best, deadline, BEAM)
-    first.run()
-    if first.is_complete:
-        return first.found()
-    second = _Sweep(problem, forms, rest, first.value, deadline, 0)
-    second.path = first.path
-    second.run()
-    return second.found()
+def sweep(problem: Problem, rest: Rest, best: float, deadline: float, *, exact: bool, gap: float = EQUAL) -> Found:
+    """The plan of least value below `best` by more than a share of `gap`: of a narrow beam, or of all plans. Deterministic
+    while time does not run out (`deadline`, time.perf_counter)."""
+    made = _Sweep(problem, rest.forms, rest, best, deadline, 0 if exact else BEAM, gap)
+    made.run()
+    return made.found()
 
 
 @dataclass(slots=True)
@@ -99,8 +93,9 @@ class _Records:
 class _Sweep:
     """One pass; `beam` 0: exact, else at most so many labels per layer."""
 
-    def __init__(self, problem: Problem, forms: Forms, rest: Rest, best: float, deadline: float, beam: int):
+    def __init__(self, problem: Problem, forms: Forms, rest: Rest, best: float, deadline: float, beam: int, gap: float):
         self.problem, self.forms, self.rest, self.deadline, self.beam = problem, forms, rest, deadline, beam
+        self.gap = gap
         self.value = best
         self.path: tuple[Placed, ...] | None = None
         self.open_bound = math.inf  # of labels that were dropped for no proven reason
@@ -108,23 +103,14 @@ class _Sweep:
         self.segment_sums = [forms.sums(s.sums) for s in problem.segments]
         self.segment_maxima = [forms.maxima(s.maxima) for s in problem.segments]
 
-    @property
-    def is_complete(self) -> bool:
-        return self.open_bound >= self.value * (1 - EQUAL)
-
     def found(self) -> Found:
         return Found(self.value, min(self.value, self.open_bound), self.path)
 
     def run(self) -> None:
         problem = self.problem
         places = len(problem.counts)
-        zeros = np.zeros((1, len(self.forms.matrix)))
-        busiest = problem.busy.max(axis=0, initial=0.0)
-        start = Labels(
-            np.zeros(1, dtype=np.int64), zeros, self.forms.maxima(busiest[None, :]), np.array([-1], dtype=np.int64)
-        )
         layer: dict[Counts, dict[int, list[Labels]]] = {}
-        self._settle(layer, problem.counts, places, start)
+        self._settle(layer, problem.counts, places, self.forms.start(problem))
         while layer:
             if self.beam:
                 layer = self._narrowed(layer)
@@ -237,7 +223,7 @@ class _Sweep:
             self.path = self.records.path(int(done.record[best]))
 
     def _to_beat(self) -> float:
-        return self.value * (1 - EQUAL) if math.isfinite(self.value) else math.inf
+        return self.value * (1 - self.gap) if math.isfinite(self.value) else math.inf
 
     # ---- what is dropped without proof -----------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ After a loss, `replan_without` keeps every stage that lives where it is and plac
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +20,10 @@ from ecotone.llmcost import LlmCost, LlmCostModel
 from ecotone.llmplan import LOCAL, LlmPlan, LlmStage
 from ecotone.llmprofile import LlmProfile
 from ecotone.planner.generation.asked import Asked, value_of, views
-from ecotone.planner.generation.labels import Forms, Labels, Rest
+from ecotone.planner.generation.branching import explore
 from ecotone.planner.generation.problem import Fixed, Problem, World
 from ecotone.planner.generation.refusal import reason
-from ecotone.planner.generation.search import Found, Placed, search
+from ecotone.planner.generation.search import Found, Placed
 from ecotone.planner.objective import PlannerError
 
 __all__ = ["LlmSolution", "choose_plan", "find", "replan_without"]
@@ -65,17 +64,31 @@ class LlmSolution:
 
 
 def choose_plan(
-    profile: LlmProfile, cluster: Cluster, asked: Asked, *, time_limit_s: float = 20.0, explain: bool = True
+    profile: LlmProfile,
+    cluster: Cluster,
+    asked: Asked,
+    *,
+    time_limit_s: float = 20.0,
+    gap: float = 0.0,
+    explain: bool = True,
 ) -> LlmSolution:
     """The best plan for what is asked. Raises PlannerError saying what is missing, by how much, and what would help.
 
+    `gap`: a plan that is proven to be within this share of the best will do; a prediction is good to a few percent.
     `explain` False: the error is short, and no time goes into what would help.
     """
-    return _chosen(profile, cluster, asked, (), time_limit_s, explain)
+    return _chosen(profile, cluster, asked, (), time_limit_s, gap, explain)
 
 
 def replan_without(
-    lost: Sequence[str], plan: LlmPlan, profile: LlmProfile, cluster: Cluster, asked: Asked, *, time_limit_s: float = 5.0
+    lost: Sequence[str],
+    plan: LlmPlan,
+    profile: LlmProfile,
+    cluster: Cluster,
+    asked: Asked,
+    *,
+    time_limit_s: float = 2.0,
+    gap: float = 0.01,
 ) -> LlmSolution:
     """The best plan on what is left of `cluster` in which every stage of `plan` on a living device stays as it is.
 
@@ -90,9 +103,9 @@ def replan_without(
     asked = replace(asked, driver=plan.driver)
     kept = tuple(replace(stage, codec=LOCAL) for stage in plan.stages if stage.device not in gone)
     try:
-        made = _chosen(profile, left, asked, kept, time_limit_s, False)
+        made = _chosen(profile, left, asked, kept, time_limit_s, gap, False)
     except PlannerError:
-        made = _chosen(profile, left, asked, (), time_limit_s, True)
+        made = _chosen(profile, left, asked, (), time_limit_s, gap, True)
     return replace(made, plan=made.plan.with_epoch(plan.epoch + 1), moved=tuple(_moved(plan, made.plan)))
 
 
@@ -120,14 +133,20 @@ def _without(cluster: Cluster, gone: set[str]) -> Cluster:
 
 
 def _chosen(
-    profile: LlmProfile, cluster: Cluster, asked: Asked, kept: Sequence[LlmStage], time_limit_s: float, explain: bool
+    profile: LlmProfile,
+    cluster: Cluster,
+    asked: Asked,
+    kept: Sequence[LlmStage],
+    time_limit_s: float,
+    gap: float,
+    explain: bool,
 ) -> LlmSolution:
     if asked.shape.longest > profile.max_positions:
         most = profile.max_positions
         raise PlannerError(
             f"a context of {asked.shape.longest} tokens is asked, the model takes at most {most}; ask for less"
         )
-    found = find(profile, cluster, asked, kept, time_limit_s)
+    found = find(profile, cluster, asked, kept, time_limit_s, gap)
     if found is None:
         told = reason(profile, cluster, asked, find) if explain else "nothing that fits keeps what is asked"
         raise PlannerError(f"no plan: {told}")
@@ -138,7 +157,12 @@ def _chosen(
 
 
 def find(
-    profile: LlmProfile, cluster: Cluster, asked: Asked, kept: Sequence[LlmStage] = (), time_limit_s: float = 20.0
+    profile: LlmProfile,
+    cluster: Cluster,
+    asked: Asked,
+    kept: Sequence[LlmStage] = (),
+    time_limit_s: float = 20.0,
+    gap: float = 0.0,
 ) -> tuple[LlmPlan, float] | None:
     """The best plan and the bound on its value; None where there is none (or none was found in time).
 
@@ -148,25 +172,14 @@ def find(
     world = World(LlmCostModel(profile, cluster, asked.shape), asked, kept)
     if not world.classes:
         return None
-    tries = sorted(_tries(world, asked), key=lambda pair: pair[0])
-    value, bound, best = math.inf, math.inf, None
-    for root, problem in tries:
-        if root >= value * (1 - 1e-9):
-            break
-        if time.perf_counter() > deadline:
-            bound = min(bound, root)
-            break
-        found = search(problem, best=value, deadline=deadline)
-        bound = min(bound, max(root, found.bound))
-        if found.path is not None:
-            value, best = found.value, (problem, found)
-    if best is None:
+    found = explore(_tries(world, asked), deadline, gap)
+    if found.best is None:
         return None
-    return _plan(world, *best), min(bound, value)
+    return _plan(world, *found.best), found.bound
 
 
-def _tries(world: World, asked: Asked) -> Iterator[tuple[float, Problem]]:
-    """Every View with every way in which the driver may hold the ends apart, and a first bound on each."""
+def _tries(world: World, asked: Asked) -> Iterator[Problem]:
+    """Every View with every way in which the driver may hold the ends apart."""
     limit_loss = _may_lose(world, asked)
     for view in views(asked, limit_loss=limit_loss):
         bare = Problem(world, view)
@@ -179,10 +192,9 @@ def _tries(world: World, asked: Asked) -> Iterator[tuple[float, Problem]]:
         others = [()] if any(f.last == last for f in base) else [(), *((f,) for f in _ends(bare, last - 1, last))]
         for one in ends:
             for other in others:
-                problem = bare.with_fixed([*one, *base, *other])
-                root = _root(problem)
-                if math.isfinite(root):
-                    yield root, problem
+                fixed = [*one, *base, *other]
+                if _is_room(world, fixed):
+                    yield bare.with_fixed(fixed)
 
 
 def _may_lose(world: World, asked: Asked) -> bool:
@@ -202,7 +214,8 @@ def _ends(problem: Problem, first: int, last: int) -> Iterator[Fixed]:
     for executor in world.options[place]:
         fixed = problem.fix(world.stage(world.driver, first, last, executor))
         if fixed is not None:
-            made.append((np.array([*fixed.sums, *fixed.maxima, float(fixed.num_bytes)]), fixed))
+            row = problem.columns(fixed.sums[None, :], fixed.maxima[None, :])[0]
+            made.append((np.array([*row, float(fixed.num_bytes)]), fixed))
     for index, (row, fixed) in enumerate(made):
         beaten = any(
             (other <= row).all() and ((other < row).any() or i < index) for i, (other, _) in enumerate(made) if i != index
@@ -211,19 +224,12 @@ def _ends(problem: Problem, first: int, last: int) -> Iterator[Fixed]:
             yield fixed
 
 
-def _root(problem: Problem) -> float:
-    """A quick lower bound on everything in this problem; inf where it holds no plan."""
+def _is_room(world: World, fixed: Sequence[Fixed]) -> bool:
+    """Whether what is fixed fits where it stands."""
     held: dict[int, int] = {}
-    for fixed in problem.fixed:
-        held[fixed.place] = held.get(fixed.place, 0) + fixed.num_bytes
-    if any(used > problem.world.classes[place][0].memory_bytes for place, used in held.items()):
-        return math.inf
-    forms = Forms(problem)
-    start = Labels(
-        np.zeros(1, dtype=np.int64), np.zeros((1, len(forms.matrix))), forms.maxima(problem.busy.max(axis=0)[None, :]),
-        np.array([-1], dtype=np.int64),
-    )  # fmt: skip
-    return float(Rest(problem, forms, rounds=0).bound(start, len(problem.counts), problem.counts)[0])
+    for stage in fixed:
+        held[stage.place] = held.get(stage.place, 0) + stage.num_bytes
+    return all(used <= world.classes[place][0].memory_bytes for place, used in held.items())
 
 
 def _plan(world: World, problem: Problem, found: Found) -> LlmPlan:

@@ -22,6 +22,10 @@ __all__ = ["ToolCall", "ToolReader", "tool_grammar"]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 STARTS = ("<|python_tag|>", "[TOOL_CALLS]")
+# llguidance's own keyword, which JSON Schema lets others ignore: a call is written as models saw calls written, in one line
+_ONE_LINE = {
+    "x-guidance": {"whitespace_flexible": False, "whitespace_pattern": "", "item_separator": ", ", "key_separator": ": "}
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +210,8 @@ def tool_grammar(tools: Sequence[dict[str, Any]], *, is_one: bool) -> Grammar:
     """JSON that calls one of `tools`, or several in an array unless `is_one`."""
     at = "#/anyOf" if is_one else "#/items/anyOf"
     one = {"anyOf": [_call_schema(tool["function"], f"{at}/{i}") for i, tool in enumerate(tools)]}
-    schema = one if is_one else {"type": "array", "minItems": 1, "items": one}
-    return Grammar(kind="json_schema", text=json.dumps(schema))
+    schema: dict[str, Any] = one if is_one else {"type": "array", "minItems": 1, "items": one}
+    return Grammar(kind="json_schema", text=json.dumps(schema | _ONE_LINE))
 
 
 def _call_schema(function: dict[str, Any], at: str) -> dict[str, Any]:
