@@ -300,7 +300,7 @@ class Generator:
         except Exception as error:  # of one asker: the others go on
             traceback.print_exc(file=sys.stderr)
             self._end(Ended(tokens.request, Ending.FAILED, f"what takes the text failed: {type(error).__name__}: {error}"))
-            self._handle(Cancel(tokens.request))
+            self._tell(Cancel(tokens.request))
             return
         if asked.answer.is_stopped:
             self._tell(Stop(tokens.request))  # not now: the engine's other effects go out first, in order
