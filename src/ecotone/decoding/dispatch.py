@@ -73,7 +73,7 @@ class Dispatcher:
             known = tuple(request.tokens[: request.sent])
             state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
             if request.faults:
-                state.launch("order", (), [(request.number, request.fence, request.sent, 0)])
+                state.launch("order", ())
 
     def _fits(self, request: Request) -> bool:
         """Whether the request's tokens fit with a block to spare for everyone who is at work."""
@@ -107,10 +107,12 @@ class Dispatcher:
         long = next((r for r in order if r.num_pending > budget), None)
         if long is not None and not self._last_long:
             order = [long, *(r for r in order if r is not long)]
-        order = [r for r in order if r.faults][:1] or order  # a suspect goes alone
+        order.sort(key=lambda r: not r.faults)
         rows: list[FrameRow] = []
         parts: list[tuple[int, int, int, int]] = []
         for request in order[:_MAX_ROWS]:
+            if rows and (request.faults or state.requests[parts[0][0]].faults):
+                continue  # a suspect goes alone
             count = self._chunk_of(request, budget) if request.slot else 0  # put back meanwhile, to make room
             if count < 1:
                 continue
@@ -122,6 +124,7 @@ class Dispatcher:
             parts.append((request.number, request.fence, row.start, count))
         if not rows:
             return False
+        self._keep_alone(parts)
         self._last_long = long is not None and parts[0][0] == long.number
         self._launch("prefill", rows, parts)
         return True
@@ -187,6 +190,7 @@ class Dispatcher:
             rows.append(row)
             parts.append((request.number, request.fence, row.start, len(row.tokens)))
         if rows:
+            self._keep_alone(parts)
             self._launch("decode", rows, parts)
         return bool(rows)
 
@@ -215,6 +219,12 @@ class Dispatcher:
                 self.drafting.ask_ahead(request, window)
 
     # ---- both ------------------------------------------------------------------------------------------------------------
+
+    def _keep_alone(self, parts: list[tuple[int, int, int, int]]) -> None:
+        """Orders of others do not travel with a suspect."""
+        state = self._state
+        if state.ledger.orders and any(state.requests[number].faults for number, *_ in parts):
+            state.launch("order", ())
 
     def _launch(self, kind: str, rows: list[FrameRow], parts: list[tuple[int, int, int, int]]) -> None:
         state = self._state

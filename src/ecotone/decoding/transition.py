@@ -260,7 +260,7 @@ class Transition:
         state.launch("order", (), orders=[each for request, each in opens.items() if not request.faults])
         for request, each in opens.items():
             if request.faults:  # on its own, to be blamed alone if that fails
-                state.launch("order", (), [(request.number, request.fence, request.sent, 0)], [each])
+                state.launch("order", (), orders=[each])
         self._send_rebuilds(gaps, routing.held)
         if self._report is not None:
             pause_s = state.now_s - self._pause_s if self._pause_s is not None else 0.0
