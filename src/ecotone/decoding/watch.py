@@ -4,7 +4,9 @@ Frames return in the order in which they were sent, so only the time since the l
 floor, or three times the longest gap of late) all nodes are probed; they answer at once, whatever their shards compute.
 A node that does not answer in time is lost. If all answer, the oldest frame lies with one stage: that one is lost when it
 has computed a single thing for too long, or when the frame does not reach it from a stage that has long sent it on. Any
-progress that the answers show starts the waiting anew: slow is not lost.
+progress that the answers show starts the waiting anew: slow is not lost. Where a node that was called lost for its silence
+answers after all, silence is borne twice as long from then on, up to a bound, until a while has passed without that: on
+machines that are overloaded every loss would make the next one likelier.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from ecotone.decoding.words import Say
 __all__ = ["Watch"]
 
 _GAP_FADE = 0.98
+_MOST_PATIENCE, _CALM_S = 8.0, 120.0
 
 
 class Watch:
@@ -32,6 +35,8 @@ class Watch:
         self._heard: dict[str, float] = {}
         self._states: dict[int, ShardState] = {}
         self._stuck: tuple[int, int, float] | None = None  # frame, stage it does not reach, since
+        self._silenced: set[str] = set()  # nodes called lost for silence and not heard of since
+        self._patience, self._alarmed_s = 1.0, 0.0  # times silent_s; the last false alarm
 
     def node(self, node: str, *, is_up: bool) -> None:
         """A node's link went up or down."""
@@ -41,7 +46,16 @@ class Watch:
             self._down.setdefault(node, self._state.now_s)
 
     def heard(self, node: str) -> None:
-        self._heard[node] = self._state.now_s
+        now_s = self._state.now_s
+        self._heard[node] = now_s
+        if node in self._silenced:
+            self._silenced.discard(node)
+            self._patience, self._alarmed_s = min(2 * self._patience, _MOST_PATIENCE), now_s
+
+    def _silent_s(self) -> float:
+        if self._state.now_s - self._alarmed_s > _CALM_S:
+            self._patience = 1.0
+        return self._state.settings.silent_s * self._patience
 
     def progressed(self) -> None:
         """A frame came back."""
@@ -120,13 +134,12 @@ class Watch:
     def _judge(self) -> None:
         state = self._state
         assert self._probed_s is not None
-        waited_s = state.now_s - self._probed_s
-        silent = [
-            node for node in state.nodes() if state.now_s - self._heard.get(node, self._probed_s) >= state.settings.silent_s
-        ]
-        if silent and waited_s >= state.settings.silent_s:
+        waited_s, silent_s = state.now_s - self._probed_s, self._silent_s()
+        silent = [n for n in state.nodes() if state.now_s - self._heard.get(n, self._probed_s) >= silent_s]
+        if silent and waited_s >= silent_s:
             self._calm()
-            self._lose(tuple(silent), f"nothing was heard of it for {state.settings.silent_s:g} s")
+            self._silenced |= set(silent)
+            self._lose(tuple(silent), f"nothing was heard of it for {silent_s:g} s")
             return
         oldest = next(iter(state.flights.values()), None)
         if oldest is None or any(stage.peer.shard not in self._states for stage in state.pipeline):
