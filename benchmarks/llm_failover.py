@@ -3,8 +3,8 @@
 Real node processes (one thread each) beside a driver that holds no layers: three stages and a spare machine, with a random
 model of 12 layers x 1024 by native:int8, large enough that computing keys again is seen, and the shipped tiny model. One
 request at a time; its tokens are compared with those of an unbroken run over the same nodes. A stage gets SIGKILL early, in
-the middle or late in the answer, or while the prompt is computed; SIGSTOP; SIGKILL with its successor killed as well while it
-takes over; all but the last two also where a standby holds the weights. Nothing is told to the driver.
+the middle or late in the answer, or while the prompt is computed; SIGSTOP; SIGKILL, and its successor as well while that
+takes over; some also where a standby holds the weights. Nothing is told to the driver.
 
 tokens_lost, tokens_changed: against the unbroken run, over all trials. resume_s_beyond_recompute: the worst trial's pause,
 from the signal to the next token, minus the seconds that the successors' shards had computed by then (the lost span's keys;
@@ -22,6 +22,7 @@ import itertools
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import ecotone
 from benchmarks import report
@@ -42,7 +44,7 @@ from ecotone.llm.deploy import NODES, deploy_llm, join, settings_for
 from ecotone.llm.generator import Generator
 from ecotone.llm.host import ShardWork
 from ecotone.llm.service import GenerationService
-from ecotone.llm.weights import Checkpoint, RandomWeights
+from ecotone.llm.weights import Checkpoint
 from ecotone.llmplan import EXACT, LOCAL, LlmPlan, LlmStage, Span, Standby
 from ecotone.runtime.launch import Nodes, launch
 from ecotone.units import EcotoneError
@@ -55,7 +57,7 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 @dataclass(frozen=True, slots=True)
 class Model:
     name: str
-    source: Checkpoint | RandomWeights
+    source: Checkpoint
     executor: str
     prompt: tuple[int, ...]
     num_tokens: int
@@ -116,13 +118,20 @@ class Answer:
         return max((b - a for a, b in itertools.pairwise(later)), default=PATIENCE_S)
 
 
-def models(seed: int) -> list[Model]:
-    generator = torch.Generator().manual_seed(seed)
+def models(seed: int, folder: Path) -> list[Model]:
+    """The random model as files in `folder`, as nodes have real ones on their disks, and the tiny one."""
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.width, intermediate_size=SHAPE.ffn_width,
+        max_position_embeddings=SHAPE.max_positions, num_hidden_layers=SHAPE.num_layers, num_attention_heads=SHAPE.num_heads, num_key_value_heads=SHAPE.num_kv_heads,
+        initializer_range=SHAPE.width**-0.5, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
     tiny = Checkpoint.open(Path(ecotone.__file__).parent / "assets" / "tiny-llm")
-    ids = torch.randint(0, SHAPE.vocabulary, (512,), generator=generator).tolist()
-    few = torch.randint(0, tiny.config.vocabulary, (60,), generator=generator).tolist()
+    ids = torch.randint(0, SHAPE.vocabulary, (512,)).tolist()
+    few = torch.randint(0, tiny.config.vocabulary, (60,)).tolist()
     return [
-        Model("12 x 1024", RandomWeights(config=SHAPE, seed=seed), "native:int8", tuple(ids), 96),
+        Model("12 x 1024", Checkpoint.open(folder), "native:int8", tuple(ids), 96),
         Model("tiny-llm", tiny, "native:fp32", tuple(few), 300),
     ]
 
@@ -196,12 +205,13 @@ def trial(nodes: Nodes, model: Model, fault: Fault, wanted: Answer) -> dict[str,
         if fault.after < 0:
             pause_s = (answer.times_s[0] - answer.begun_s) - (wanted.times_s[0] - wanted.begun_s)
         needed = len(model.prompt) + len(answer.tokens) - 1
-        reasons = [loss.reason for loss in generator.losses]
+        reasons = [f"{', '.join(loss.lost)}: {loss.reason}" for loss in generator.losses]
     mend(nodes)
+    lost = len(wanted.tokens) - len(answer.tokens)
     is_right = answer.end is not None and answer.end.ending is Ending.LENGTH
     return {
         "model": model.name, "fault": fault.describe(), "pause_s": pause_s, "recompute_s": computed_s,
-        "beyond_s": pause_s - computed_s, "tokens_lost": len(wanted.tokens) - len(answer.tokens) if is_right else model.num_tokens,
+        "beyond_s": pause_s - computed_s, "tokens_lost": lost if is_right else model.num_tokens,
         "tokens_changed": sum(a != b for a, b in zip(wanted.tokens, answer.tokens, strict=False)),
         "layers_again": sum(w.span.num_layers for w in lived.values() if w.computed_tokens - w.dropped_tokens > needed),
         "in_flight_again": {w.span.describe(): w.dropped_tokens for w in lived.values()}, "detected": reasons,
@@ -274,9 +284,9 @@ def moves(nodes: Nodes, model: Model, wanted: Answer) -> list[dict[str, Any]]:
             for answer in answers:
                 answer.wait(lambda: False)
             found.append({
-                "model": model.name, "how": how, "error": report_.error, "choice": report_.choice, "pause_s": report_.pause_s,
-                "token_s": token_s, "pause_over_token": report_.pause_s / token_s, "moved_bytes": report_.moved_bytes,
-                "rounds": report_.rounds, "longest_gap_s": answers[0].pause_s(at_s),
+                "model": model.name, "how": how, "error": report_.error, "choice": report_.choice,
+                "pause_s": report_.pause_s, "token_s": token_s, "pause_over_token": report_.pause_s / token_s,
+                "moved_bytes": report_.moved_bytes, "rounds": report_.rounds, "longest_gap_s": answers[0].pause_s(at_s),
                 "tokens_lost": model.num_tokens * 2 - sum(len(a.tokens) for a in answers),
                 "tokens_changed": sum(a != b for a, b in zip(wanted.tokens, answers[0].tokens, strict=False)),
             })  # fmt: skip
@@ -291,8 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     began_s = time.perf_counter()
     trials: list[dict[str, Any]] = []
     moved: list[dict[str, Any]] = []
-    with launch(cluster(), program=NODES) as nodes:
-        for model in models(options.seed):
+    with tempfile.TemporaryDirectory() as folder, launch(cluster(), program=NODES) as nodes:
+        for model in models(options.seed, Path(folder)):
             wanted = unbroken(nodes, model)
             for fault in faults(model, options.quick):
                 trials.append(trial(nodes, model, fault, wanted))

@@ -82,9 +82,9 @@ class Transition:
     # ---- what begins one -------------------------------------------------------------------------------------------------
 
     def lose(self, nodes: tuple[str, ...], reason: str) -> None:
-        """Stages on these nodes are gone."""
+        """Stages on these nodes are gone; nothing where that is known: what is being loaded in their place comes."""
         state = self._state
-        if not set(nodes) & set(state.nodes()):
+        if not set(nodes) & set(state.nodes()) - self._lost:
             return
         state.counts["losses"] += 1
         why = f"node {', '.join(nodes)} was lost"
