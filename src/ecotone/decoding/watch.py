@@ -6,7 +6,7 @@ A node that does not answer in time is lost, and so is one whose answer lacks a 
 oldest frame lies with one stage: that one is lost when it has computed a single thing for too long, or when the frame does
 not reach it from a stage that has long sent it on. Any progress that the answers show starts the waiting anew: slow is not
 lost. Where a node that was called lost for its silence answers after all, silence is borne twice as long from then on, up
-to a bound, until a while has passed without that: on machines that are overloaded every loss would make the next one likelier.
+to a bound, until a while has passed without that: on overloaded machines every loss would make the next one likelier.
 """
 
 from __future__ import annotations
