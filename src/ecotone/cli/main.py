@@ -19,11 +19,12 @@ from ecotone.cli.nodes import status, up
 from ecotone.cli.planning import plan, profile
 from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
+from ecotone.cli.serving_encoder import serve_encoder
 from ecotone.cli.serving_llm import serve_llm
 from ecotone.cli.simulating import simulate
 from ecotone.cli.together import or_together, plan_together, simulate_together
 from ecotone.executors.memory import keep_freed_memory
-from ecotone.llm.recognise import is_language_model
+from ecotone.llm.recognise import is_encoder, is_language_model
 
 __all__ = ["app", "main"]
 
@@ -45,7 +46,12 @@ app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
 app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
 app.command(rich_help_panel=WORK)(run)
 app.command("serve", rich_help_panel=WORK)(
-    either(serve, serve_llm, lambda given: is_language_model(given["model"]), "a language model")
+    either(
+        either(serve, serve_llm, lambda given: is_language_model(given["model"]), "a language model"),
+        serve_encoder,
+        lambda given: is_encoder(given["model"]),
+        "a text encoder",
+    )
 )
 app.command(rich_help_panel=WORK)(chat)
 app.command(rich_help_panel=MADE)(exits)
