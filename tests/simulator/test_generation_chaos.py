@@ -50,6 +50,7 @@ def test_a_driver_that_watches_nothing_is_seen_and_the_scene_cut_down(monkeypatc
     scene = replace(scene, faults=(kill, Fault(at_s=1.0, kind="slow", node=scene.nodes[0], factor=2.0)), idle=("x",))
     assert not run_generation_scene(scene).ways
     monkeypatch.setattr(Watch, "run", lambda self: None)
+    monkeypatch.setattr(Watch, "wake_s", lambda self: None)
     assert "stuck" in run_generation_scene(scene).ways
     short = shrink_generation_scene(scene)
     assert "stuck" in run_generation_scene(short).ways
