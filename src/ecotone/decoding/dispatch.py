@@ -68,11 +68,11 @@ class Dispatcher:
                 state.counts["prompt_tokens"] += request.prompt_length
                 state.counts["cached_tokens"] += request.sent
             state.by_slot[request.slot] = request
-            if request.faults:
+            if request.is_suspect:
                 state.launch("order", ())  # what follows is its own frame
             known = tuple(request.tokens[: request.sent])
             state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
-            if request.faults:
+            if request.is_suspect:
                 state.launch("order", ())
 
     def _fits(self, request: Request) -> bool:
@@ -107,11 +107,11 @@ class Dispatcher:
         long = next((r for r in order if r.num_pending > budget), None)
         if long is not None and not self._last_long:
             order = [long, *(r for r in order if r is not long)]
-        order.sort(key=lambda r: not r.faults)
+        order.sort(key=lambda r: not r.is_suspect)
         rows: list[FrameRow] = []
         parts: list[tuple[int, int, int, int]] = []
         for request in order[:_MAX_ROWS]:
-            if rows and (request.faults or state.requests[parts[0][0]].faults):
+            if rows and (request.is_suspect or state.requests[parts[0][0]].is_suspect):
                 continue  # a suspect goes alone
             count = self._chunk_of(request, budget) if request.slot else 0  # put back meanwhile, to make room
             if count < 1:
@@ -149,10 +149,10 @@ class Dispatcher:
         flying = sum(flight.kind == "decode" for flight in state.flights.values())
         most = -(-len(decoding) // num_groups)
         ready.sort(key=lambda r: (r.priority, r.served))
-        ready.sort(key=lambda r: bool(r.faults))
+        ready.sort(key=lambda r: r.is_suspect)
         while ready and flying < num_groups and len(state.flights) < state.settings.most_flights:
             size = min(most, -(-len(ready) // (num_groups - flying)), _MAX_ROWS)
-            count = 1 if ready[0].faults else min(size, sum(not r.faults for r in ready))
+            count = 1 if ready[0].is_suspect else min(size, sum(not r.is_suspect for r in ready))
             group, ready = ready[:count], ready[count:]
             flying += self._send_group(group)
 
@@ -223,7 +223,7 @@ class Dispatcher:
     def _keep_alone(self, parts: list[tuple[int, int, int, int]]) -> None:
         """Orders of others do not travel with a suspect."""
         state = self._state
-        if state.ledger.orders and any(state.requests[number].faults for number, *_ in parts):
+        if state.ledger.orders and any(state.requests[number].is_suspect for number, *_ in parts):
             state.launch("order", ())
 
     def _launch(self, kind: str, rows: list[FrameRow], parts: list[tuple[int, int, int, int]]) -> None:

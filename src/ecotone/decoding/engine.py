@@ -260,7 +260,7 @@ class Engine:
     def _commit(self, request: Request, token: int) -> Ending | None:
         """The next token is settled; the request's end where this is it."""
         state, params = self._state, request.params
-        request.is_dry, request.faults = False, 0
+        request.is_dry, request.is_suspect, request.faults = False, False, 0
         if token in params.stop_tokens and request.num_generated >= params.min_tokens:
             return Ending.STOP
         request.tokens.append(token)
@@ -295,7 +295,7 @@ class Engine:
     def _fault(self, fault: Fault) -> None:
         """A stage could not compute a frame: begin the epoch anew. Whoever was in it goes alone until its next token.
 
-        A request that was alone in a frame that failed, not the first time, is at fault. Where no request was in it, twice
+        A request that was alone in frames that failed, some in a row, is at fault. Where no request was in it, twice
         without a result between, the stage is: it counts as lost.
         """
         state = self._state
@@ -314,8 +314,9 @@ class Engine:
         for number in sorted(suspects):
             request = state.requests.get(number)
             if request is not None:
-                request.faults += len(suspects) == 1 or not request.faults
-                if len(suspects) == 1 and request.faults >= state.settings.most_faults:
+                request.is_suspect = True
+                request.faults += len(suspects) == 1
+                if request.faults >= state.settings.most_faults:
                     self._end(number, Ending.FAILED, fault.reason)
         self._transition.again(fault.reason)
 
