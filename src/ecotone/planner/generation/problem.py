@@ -282,7 +282,7 @@ class Problem:
             return empty, []
         sums, maxima = np.stack([m[0] for m in made]), np.stack([m[1] for m in made])  # (option, range, column)
         num_bytes = np.stack([m[2] for m in made])
-        good = np.isfinite(sums).all(axis=2) & (num_bytes <= room)
+        good = np.isfinite(sums).all(axis=2) & (num_bytes <= room) & self._within_limits(sums)
         columns = self.columns(sums, maxima)
         for i in range(len(made)):
             for j in range(len(made)):
@@ -311,6 +311,14 @@ class Problem:
         bytes_each = self.world.model.boundary_bytes(Span(start=0, stop=1))
         has_layers = (np.minimum(last, layers + 1) - np.maximum(first, 1)) > 0
         return np.where(has_layers & (last <= layers + 1), bytes_each, 0).astype(np.int64)
+
+    def _within_limits(self, sums: FloatArray) -> NDArray[np.bool_]:
+        """Rows that do not break a limit by themselves."""
+        good = np.ones(sums.shape[:-1], dtype=bool)
+        for form in self.view.forms:
+            if form.limit is not None and any(form.sums):
+                good &= _weighed(sums, form.sums) <= form.limit * (1 + 1e-9)
+        return good
 
     def columns(self, sums: FloatArray, maxima: FloatArray) -> FloatArray:
         """The columns that the view's forms look at: their sums, and the maxima that one of them weighs."""
