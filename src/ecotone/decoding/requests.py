@@ -110,4 +110,5 @@ class Flight:
     sent_s: float
     num_tokens: int
     parts: tuple[tuple[int, int, int, int], ...] = ()
+    opened: tuple[int, ...] = ()  # requests that it opens
     size_bytes: int = 0

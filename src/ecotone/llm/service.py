@@ -73,7 +73,7 @@ _ADDRESS = struct.Struct("<4sHI")  # magic, bytes of the driver's name, shard
 _ADDRESSED, _WEIGHT_PIECE = b"EGNV", b"EGWP"
 _PIECE = struct.Struct("<4sQQ")  # magic, transfer, offset
 _PIECE_BYTES, _AHEAD_BYTES = 1 << 20, 64 << 20
-_DRIVER_AWAY_S, _STALLED_S = 60.0, 60.0
+_DRIVER_AWAY_S, _STALLED_S, _LIFE_S = 60.0, 60.0, 20.0
 _URGENT = Probe | Alive | Fence
 
 
@@ -114,8 +114,9 @@ class GenerationService:
         self._shards = itertools.count(1)
         self._away: dict[str, threading.Timer] = {}
         self.host = StageHost(self.name, device, self.send)
+        self._life = next_incarnation()
         self._mail = Mail(
-            port.branch(TAG), port.name, next_incarnation(), on_message=self._arrived, on_urgent=self._arrived,
+            port.branch(TAG), port.name, self._life, on_message=self._arrived, on_urgent=self._arrived,
             on_peer=self._peer, on_restarted=self._restarted, links=links,
         )  # fmt: skip
         for topic, handler in (
@@ -184,9 +185,11 @@ class GenerationService:
         """Have `node` load a shard for this driver; raises EcotoneError (why it cannot), NodeUnreachable."""
         if node == self.name:
             return self._load_here(self.name, order, ref)
-        body = {"order": schema.write(order), "model": schema.write(ref)}
+        body = {"order": schema.write(order), "model": schema.write(ref), "life": self._life}
         answer = self.questions.ask(NodeId(node), LOAD, body, deadline_s=deadline_s, repeat_s=5.0)
-        return schema.read(Loaded, answer, f"answer of {node}")
+        loaded, life = schema.read(tuple[Loaded, int], answer, f"answer of {node}")
+        self._mail.wait_for_life(NodeId(node), life, _LIFE_S)
+        return loaded
 
     def release_at(self, node: str, shards: tuple[int, ...], deadline_s: float = 2.0) -> bool:
         """Have `node` drop shards of this driver; whether it answered (a node without its driver drops them by itself)."""
@@ -257,7 +260,6 @@ class GenerationService:
             self.on_peer(str(peer), is_up)
 
     def _restarted(self, peer: NodeId) -> None:
-        self.abandon(str(peer), "it began anew")
         self.host.forget(str(peer))
         if self.on_restarted is not None:
             self.on_restarted(str(peer))
@@ -267,7 +269,9 @@ class GenerationService:
     def _load(self, peer: NodeId, body: dict[str, Any]) -> Any:
         order = schema.read(StageOrder, body["order"], "load question")
         ref = schema.read(ModelRef, body["model"], "load question")
-        return schema.write(self._load_here(str(peer), order, ref))
+        # A driver that began anew is noticed before its shards are loaded, or they would be dropped with its former ones.
+        self._mail.wait_for_life(peer, int(body["life"]), _LIFE_S)
+        return [schema.write(self._load_here(str(peer), order, ref)), self._life]
 
     def _load_here(self, driver: str, order: StageOrder, ref: ModelRef) -> Loaded:
         grammars = GrammarsSoon(lambda: self._grammars(ref, driver)) if order.span.head and ref.seed is None else None

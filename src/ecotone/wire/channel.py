@@ -141,13 +141,19 @@ class Channel:
             if not self._changed.wait_for(lambda: peer in self._up, timeout_s):
                 raise WireError(f'node "{peer}" did not answer within {timeout_s:g} s; is it up and reachable?')
 
+    def wait_for_life(self, peer: NodeId, incarnation: int, timeout_s: float) -> None:
+        """Return when the link goes to that process of `peer`, or a later one; raises WireError after `timeout_s`."""
+        with self._changed:
+            sender = self._link(peer).sender
+            if not self._changed.wait_for(lambda: sender.is_open and sender.peer_incarnation >= incarnation, timeout_s):
+                raise WireError(f'node "{peer}" began anew and its link did not within {timeout_s:g} s')
+
     def greet(self, peer: NodeId) -> None:
-        """Ask `peer` for its side of the link now: it may have begun to listen after it was first asked."""
+        """Ask `peer` for its side of the link now: it may have begun to listen, or to be another one, since it was asked."""
         with self._changed:
             if not self._closed:
                 link = self._link(peer)
-                if not link.sender.is_open:
-                    self._apply(peer, link, link.sender.connected(time.monotonic()), sender=True)
+                self._apply(peer, link, link.sender.connected(time.monotonic()), sender=True)
 
     def close(self) -> None:
         """Leave; what was not acknowledged is lost. Closing twice does nothing."""

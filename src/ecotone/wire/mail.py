@@ -91,6 +91,11 @@ class Mail:
         """What `peer` has not acknowledged."""
         return self._channel.outstanding_bytes(peer)
 
+    def wait_for_life(self, peer: NodeId, incarnation: int, timeout_s: float) -> None:
+        """Return when what is sent goes to that process of `peer`, or a later one: what was sent to a former one before its
+        end was noticed is dropped then. Raises WireError."""
+        self._channel.wait_for_life(peer, incarnation, timeout_s)
+
     def close(self) -> None:
         self._channel.close()
 
