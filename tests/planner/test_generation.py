@@ -137,7 +137,7 @@ def test_a_model_that_fits_nowhere_says_by_how_much_and_what_helps() -> None:
 def test_a_shorter_context_is_named_where_it_would_do() -> None:
     world = home(8, {"a": 1}, {"a": 100}, {"a": 1.0}, 1e-3)
     asked = replace(world.asked, shape=Shape(prompt=64, answer=32, context=8000))
-    with pytest.raises(PlannerError, match="a context of [0-9]+ tokens instead of 8000") as caught:
+    with pytest.raises(PlannerError, match=r"a context of [0-9]+ tokens instead of 8000") as caught:
         choose_plan(world.profile, world.cluster, asked)
     shorter = int(str(caught.value).split("a context of ")[1].split()[0])
     assert choose_plan(world.profile, world.cluster, replace(asked, shape=replace(asked.shape, context=shorter)))
@@ -174,7 +174,7 @@ def test_what_is_left_may_be_too_little() -> None:
     world = home(9, {"a": 3}, {"a": 42}, {"a": 1.0}, 1e-3)
     before = choose_plan(world.profile, world.cluster, replace(world.asked, executors=("native:int8",))).plan
     lost = [device for device in before.devices if device != before.driver]
-    with pytest.raises(PlannerError, match="fits nowhere: needs .* has 42 MB"):
+    with pytest.raises(PlannerError, match=r"fits nowhere: needs .* has 42 MB"):
         replan_without(lost, before, world.profile, world.cluster, world.asked)
 
 

@@ -40,7 +40,8 @@ class Relaxation:
         self._fixed = {fixed.first: self._columns(fixed.sums) for fixed in problem.fixed}
 
     def _columns(self, sums: FloatArray) -> FloatArray:
-        return self.forms.sums(sums[None, :])[0]
+        made: FloatArray = self.forms.sums(sums[None, :])[0]
+        return made
 
     def _sort(self) -> None:
         """The segments of all classes in one table, sorted by first block and class."""
@@ -181,7 +182,9 @@ class Relaxation:
 
     def _fractional(self) -> FloatArray:
         """Per byte, what each class is cheaper than the last one needed to hold all free blocks."""
-        rates, sizes, room = [], [], []
+        rates: list[float] = []
+        sizes: list[float] = []
+        room: list[int] = []
         for place, segments in enumerate(self.problem.segments):
             if not len(segments.first):
                 rates, sizes, room = [*rates, math.inf], [*sizes, 1.0], [*room, 0]
