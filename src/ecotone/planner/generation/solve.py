@@ -199,7 +199,7 @@ def _tries(world: World, asked: Asked) -> Iterator[Problem]:
             for other in others:
                 fixed = [*one, *base, *other]
                 if _is_room(world, fixed):
-                    yield bare.with_fixed(fixed)
+                    yield bare.with_fixed(fixed) if fixed else bare
 
 
 def _may_lose(world: World, asked: Asked) -> bool:
