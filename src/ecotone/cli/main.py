@@ -16,6 +16,7 @@ from ecotone.cli.either import either
 from ecotone.cli.exits import exits
 from ecotone.cli.lab import app as lab
 from ecotone.cli.nodes import status, up
+from ecotone.cli.plan_llm import plan_language
 from ecotone.cli.planning import plan, profile
 from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
@@ -42,7 +43,11 @@ app.command(rich_help_panel=MACHINES)(up)
 app.command(rich_help_panel=MACHINES)(status)
 app.add_typer(lab, name="lab", rich_help_panel=MACHINES)
 app.command(rich_help_panel=WORK)(profile)
-app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
+app.command("plan", rich_help_panel=WORK)(
+    either(
+        or_together(plan, plan_together), plan_language, lambda given: is_language_model(given["model"]), "a language model"
+    )
+)
 app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
 app.command(rich_help_panel=WORK)(run)
 app.command("serve", rich_help_panel=WORK)(
