@@ -120,6 +120,8 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "layers_recomputed_outside_lost_span": (AT_MOST, 0),
     },
     "llm_exact": {"max_logit_error_float32": (AT_MOST, 1e-3), "greedy_mismatches_float32": (AT_MOST, 0)},
+    "openai_server": {"connections": (AT_LEAST, 10_000), "unanswered": (AT_MOST, 0), "server_us_per_token": (AS_FOUND, 0)},
+    "llm_drafters": {"texts_differ": (AT_MOST, 0), "best_acceptance_greedy": (AS_FOUND, 0)},
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),

@@ -76,7 +76,7 @@ def test_a_stage_lost_while_a_move_takes_place_makes_the_move_fail() -> None:
     engine.handle(Reshard(stages("a", "b")), 0.0)
     routed("a", "b")
     engine.handle(Reshard(stages("a", "c")), 0.0)
-    assert engine.pipeline == stages("a", "c")
+    assert engine.stages == stages("a", "c")
     engine.handle(NodeDown("c"), 1.0)
     effects = engine.handle(Tick(), 2.0)
     reports = [e for e in effects if isinstance(e, Resharded)]

@@ -62,7 +62,7 @@ class Boundary:
 
     def fork(self, source: int, target: int, length: int) -> None:
         """`target` begins with the first `length` positions of `source`."""
-        if target in self._kept or self.length(source) < length:
+        if target in self._kept or not 0 < length <= self.length(source):
             return
         made = self._kept[target] = []
         for piece in self._kept.get(source, ()):
@@ -84,6 +84,9 @@ class Boundary:
         """Cut every sequence to its length here; those without one go."""
         for slot in list(self._kept):
             self.cut(slot, lengths.get(slot, 0))
+
+    def slots(self) -> tuple[int, ...]:
+        return tuple(self._kept)
 
     def length(self, slot: int) -> int:
         """Positions [0, length) are kept."""

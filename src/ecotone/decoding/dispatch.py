@@ -2,8 +2,9 @@
 
 *No bubbles* (EdgeShard, arXiv 2405.14371): a group of requests starts its next token as soon as its own last one is back,
 whatever others do. n requests over D devices with slowest part tau take max(n*tau, T) per token each, instead of
-T + (n-1)*tau. Here n requests are dealt into G = min(n, depth) frames, depth = T/tau, since a frame of several rows costs
-an executor little more than one of one row, and fewer frames than that leave devices idle.
+T + (n-1)*tau. Here n requests are dealt as evenly as possible into G frames, since a frame of several rows mostly costs an
+executor little more than one of one row, while fewer frames than T/tau leave devices idle: G is what makes the greater of
+sum(tau(rows)) over all frames, and T(rows) of the longest, least.
 
 *Prompts* are cut into chunks (pace.py), several in flight, so that stages work on different chunks; short prompts go before
 the next chunk of a long one, which gets every second frame at least. Prompts and decoding are frames of their own: what a
@@ -11,31 +12,33 @@ request waits for is known, and executors by phase are not mixed.
 
 *Memory*: a request is admitted when its prompt fits; where keys run out later, cached prefixes go, then the request that
 came last is put back and computed again. O(requests) per frame.
+
+*Faults*: a request whose step failed travels alone until its next token, so that it alone is to blame if that fails too.
 """
 
 from __future__ import annotations
 
 from ecotone.decoding.blocks import KvCacheFull
+from ecotone.decoding.drafting import Drafting
 from ecotone.decoding.frame import FrameRow, Open
 from ecotone.decoding.requests import Request
-from ecotone.decoding.speculation import PLAIN, DraftAsk, SpeculationPolicy, SpeculationState, Window
+from ecotone.decoding.speculation import PLAIN, SpeculationPolicy
 from ecotone.decoding.state import Mode, State
-from ecotone.decoding.words import Ending, WantDrafts
+from ecotone.decoding.words import Ending
 
 __all__ = ["Dispatcher"]
 
-_MAX_ROWS = 256
+_MAX_ROWS, _REGROUP = 256, 16
 
 
 class Dispatcher:
     """Sends what may be sent now. `policy` None: no drafts."""
 
     def __init__(self, state: State, policy: SpeculationPolicy | None):
-        self._state, self._policy = state, policy
+        self._state, self.drafting = state, Drafting(state, policy)
         self._last_long = False  # the last chunk was of a long prompt
-        self._tickets = 0
-        self._accepted = self._judged = 1.0  # of all drafts, fading
-        self.draft_s = 0.0
+        self._has_policy = policy is not None
+        self._grouped = ((0, 0), 1)  # (requests, age), groups
 
     def run(self) -> None:
         """Admit and send until nothing more may be sent."""
@@ -45,7 +48,9 @@ class Dispatcher:
         self._admit()
         self._send_prompts()
         self._send_decoding()
-        self._send_drafts()
+        if self._has_policy:
+            self._send_drafts()
+        self.drafting.flush()
 
     # ---- admission -------------------------------------------------------------------------------------------------------
 
@@ -62,10 +67,13 @@ class Dispatcher:
                 request.cached = request.sent
                 state.counts["prompt_tokens"] += request.prompt_length
                 state.counts["cached_tokens"] += request.sent
-            request.compute_again([(a, b - a) for a, b in request.again], request.sent)
             state.by_slot[request.slot] = request
+            if request.faults:
+                state.launch("order", ())  # what follows is its own frame
             known = tuple(request.tokens[: request.sent])
             state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
+            if request.faults:
+                state.launch("order", (), [(request.number, request.fence, request.sent, 0)])
 
     def _fits(self, request: Request) -> bool:
         """Whether the request's tokens fit with a block to spare for everyone who is at work."""
@@ -99,6 +107,7 @@ class Dispatcher:
         long = next((r for r in order if r.num_pending > budget), None)
         if long is not None and not self._last_long:
             order = [long, *(r for r in order if r is not long)]
+        order = [r for r in order if r.faults][:1] or order  # a suspect goes alone
         rows: list[FrameRow] = []
         parts: list[tuple[int, int, int, int]] = []
         for request in order[:_MAX_ROWS]:
@@ -108,8 +117,6 @@ class Dispatcher:
             row = self._row(request, tuple(request.tokens[request.sent : request.sent + count]), rows)
             if row is None:
                 continue  # one that came earlier may find room where this one does not
-            if request.again:
-                request.again.popleft()
             budget -= count
             rows.append(row)
             parts.append((request.number, request.fence, row.start, count))
@@ -121,12 +128,7 @@ class Dispatcher:
 
     def _chunk_of(self, request: Request, budget: int) -> int:
         """Tokens of its next row: as they were computed before, else as many as the budget leaves."""
-        if request.again and request.again[0][0] != request.sent:
-            request.again.clear()
-        if request.again and budget > 0:
-            first, last = request.again[0]
-            return last - first
-        return min(request.num_pending, budget)
+        return (request.num_again or min(request.num_pending, budget)) if budget > 0 else 0
 
     # ---- decoding --------------------------------------------------------------------------------------------------------
 
@@ -136,17 +138,37 @@ class Dispatcher:
     def _send_decoding(self) -> None:
         state = self._state
         decoding = self._decoding()
-        ready = [r for r in decoding if r.num_pending == 1 and not r.flying and not r.ticket]
+        ready = [r for r in decoding if r.num_pending == 1 and not r.flying]
+        ready = [r for r in ready if not self.drafting.must_wait(r, len(decoding))]
         if not ready:
             return
-        ready = self._ask(ready, len(decoding))
-        num_groups = min(len(decoding), state.pace.depth(max(1, len(decoding) // max(1, len(state.nodes())))))
+        num_groups = self._num_groups(len(decoding))
         flying = sum(flight.kind == "decode" for flight in state.flights.values())
-        size = -(-len(decoding) // max(num_groups, 1))
+        most = -(-len(decoding) // num_groups)
         ready.sort(key=lambda r: (r.priority, r.served))
+        ready.sort(key=lambda r: bool(r.faults))
         while ready and flying < num_groups and len(state.flights) < state.settings.most_flights:
-            group, ready = ready[: min(size, _MAX_ROWS)], ready[min(size, _MAX_ROWS) :]
+            size = min(most, -(-len(ready) // (num_groups - flying)), _MAX_ROWS)
+            count = 1 if ready[0].faults else min(size, sum(not r.faults for r in ready))
+            group, ready = ready[:count], ready[count:]
             flying += self._send_group(group)
+
+    def _num_groups(self, num_decoding: int) -> int:
+        """Into how many frames that many requests are dealt; reckoned anew now and then."""
+        pace = self._state.pace
+        key = (num_decoding, pace.num_frames // _REGROUP)
+        if key != self._grouped[0]:
+            costs = []
+            for groups in range(1, num_decoding + 1):
+                each, more = divmod(num_decoding, groups)  # rows of a frame, and how many have one more
+                all_s = (groups - more) * pace.stage_s(each) + more * pace.stage_s(each + 1)
+                costs.append(max(all_s, pace.loop_s(each + (more > 0))))
+            most = 1.01 * min(costs)  # among equals the most frames: what rows cost may not be known yet
+            best = max(g for g, cost in enumerate(costs, 1) if cost <= most)
+            if not most:
+                best = min(num_decoding, len(set(self._state.nodes())))
+            self._grouped = (key, best)
+        return self._grouped[1]
 
     def _send_group(self, group: list[Request]) -> bool:
         """The next token of each of `group`, with the first of its drafts; whether anything was sent."""
@@ -155,7 +177,7 @@ class Dispatcher:
         for request in group:
             if request.slot not in self._state.by_slot:
                 continue  # put back meanwhile, to make room
-            window = self._window(request, len(self._decoding())) if request.proposal else PLAIN
+            window = self.drafting.window(request, len(self._decoding())) if request.proposal else PLAIN
             drafts = request.proposal[: window.rows - 1]
             row = self._row(request, (request.tokens[-1], *drafts), rows, num_logits=1 + len(drafts))
             if row is None:
@@ -170,57 +192,18 @@ class Dispatcher:
 
     # ---- drafts ----------------------------------------------------------------------------------------------------------
 
-    def _window(self, request: Request, num_decoding: int) -> Window:
-        if self._policy is None:
-            return PLAIN
-        state, pace = self._state, self._state.pace
-        return self._policy.decide(
-            SpeculationState(
-                request=request.number, loop_s=pace.loop_s(1), stage_s=pace.stage_s(1), row_s=pace.row_s(),
-                draft_s=self.draft_s, acceptance=request.acceptance, all_acceptance=self._accepted / self._judged / 2,
-                num_drafted=request.num_drafted, num_accepted=request.num_accepted, num_decoding=num_decoding,
-                num_flying=len(state.flights), depth=pace.depth(1), num_tokens=len(request.tokens),
-                num_left=request.most_drafts(state.settings.context),
-            )
-        )  # fmt: skip
-
-    def judged(self, is_right: bool) -> None:
-        """A draft of any request was accepted or refused."""
-        self._accepted = 0.98 * self._accepted + 2 * is_right
-        self._judged = 0.98 * self._judged + 1
-
-    def _ask(self, ready: list[Request], num_decoding: int) -> list[Request]:
-        """Ask for drafts where the policy wants them; the requests that need not wait for any."""
-        asks, rest = [], []
-        for request in ready:
-            window = self._window(request, num_decoding)
-            count = min(window.frames * window.rows - 1, request.most_drafts(self._state.settings.context))
-            if count < 1 or request.proposal or request.is_dry:
-                rest.append(request)
-                continue
-            asks.append(self._ask_one(request, count))
-        if asks:
-            self._state.out.append(WantDrafts(tuple(asks)))
-        return rest
-
-    def _ask_one(self, request: Request, count: int) -> DraftAsk:
-        self._tickets += 1
-        request.ticket = self._tickets
-        context = (*request.tokens, *request.drafts)
-        request.asked_at = len(context)
-        return DraftAsk(
-            request=request.number, ticket=self._tickets, tokens=context, num_settled=len(request.tokens), count=count,
-            params=request.params,
-        )  # fmt: skip
-
     def _send_drafts(self) -> None:
         """Further frames of requests that have some in flight, as far as the policy wants and drafts are there."""
-        state, asks = self._state, []
-        decoding = [r for r in self._decoding() if r.flying and r.num_pending <= 0]
-        for request in decoding if self._policy else ():
-            window = self._window(request, len(decoding))
-            room = window.frames - len(request.flying)
-            while room > 0 and request.proposal and len(state.flights) < state.settings.most_flights:
+        state = self._state
+        decoding = self._decoding()
+        for request in [r for r in decoding if r.flying and r.num_pending <= 0]:
+            window = self.drafting.window(request, len(decoding))
+            while (
+                request.proposal
+                and len(request.flying) < window.frames
+                and len(state.flights) < state.settings.most_flights
+                and request.slot
+            ):
                 drafts = request.proposal[: window.rows]
                 row = self._row(request, tuple(drafts), [], num_logits=len(drafts))
                 if row is None:
@@ -228,12 +211,8 @@ class Dispatcher:
                 request.proposal = request.proposal[len(drafts) :]
                 request.drafts += drafts
                 self._launch("draft", [row], [(request.number, request.fence, row.start, len(drafts))])
-                room -= 1
-            wanted = min(room * window.rows, request.most_drafts(state.settings.context))
-            if wanted > 0 and not request.proposal and not request.ticket and not request.is_dry and request.flying:
-                asks.append(self._ask_one(request, wanted))
-        if asks:
-            state.out.append(WantDrafts(tuple(asks)))
+            if request.slot:
+                self.drafting.ask_ahead(request, window)
 
     # ---- both ------------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ecotone.decoding.ledger import Ledger
 from ecotone.decoding.messages import Fault, Fence
 from ecotone.decoding.pace import Pace
 from ecotone.decoding.requests import Flight, Request
-from ecotone.decoding.speculation import Draft, SpeculationPolicy
+from ecotone.decoding.speculation import SpeculationPolicy
 from ecotone.decoding.state import Mode, State
 from ecotone.decoding.transition import Transition
 from ecotone.decoding.watch import Watch
@@ -83,6 +83,7 @@ class Engine:
         self._transition = Transition(self._state)
         self._watch = Watch(self._state, self._transition.lose)
         self._wake_s: float | None = None
+        self._blank_faults = 0
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
         """What `event` makes necessary, in order."""
@@ -98,7 +99,7 @@ class Engine:
             case Stop():
                 self._end(event.request, Ending.STOP)
             case Drafted():
-                self._drafted(event.drafts)
+                self._dispatcher.drafting.answered(event.drafts)
             case Heard():
                 self._heard(event)
             case NodeUp() | NodeDown():
@@ -122,8 +123,8 @@ class Engine:
         return made
 
     @property
-    def pipeline(self) -> tuple[StageRef, ...]:
-        """The stages that were taken last, lost ones among them until others take their place."""
+    def stages(self) -> tuple[StageRef, ...]:
+        """The stages in force, or those that are being told their places, or that were when some were lost."""
         return self._state.pipeline
 
     def measured(self) -> Measured:
@@ -218,9 +219,10 @@ class Engine:
         flight = state.flights.pop(result.number, None)
         if flight is None:
             return
-        if flight.kind != "order":
+        if flight.kind != "order" and len(result.rows) == len(flight.parts):  # stale rows took no time
             state.pace.add(result.times, flight.num_tokens, flight.kind != "prefill", state.now_s - flight.sent_s)
         self._watch.progressed()
+        self._blank_faults = 0
         by_slot = {row.slot: row for row in result.rows}
         for number, fence, start, _ in flight.parts:
             request = state.requests.get(number)
@@ -258,43 +260,27 @@ class Engine:
     def _commit(self, request: Request, token: int) -> Ending | None:
         """The next token is settled; the request's end where this is it."""
         state, params = self._state, request.params
-        request.is_dry = False
+        request.is_dry, request.faults = False, 0
         if token in params.stop_tokens and request.num_generated >= params.min_tokens:
             return Ending.STOP
         request.tokens.append(token)
         if request.drafts:
             is_right = request.drafts.pop(0) == token
-            request.judged(is_right)
-            self._dispatcher.judged(is_right)
-            state.counts["drafts_judged"] += 1
-            state.counts["drafts_accepted"] += is_right
+            self._dispatcher.drafting.judged(request, is_right, was_sent=True)
             if not is_right:
                 if request.flying:
                     self._raise_fence(request)
                 request.forget_flight()
                 request.sent = len(request.tokens) - 1
                 state.ledger.roll_back(request.slot, request.sent)
-        elif request.proposal and request.proposal[0] == token:
-            request.proposal.pop(0)
-        else:
-            request.proposal.clear()
+        elif request.proposal:
+            is_right = request.proposal.pop(0) == token
+            self._dispatcher.drafting.judged(request, is_right, was_sent=False)
+            if not is_right:
+                request.forget_drafts()
         if request.num_generated >= params.max_tokens or len(request.tokens) >= state.settings.context:
             return Ending.LENGTH
         return None
-
-    def _drafted(self, drafts: tuple[Draft, ...]) -> None:
-        for draft in drafts:
-            request = self._state.requests.get(draft.request)
-            if request is None or request.ticket != draft.ticket:
-                continue
-            at = len(request.tokens) + len(request.drafts)
-            known = (*request.tokens, *request.drafts)[request.asked_at :]  # what came since it was asked
-            request.ticket, request.is_dry = 0, not draft.tokens
-            if draft.tokens[: len(known)] == known and at - request.asked_at == len(known):
-                request.proposal = list(draft.tokens[len(known) :])
-                del request.proposal[request.most_drafts(self._state.settings.context) + len(request.proposal) :]
-            if draft.tokens:
-                self._dispatcher.draft_s += 0.1 * (draft.seconds / len(draft.tokens) - self._dispatcher.draft_s)
 
     # ---- nodes -----------------------------------------------------------------------------------------------------------
 
@@ -307,13 +293,22 @@ class Engine:
             self._transition.message(event.message)
 
     def _fault(self, fault: Fault) -> None:
-        """A stage could not compute a frame: begin the epoch anew; a request that was there each time is at fault."""
+        """A stage could not compute a frame: begin the epoch anew; a request that was there each time is at fault.
+
+        Where no request was there, twice without a result between, the stage is: it counts as lost.
+        """
         state = self._state
         self._transition.import_failed(fault.shard, fault.reason)
         flight = state.flights.get(fault.number)
         if fault.epoch != state.epoch or state.mode is Mode.STRANDED:
             return
         state.counts["faults"] += 1
+        self._blank_faults += not flight or not flight.parts
+        if self._blank_faults >= state.settings.most_faults:
+            self._blank_faults = 0
+            nodes = tuple(s.peer.node for s in state.pipeline if s.peer.shard == fault.shard)
+            self._transition.lose(nodes, f"its stage fails: {fault.reason}")
+            return
         for number, *_ in flight.parts if flight else ():
             request = state.requests.get(number)
             if request is not None:
@@ -322,10 +317,13 @@ class Engine:
                     self._end(number, Ending.FAILED, fault.reason)
         self._transition.again(fault.reason)
 
+    def _wakes(self) -> tuple[float | None, ...]:
+        return self._watch.wake_s(), self._transition.wake_s(), self._dispatcher.drafting.wake_s()
+
     def _set_alarm(self) -> None:
         state = self._state
         times = [r.deadline_s for r in state.requests.values() if r.deadline_s is not None]
-        times += [at_s for at_s in (self._watch.wake_s(), self._transition.wake_s()) if at_s is not None]
+        times += [at_s for at_s in self._wakes() if at_s is not None]
         wake_s = min(times, default=None)
         if wake_s is not None and (self._wake_s is None or wake_s < self._wake_s or self._wake_s <= state.now_s):
             self._wake_s = wake_s

@@ -81,6 +81,12 @@ class Migration:
         self._missing.discard(message.move)
         self._moved_bytes += message.size_bytes
 
+    def end_copying(self, reason: str) -> None:
+        """Copy nothing more; what is there counts."""
+        self._figures += f", copying ended early: {reason}"
+        self._missing.clear()
+        self.wants_quiet = self.is_done = True
+
     @property
     def is_late(self) -> bool:
         """Whether a round takes far longer than it should: a node hangs, or a link does."""
@@ -92,10 +98,12 @@ class Migration:
         return tuple(stage.peer for stage in self.stages if stage.peer not in old)
 
     def report(self) -> Resharded:
-        """What to tell once the new pipeline runs; `unused` are the shards that it left."""
-        new = {stage.peer for stage in self.stages}
-        left = tuple(stage.peer for stage in self._state.pipeline if stage.peer not in new)
-        return Resharded("", self._figures, 0.0, self._moved_bytes, self._round, left)
+        """What to tell once a new pipeline runs; `unused`: all shards, of which the pipeline's own are to be taken away.
+
+        It may not be `stages` any more, if some of them are lost before they have taken their places.
+        """
+        peers = dict.fromkeys(stage.peer for stage in (*self._state.pipeline, *self.stages))
+        return Resharded("", self._figures, 0.0, self._moved_bytes, self._round, tuple(peers))
 
     # ---- inside ----------------------------------------------------------------------------------------------------------
 

@@ -16,11 +16,15 @@ from ecotone.decoding.frame import StageTime
 __all__ = ["Line", "Pace"]
 
 FADE = 0.95
+_LEAST_SPREAD = 0.01  # squared deviation of x by its squared mean
 
 
 @dataclass(slots=True)
 class Line:
-    """y = a + b*x by least squares with weights that fade. Where x never varied: constant if `is_flat`, else proportional"""
+    """y = a + b*x by least squares with weights that fade; b as of when x last varied enough to tell.
+
+    Where x never varied: constant if `is_flat`, else proportional.
+    """
 
     is_flat: bool
     weight: float = 0.0
@@ -28,19 +32,22 @@ class Line:
     y: float = 0.0
     xx: float = 0.0
     xy: float = 0.0
+    told: float | None = None  # the slope, when x last varied
 
     def add(self, x: float, y: float) -> None:
         for name, value in (("weight", 1.0), ("x", x), ("y", y), ("xx", x * x), ("xy", x * y)):
             setattr(self, name, FADE * getattr(self, name) + value)
+        spread = self.xx - self.x * self.x / self.weight
+        if spread > _LEAST_SPREAD * self.x * self.x / self.weight:
+            self.told = max((self.xy - self.x * self.y / self.weight) / spread, 0.0)
 
     @property
     def slope(self) -> float:
         """Seconds per token; never negative."""
         if not self.weight:
             return 0.0
-        spread = self.xx - self.x * self.x / self.weight
-        if spread > 1e-6 * self.xx:
-            return max((self.xy - self.x * self.y / self.weight) / spread, 0.0)
+        if self.told is not None:
+            return self.told
         return 0.0 if self.is_flat else self.y / self.x
 
     def at(self, x: float) -> float:
@@ -62,6 +69,7 @@ class Pace:
     wait_s: float = 0.0
     gap_s: float = 0.0  # the longest time without a result of late
     num_frames: int = 0
+    rows_seen: int = 1
 
     def __post_init__(self) -> None:
         self.few = [Line(is_flat=True) for _ in self.devices]
@@ -80,6 +88,7 @@ class Pace:
             self.network_s += share * (network_s - self.network_s)
             self.wait_s += share * (wait_s - self.wait_s)
             self.num_frames += 1
+            self.rows_seen = max(self.rows_seen, tokens)
 
     def stage_s(self, tokens: int, *, is_few: bool = True) -> float:
         """tau: what the slowest device needs for a frame of so many tokens."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,15 +11,16 @@ from ecotone.decoding.params import SamplingParams
 
 __all__ = ["Flight", "Request"]
 
-_FADE = 0.9
+_LEAST_SHARE = 0.06  # of the newest draft in what is believed of acceptance
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """`tokens`: prompt and settled answer. `drafts` follow them: guessed, and in flight. `sent`: positions in the pipeline.
 
     `slot` 0: waits. `fence` rises when what is in flight does not count any more. `again`: (start, stop) of rows to be
     computed as they were, when a sequence is rebuilt from its token ids. `flying`: numbers of its frames in flight.
+    `faults`: steps with it that failed since its last token.
     """
 
     number: int
@@ -38,9 +39,12 @@ class Request:
     proposal: list[int] = field(default_factory=list)  # drafted, not sent
     ticket: int = 0  # of the drafts that were asked for; 0: none
     asked_at: int = 0  # the position of the first of them
+    asked_s: float = 0.0
+    wait_until_s: float | None = None  # until when its next frame waits for them at most
+    is_void: bool = False  # the answer will be of no use any more
     is_dry: bool = False  # the drafter had nothing more
     flying: set[int] = field(default_factory=set)
-    again: deque[tuple[int, int]] = field(default_factory=deque)
+    again: list[tuple[int, int]] = field(default_factory=list)
     served: int = 0  # when it last sent, in frames
     faults: int = 0
     num_drafted: int = 0
@@ -59,7 +63,13 @@ class Request:
 
     @property
     def is_prefilling(self) -> bool:
-        return self.num_pending > 1 or (self.num_pending == 1 and bool(self.again))
+        return self.num_pending > 1
+
+    @property
+    def num_again(self) -> int:
+        """Tokens of its next row, where that is to be computed as it was; else 0."""
+        index = bisect_right(self.again, self.sent, key=lambda row: row[0]) - 1
+        return max(self.again[index][1] - self.sent, 0) if index >= 0 else 0
 
     def most_drafts(self, context: int) -> int:
         """Drafts that may still be of use: they end before the answer or the context does."""
@@ -70,20 +80,25 @@ class Request:
         """A draft was accepted or refused."""
         self.num_drafted += 1
         self.num_accepted += is_right
-        self.acceptance = _FADE * self.acceptance + (1 - _FADE) * is_right
+        self.acceptance += max(_LEAST_SHARE, 1 / (self.num_drafted + 1)) * (is_right - self.acceptance)
 
-    def compute_again(self, pieces: Sequence[tuple[int, int]], start: int) -> None:
-        """Rows from position `start` on are to be computed as they were when they were computed first."""
-        rows = list(joined(list(pieces)))
-        self.again = deque((max(first, start), last) for first, last in rows if last > start)
+    def compute_again(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """(start, count) of rows are to be computed as they were, and then what was to be computed again before."""
+        end = sum(pieces[-1]) if pieces else 0
+        rest = [(first, last - first) for first, last in self.again if first >= end]
+        self.again = list(joined([*pieces, *rest]))
 
     def forget_flight(self) -> None:
         """What is in flight does not count any more."""
         self.fence += 1
         self.drafts.clear()
-        self.proposal.clear()
         self.flying.clear()
-        self.ticket, self.is_dry = 0, False
+        self.forget_drafts()
+
+    def forget_drafts(self) -> None:
+        """Drafts that were not sent, and those that are being made, do not follow what is settled."""
+        self.proposal.clear()
+        self.wait_until_s, self.is_dry, self.is_void = None, False, self.ticket > 0
 
 
 @dataclass(slots=True)

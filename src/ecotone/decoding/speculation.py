@@ -31,13 +31,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """At most `frames` frames of a request in flight, each of at most `rows` tokens."""
+    """At most `frames` frames of a request in flight, each of at most `rows` tokens.
+
+    `look`: where nothing else asks for drafts, ask for so many, not to be sent but to see whether they would be right.
+    """
 
     frames: int = 1
     rows: int = 1
+    look: int = 0
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or not 1 <= self.rows <= FEW_TOKENS:
+        if self.frames < 1 or not 1 <= self.rows <= FEW_TOKENS or self.look < 0:
             raise ValueError(f"a window of {self.frames} frames of {self.rows} rows; rows must be 1 to {FEW_TOKENS}")
 
 
@@ -49,8 +53,10 @@ class SpeculationState:
     """What is measured when a request may send more. Seconds of the last some frames; zero where nothing was measured yet.
 
     `loop_s`: a frame of one row there and back, without waiting in queues. `stage_s`: the slowest device's part of it.
-    `row_s`: what one more row in a frame adds on the slowest device. `draft_s`: per drafted token, for this drafter.
-    `acceptance`: of this request's drafts lately, each counted alone (0.5 before any); `all_acceptance`: of all requests'.
+    `row_s`: what one more row in a frame adds on the slowest device, `loop_row_s` on all of the loop. `draft_s`: per drafted
+    token, for this drafter; `answer_s`: what an answer of it takes besides. `acceptance`: of this request's drafts lately,
+    sent or looked at, each counted alone (0.5 before any), `num_drafted` in all; `all_acceptance`: of all requests'.
+    `rows_seen`: the most rows of a short frame so far, since the pipeline runs.
     `num_decoding`: requests that want tokens now. `num_flying`: frames in flight now. `depth`: how many fill the pipeline.
     """
 
@@ -68,6 +74,9 @@ class SpeculationState:
     depth: int
     num_tokens: int
     num_left: int
+    loop_row_s: float = 0.0
+    answer_s: float = 0.0
+    rows_seen: int = 1
 
 
 class SpeculationPolicy(Protocol):
@@ -81,6 +90,7 @@ class DraftAsk:
     """Guess `count` tokens that follow `tokens`, of which the first `num_settled` are certain, the rest drafts in flight.
 
     `ticket` is given back with the answer. `params` has the seed: a drafter that draws with the same noise agrees most.
+    The first `prompt_length` tokens are the prompt: penalties and grammars count from there.
     """
 
     request: int
@@ -89,6 +99,7 @@ class DraftAsk:
     num_settled: int
     count: int
     params: SamplingParams
+    prompt_length: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 Theory of operation. Frames of a stage come from one neighbour over one ordered link. Each gives one piece of work, done in
 that order; the answer goes to the next stage, from the last one straight to the driver. A row whose fence is below the
 greatest seen for its slot is left out when its turn comes (a Fence may have overtaken it), and the frame goes on without
-it: every step that enters the chain leaves it as one result. The last stage also leaves out what follows a draft that
+it: every step that enters the chain leaves it as one result. Replays are never stale: they are of settled tokens, on which
+cached prefixes may rest. The last stage also leaves out what follows a draft that
 was refused, without waiting for the driver to say so.
 
 A route begins an epoch: frames of former ones are dropped, those of later ones parked, sequences are cut to what the
@@ -120,6 +121,7 @@ class Stage:
         self._queue: deque[_Queued] = deque()
         self._parked: list[Frame] = []
         self._fences: dict[int, int] = {}
+        self._newest = 0  # the greatest slot of which rows were computed
         self._expected: dict[int, tuple[int, int, int]] = {}  # slot -> fence, position, token: what the tail chose last
         self._imports: dict[int, dict[tuple[int, int], int]] = {}  # slot -> layers -> length
         self._imported_bytes = 0
@@ -133,8 +135,16 @@ class Stage:
         return self._route.epoch if self._route else 0
 
     @property
+    def has_layers(self) -> bool:
+        return self._layers[0] < self._layers[1]
+
+    @property
     def is_idle(self) -> bool:
         return self._working is None and not self._queue and not self._exports
+
+    def slots_known(self) -> set[int]:
+        """Slots of which anything is remembered, be it only a fence."""
+        return {*self.lengths, *self._fences, *self._expected, *self._imports}
 
     def state(self, now_s: float) -> ShardState:
         """For the answer to a probe."""
@@ -152,7 +162,8 @@ class Stage:
         match item:
             case Fence():
                 for slot, fence in item.raised:
-                    self._fences[slot] = max(fence, self._fences.get(slot, 0))
+                    if slot in self.lengths or slot > self._newest:  # else it was freed: the message came late
+                        self._fences[slot] = max(fence, self._fences.get(slot, 0))
             case Route() if item.epoch > max(self.epoch, self._coming):
                 self._coming = item.epoch
                 self._queue = deque(q for q in self._queue if not isinstance(q.item, Frame | Route))
@@ -183,8 +194,11 @@ class Stage:
                 queued = self._queue.popleft()
                 effects += self._begin(queued.item, queued.came_s, now_s)
             elif self._exports:
-                self._turn = False
-                effects.append(self._start(self._exports.popleft(), None, now_s, now_s))
+                self._turn, work = False, self._exports.popleft()
+                if work.piece.stop > self.lengths.get(work.piece.slot, 0):  # cut since it was asked for
+                    effects += self._exported(work, Done(work=work, error="it is not there any more"))
+                else:
+                    effects.append(self._start(work, None, now_s, now_s))
             else:
                 break
         return effects
@@ -200,6 +214,8 @@ class Stage:
                 return [self._start(TrimWork(keep=self._kept(item)), None, came_s, now_s)]
             case Export():
                 return self._begin_export(item)
+            case KvPiece() if self._route is not None:
+                return []  # of a move that went on without it, or was given up
             case KvPiece():
                 if item.piece is None:
                     return self._imported(item)
@@ -246,7 +262,7 @@ class Stage:
         if frame.kind is Kind.STEP:
             effects += self._replays(frame, route)
         is_last = route.index == route.count - 1
-        rows, payload = self._fresh(frame, is_last)
+        rows, payload = self._fresh(frame, is_last) if frame.kind is Kind.STEP else (frame.rows, frame.payload)
         orders = tuple(o for o in frame.orders if isinstance(o, Fork | Cut) or (is_last and isinstance(o, Open)))
         frame = replace(frame, rows=rows)
         if not rows and not orders:
@@ -327,6 +343,7 @@ class Stage:
         self._carry_out(work.orders)
         for row in work.rows:
             self.lengths[row.slot] = row.stop
+            self._newest = max(self._newest, row.slot)
         if self._coming:
             return []  # of an epoch that is over: the driver forgot it
         self._keep(work, done)
@@ -351,7 +368,7 @@ class Stage:
                     self.boundary.cut(slot, length)
 
     def _keep(self, work: StepWork, done: Done) -> None:
-        if work.is_last or not done.payload or self._layers[0] == self._layers[1]:
+        if work.is_last or not done.payload or not self.has_layers:
             return
         view, at = memoryview(done.payload), 0
         each = len(view) // sum(len(row.tokens) for row in work.rows)

@@ -104,7 +104,7 @@ class State:
             self.by_slot.pop(request.slot, None)
             if request.slot in self.ledger.sequences:
                 pieces = self.ledger.sequences[request.slot].pieces
-                request.compute_again([p for p in pieces if sum(p) < len(request.tokens)], 0)
+                request.compute_again([p for p in pieces if sum(p) < len(request.tokens)])
                 self.ledger.drop(request.slot)
         request.forget_flight()
         request.slot = request.sent = 0

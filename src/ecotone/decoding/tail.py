@@ -9,7 +9,7 @@ draws with the same noise agrees more often than chance. The text never depends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,9 +54,12 @@ class Tail:
         """Forget all of a sequence where `length` is 0, and never choose for it again otherwise: it only lies there."""
         self._slots.pop(slot, None)
 
-    def keep_only(self, lengths: Mapping[int, int]) -> None:
-        for slot in [slot for slot in self._slots if slot not in lengths]:
-            del self._slots[slot]
+    def slots(self) -> tuple[int, ...]:
+        return tuple(self._slots)
+
+    def clear(self) -> None:
+        """A route begins: the driver opens every request again."""
+        self._slots.clear()
 
     def judge(self, rows: Sequence[FrameRow], logits: Sequence[Any]) -> tuple[RowResult, ...]:
         """What became of each row; `logits` has one entry per position that asked for it, in order."""

@@ -104,7 +104,7 @@ class Transition:
     def reshard(self, stages: tuple[StageRef, ...]) -> None:
         """Move to `stages`, or begin with them."""
         state = self._state
-        self._abandon_move("another move was asked for")
+        self._abandon_move("another move was asked for", stages)
         if not state.pipeline:
             self._report = Resharded("", "begin")
             self._route(stages)
@@ -127,8 +127,11 @@ class Transition:
 
     def node_up(self, node: str) -> None:
         """Somebody came who may help."""
+        now_s, settings = self._state.now_s, self._state.settings
         if self._state.mode is Mode.STRANDED and self._retry_s is not None:
-            self._retry_s = self._state.now_s
+            self._retry_s = now_s
+            if self._stranded_s is not None and now_s >= self._stranded_s + settings.strand_s:
+                self._stranded_s = now_s  # requests were refused; now there is hope again
 
     def message(self, message: Message) -> None:
         if isinstance(message, Routed) and self._routing is not None and message.epoch == self._state.epoch:
@@ -163,9 +166,9 @@ class Transition:
             self._move()
 
     def import_failed(self, shard: int, reason: str) -> None:
-        """A shard that keys are being copied to could not take them."""
+        """A shard that keys are being copied to could not take them: go on without, what is missing is rebuilt."""
         if self._migration is not None and any(peer.shard == shard for peer in self._migration.unused()):
-            self._abandon_move(reason)
+            self._migration.end_copying(reason)
 
     def wake_s(self) -> float | None:
         times = [self._routing.until_s] if self._routing is not None else []
@@ -200,7 +203,7 @@ class Transition:
     def _ask_for_stages(self, reason: str) -> None:
         self._attempt += 1
         self._retry_s = None
-        self._state.out.append(WantPipeline(self._attempt, tuple(sorted(self._lost)), reason))
+        self._state.out.append(WantPipeline(self._attempt, tuple(sorted(self._lost)), reason, self._state.pipeline))
 
     def _retreat(self) -> None:
         """Back to what is confirmed; frames in flight count no more."""
@@ -215,21 +218,21 @@ class Transition:
                 continue
             request.forget_flight()
             request.sent = mine.confirmed
-            if request.again and request.again[0][0] != request.sent:
-                request.again.clear()
 
     def _route(self, stages: tuple[StageRef, ...]) -> None:
         state = self._state
         state.epoch += 1
         state.mode, self._retry_s, self._stranded_s = Mode.ROUTING, None, None
         self._lost.clear()
+        gap_s = state.pace.gap_s
         if stages is not state.pipeline:
             devices = tuple(stage.peer.node for stage in stages)
             state.pace = Pace(devices) if state.pipeline != stages else state.pace
             state.pipeline = stages
             state.ledger.reseed(key_seed(stages, state.settings))
             self._fit(min((stage.num_blocks for stage in stages if stage.has_layers), default=1 << 20))
-        self._routing = _Routing({s.peer.shard for s in stages}, state.now_s + state.settings.route_s)
+        until_s = state.now_s + max(state.settings.route_s, 3 * gap_s)  # a stage answers when its step has ended
+        self._routing = _Routing({s.peer.shard for s in stages}, until_s)
         keep = tuple((s.slot, s.confirmed) for s in state.ledger.sequences.values())
         ends = (Peer(node=""), *(stage.peer for stage in stages), Peer(node=""))
         for index, stage in enumerate(stages):
@@ -253,17 +256,17 @@ class Transition:
         self._routing = None
         state.mode, state.progress_s = Mode.RUNNING, state.now_s
         gaps = self._gaps(routing.held)
-        orders: list[Order] = [
-            Open(r.slot, r.prompt_length, r.params.to_bytes(), tuple(r.tokens)) for r in state.by_slot.values()
-        ]
-        state.launch("order", (), orders=orders)
+        opens = {r: Open(r.slot, r.prompt_length, r.params.to_bytes(), tuple(r.tokens)) for r in state.by_slot.values()}
+        state.launch("order", (), orders=[each for request, each in opens.items() if not request.faults])
+        for request, each in opens.items():
+            if request.faults:  # on its own, to be blamed alone if that fails
+                state.launch("order", (), [(request.number, request.fence, request.sent, 0)], [each])
         self._send_rebuilds(gaps, routing.held)
         if self._report is not None:
             pause_s = state.now_s - self._pause_s if self._pause_s is not None else 0.0
             report, self._report, self._pause_s = self._report, None, None
-            state.out.append(
-                Resharded(report.error, report.choice, pause_s, report.moved_bytes, report.rounds, report.unused)
-            )
+            unused = tuple(peer for peer in report.unused if peer not in state.stage_peers())
+            state.out.append(Resharded(report.error, report.choice, pause_s, report.moved_bytes, report.rounds, unused))
 
     # ---- rebuilding ------------------------------------------------------------------------------------------------------
 
@@ -339,6 +342,8 @@ class Transition:
                 state.launch("order", (), orders=orders)
             for last in sorted({gap.last for gap in by_ids}):
                 self._send_ids([gap for gap in by_ids if gap.last == last], last)
+            if by_ids:
+                state.launch("order", ())  # so that a frame is awaited behind them
 
     def _send_ids(self, gaps: list[_Rebuild], until: int) -> None:
         """Token ids of several sequences side by side, row by row as they were computed."""
@@ -376,10 +381,11 @@ class Transition:
         self._retreat()
         self._route(migration.stages)
 
-    def _abandon_move(self, reason: str) -> None:
+    def _abandon_move(self, reason: str, instead: tuple[StageRef, ...] = ()) -> None:
+        """Stay where it is; the stages of `instead` are wanted all the same."""
         state = self._state
         if self._migration is not None:
-            unused = self._migration.unused()
+            unused = tuple(peer for peer in self._migration.unused() if all(s.peer != peer for s in instead))
             self._migration, self._pause_s = None, None
             state.out.append(Resharded(f"the move was given up: {reason}", unused=unused))
         if state.mode is Mode.DRAINING:

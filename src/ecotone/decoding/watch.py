@@ -2,11 +2,11 @@
 
 Frames return in the order in which they were sent, so only the time since the last return matters. After a quiet time (a
 floor, or three times the longest gap of late) all nodes are probed; they answer at once, whatever their shards compute.
-A node that does not answer in time is lost. If all answer, the oldest frame lies with one stage: that one is lost when it
-has computed a single thing for too long, or when the frame does not reach it from a stage that has long sent it on. Any
-progress that the answers show starts the waiting anew: slow is not lost. Where a node that was called lost for its silence
-answers after all, silence is borne twice as long from then on, up to a bound, until a while has passed without that: on
-machines that are overloaded every loss would make the next one likelier.
+A node that does not answer in time is lost, and so is one whose answer lacks a shard: it began anew. If all answer, the
+oldest frame lies with one stage: that one is lost when it has computed a single thing for too long, or when the frame does
+not reach it from a stage that has long sent it on. Any progress that the answers show starts the waiting anew: slow is not
+lost. Where a node that was called lost for its silence answers after all, silence is borne twice as long from then on, up to
+a bound, until a while has passed without that: on overloaded machines every loss would make the next one likelier.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Watch:
         self._nonce = 0
         self._probed_s: float | None = None  # the first probe of this round
         self._asked_s = 0.0  # the last one
-        self._heard: dict[str, float] = {}
+        self._unanswered: dict[str, float] = {}  # node -> when the oldest probe was sent that it did not answer
+        self._emptied: set[str] = set()  # nodes that answered, and have not all of their shards
         self._states: dict[int, ShardState] = {}
         self._stuck: tuple[int, int, float] | None = None  # frame, stage it does not reach, since
         self._silenced: set[str] = set()  # nodes called lost for silence and not heard of since
@@ -47,7 +48,7 @@ class Watch:
 
     def heard(self, node: str) -> None:
         now_s = self._state.now_s
-        self._heard[node] = now_s
+        self._unanswered.pop(node, None)
         if node in self._silenced:
             self._silenced.discard(node)
             self._patience, self._alarmed_s = min(2 * self._patience, _MOST_PATIENCE), now_s
@@ -76,6 +77,9 @@ class Watch:
                 before is not None and counts != (before.epoch, before.received, before.finished, before.works)
             )
             self._states[shard.shard] = shard
+        there = {shard.shard for shard in message.shards}
+        if any(stage.peer.node == node and stage.peer.shard not in there for stage in self._state.pipeline):
+            self._emptied.add(node)
         if moved:
             self._state.progress_s = self._state.now_s
             self._probed_s, self._stuck = None, None
@@ -119,24 +123,33 @@ class Watch:
         self._state.progress_s = self._state.now_s
         self._probed_s, self._stuck = None, None
         self._states.clear()
+        self._emptied.clear()
+        self._unanswered.clear()
 
     def _probe(self) -> None:
         state = self._state
         if self._probed_s is None:
             self._nonce += 1
             self._probed_s, self._asked_s = state.now_s, -1.0
-            self._heard.clear()
             self._states.clear()
+            self._emptied.clear()
         if state.now_s >= self._asked_s + state.settings.probe_s:
             self._asked_s = state.now_s
-            state.out += [Say(Peer(node=node), Probe(nonce=self._nonce)) for node in state.nodes()]
+            for node in state.nodes():
+                self._unanswered.setdefault(node, state.now_s)
+                state.out.append(Say(Peer(node=node), Probe(nonce=self._nonce)))
 
     def _judge(self) -> None:
         state = self._state
-        assert self._probed_s is not None
-        waited_s, silent_s = state.now_s - self._probed_s, self._silent_s()
-        silent = [n for n in state.nodes() if state.now_s - self._heard.get(n, self._probed_s) >= silent_s]
-        if silent and waited_s >= silent_s:
+        if self._emptied:
+            emptied = tuple(self._emptied)
+            self._calm()
+            self._lose(emptied, "it lost its stage: it was started anew")
+            return
+        silent_s = self._silent_s()
+        since_s = state.now_s - silent_s
+        silent = [node for node in state.nodes() if self._unanswered.get(node, state.now_s) <= since_s]
+        if silent:
             self._calm()
             self._silenced |= set(silent)
             self._lose(tuple(silent), f"nothing was heard of it for {silent_s:g} s")
@@ -144,12 +157,11 @@ class Watch:
         oldest = next(iter(state.flights.values()), None)
         if oldest is None or any(stage.peer.shard not in self._states for stage in state.pipeline):
             return
-        before_done = True
         for index, stage in enumerate(state.pipeline):
             at = self._states[stage.peer.shard]
             if at.epoch == state.epoch and at.finished >= oldest.number:
                 continue
-            if (at.epoch == state.epoch and at.received >= oldest.number) or not before_done:
+            if at.epoch == state.epoch and at.received >= oldest.number:
                 self._is_stalled(index, at, oldest.num_tokens, oldest.kind != "prefill")
             else:
                 self._is_cut_off(index, oldest.number, oldest.size_bytes)

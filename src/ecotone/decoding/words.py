@@ -237,11 +237,15 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class WantPipeline:
-    """Stages on these nodes are lost (none at the start): load others and answer with PipelineReady or PipelineFailed."""
+    """Those of `stages` that are on nodes `lost` are gone: load others, answer with PipelineReady or PipelineFailed.
+
+    `stages` are the driver's own at this moment: those of a move too, once they have taken their places.
+    """
 
     attempt: int
     lost: tuple[str, ...]
     reason: str = ""
+    stages: tuple[StageRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

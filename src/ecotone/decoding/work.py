@@ -35,7 +35,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrimWork:
-    """Cut every sequence to its length in `keep`, free the others."""
+    """Cut every sequence to its length in `keep`, free the others, and clear the tail: requests are opened again."""
 
     keep: tuple[tuple[int, int], ...]
 

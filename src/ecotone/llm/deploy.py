@@ -78,7 +78,7 @@ def deploy_llm(
         wrong.append(f"is for {plan.num_layers} layers, the model has {source.config.num_layers}")
     if wrong:
         raise ModelError(f"plan: {'; '.join(wrong)}")
-    service.lend(ref, source)
+    service.lend(ref, source, source.folder if isinstance(source, Checkpoint) else None)
     settings = replace(settings or settings_for(plan, cluster, ref.fingerprint), vocabulary=source.config.vocabulary)
     generator = Generator(
         service, Pipeline(service, ref), plan, cluster, settings, make_answer or TokenAnswer, policy=policy, drafter=drafter,
@@ -116,8 +116,7 @@ class TokenAnswer:
     def __init__(self, params: SamplingParams):
         self._params = params
 
-    def add(self, tokens: Tokens) -> Piece | None:
-        return Piece(tokens=tokens.tokens, logprobs=tokens.logprobs)
-
-    def end(self, ended: Ended) -> Piece:
-        return replace(Piece(), ending=ended.ending, reason=ended.reason, cached=ended.cached)
+    def take(self, effect: Tokens | Ended) -> Piece | None:
+        if isinstance(effect, Tokens):
+            return Piece(tokens=effect.tokens, logprobs=effect.logprobs)
+        return Piece(ending=effect.ending, reason=effect.reason, cached=effect.cached)

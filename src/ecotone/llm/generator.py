@@ -78,9 +78,7 @@ class Answer(Protocol):
     @property
     def is_stopped(self) -> bool: ...
 
-    def add(self, tokens: Tokens) -> Piece | None: ...
-
-    def end(self, ended: Ended) -> Piece: ...
+    def take(self, effect: Tokens | Ended) -> Piece | None: ...
 
 
 @dataclass(slots=True)
@@ -124,7 +122,7 @@ class Generator:
         self._moving = threading.Lock()
         self._moved_away: set[str] = set()  # nodes that moves away from are under way
         self._asks: queue.SimpleQueue[tuple[DraftAsk, ...] | int | None] = queue.SimpleQueue()
-        self._is_closed = self._is_attached = False
+        self._is_closed = self._is_attached = self._has_stages = False
         self.losses: list[WantPipeline] = []
         self.moves: list[Resharded] = []
         self._threads = [threading.Thread(target=self._run, name="llm-driver", daemon=True)]
@@ -199,6 +197,11 @@ class Generator:
         return self._ask_loop(self._engine.measured)
 
     @property
+    def is_running(self) -> bool:
+        """Whether stages are there for what is asked now; while lost ones are replaced requests wait."""
+        return not self._is_closed and self._has_stages
+
+    @property
     def plan(self) -> LlmPlan:
         """The plan in force."""
         return self._placement.plan
@@ -240,9 +243,11 @@ class Generator:
         self._inbox.put(partial(self._handle, event))
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Reshard | PipelineReady):
+            self._has_stages = True
         effects = self._engine.handle(event, time.monotonic())
-        if self._engine.pipeline is not self._stages:
-            self._stages = self._engine.pipeline
+        if self._engine.stages is not self._stages:
+            self._stages = self._engine.stages
             self._pipeline.settle(self._stages)
             self._aside(self._pipeline.tidy)
         for effect in effects:
@@ -277,6 +282,7 @@ class Generator:
             case Drop(request):
                 self._asks.put(request)
             case WantPipeline():
+                self._has_stages = False
                 self.losses.append(effect)
                 self._placement.lost(effect.lost)
                 self._aside(partial(self._find_stages, effect))
@@ -288,23 +294,25 @@ class Generator:
         if asked is None:
             return
         try:
-            piece = asked.answer.add(tokens)
+            piece = asked.answer.take(tokens)
             if piece is not None:
                 asked.on_piece(piece)
         except Exception as error:  # of one asker: the others go on
             traceback.print_exc(file=sys.stderr)
             self._end(Ended(tokens.request, Ending.FAILED, f"what takes the text failed: {type(error).__name__}: {error}"))
-            self._handle(Cancel(tokens.request))
+            self._tell(Cancel(tokens.request))
             return
         if asked.answer.is_stopped:
-            self._handle(Stop(tokens.request))
+            self._tell(Stop(tokens.request))  # not now: the engine's other effects go out first, in order
 
     def _end(self, ended: Ended) -> None:
         asked = self._asked.pop(ended.request, None)
         if asked is None:
             return
         try:
-            asked.on_piece(asked.answer.end(ended))
+            piece = asked.answer.take(ended)
+            if piece is not None:
+                asked.on_piece(piece)
         except Exception:  # of one asker: the others go on
             traceback.print_exc(file=sys.stderr)
 

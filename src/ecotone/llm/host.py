@@ -22,15 +22,14 @@ from typing import TypeVar
 from ecotone.cluster import Device
 from ecotone.decoding.frame import Frame, Result
 from ecotone.decoding.messages import Alive, KvPiece, Message, Peer, Probe, Release
-from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.stage import Came, Finished, SendFrame, SendKv, SendResult, Stage, StageEffect, StartWork, Tell
-from ecotone.decoding.tail import Chooser
 from ecotone.decoding.work import Done as WorkDone
 from ecotone.decoding.work import Work
 from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.executors import by_id, cache_dtype
 from ecotone.llm.kv import KvCache
 from ecotone.llm.recipes import weight_bytes
+from ecotone.llm.sampling import GrammarMasks, make_chooser
 from ecotone.llm.weights import WeightSource
 from ecotone.llm.worker import ShardWorker
 from ecotone.llmplan import Span
@@ -95,13 +94,11 @@ class _Held:
 
 
 class StageHost:
-    """`send` must not wait. `make_chooser`: (parameters, prompt's length, vocabulary) for stages with the head."""
+    """`send` must not wait."""
 
-    def __init__(
-        self, name: str, device: Device, send: Outbound, make_chooser: Callable[[SamplingParams, int, int], Chooser]
-    ):
+    def __init__(self, name: str, device: Device, send: Outbound):
         self.name, self.device = name, device
-        self._send, self._make_chooser = send, make_chooser
+        self._send = send
         self._held: dict[tuple[str, int], _Held] = {}
         self._loading: dict[tuple[str, int], int] = {}  # bytes that what is being loaded will take
         self._memory = threading.Lock()
@@ -126,8 +123,13 @@ class StageHost:
 
     # ---- loading, from any thread ----------------------------------------------------------------------------------------
 
-    def load(self, driver: str, order: StageOrder, source: WeightSource) -> Loaded:
-        """Load a shard; raises EcotoneError where executor, weights or memory do not allow it. Harmless to repeat."""
+    def load(
+        self, driver: str, order: StageOrder, source: WeightSource, grammars: GrammarMasks | None = None
+    ) -> Loaded:  # fmt: skip
+        """Load a shard; raises EcotoneError where executor, weights or memory do not allow it. Harmless to repeat.
+
+        `grammars`: for a stage with the head, so that answers can be kept to one.
+        """
         known = self._held.get((driver, order.shard))
         if known is not None:
             return _loaded(order, known, 0.0)
@@ -143,7 +145,7 @@ class StageHost:
             shard = factory.load(
                 source, order.span, cache, self.device.accelerator, self.device.threads, context=order.context
             )
-            worker = ShardWorker(shard, lambda params, prompt: self._make_chooser(params, prompt, config.vocabulary))
+            worker = ShardWorker(shard, lambda params, prompt: make_chooser(params, prompt, config.vocabulary, grammars))
             stage = Stage(order.shard, order.span.start, order.span.stop, boundary_bytes=order.boundary_bytes)
             held = _Held(stage, worker, shard.weight_bytes + (cache.capacity_bytes if order.span.num_layers else 0))
             self._reserve(driver, order, held.num_bytes, is_loaded=True)
@@ -203,6 +205,10 @@ class StageHost:
 
         self._lane.put(work, end)
         return future.result()
+
+    def shards(self) -> tuple[tuple[str, Span, str], ...]:
+        """(driver, span, executor) of what is loaded, for people."""
+        return tuple((owner, h.worker.shard.span, h.worker.shard.id) for (owner, _), h in tuple(self._held.items()))
 
     def work(self, driver: str) -> tuple[ShardWork, ...]:
         """What the shards of `driver` have done."""

@@ -47,11 +47,13 @@ from ecotone.decoding.messages import (
 )
 from ecotone.llm.config import DecoderConfig, ModelError
 from ecotone.llm.executors import by_id, cache_dtype
+from ecotone.llm.grammar import Grammars
 from ecotone.llm.host import Item, Loaded, ShardWork, StageHost, StageOrder
 from ecotone.llm.recipes import Recipe
-from ecotone.llm.sampling import make_chooser
 from ecotone.llm.sources import DTYPES, ModelRef, all_recipes, open_source, recipe_key
+from ecotone.llm.text import TextModel
 from ecotone.llm.timing import ShardTime, measure
+from ecotone.llm.tokenizer_files import GrammarsSoon, has_tokenizer, read_files, write_files
 from ecotone.llm.weights import RandomWeights, WeightSource
 from ecotone.protocol.message import NodeId
 from ecotone.protocol.settings import LinkSettings
@@ -66,6 +68,7 @@ __all__ = ["GenerationService", "Measured"]
 
 TAG = b"EGLK"
 LOAD, RELEASE, PROFILE, WEIGHTS, WORK = "llm-load", "llm-release", "llm-profile", "llm-weights", "llm-work"
+TOKENIZER = "llm-tokenizer"
 _ADDRESS = struct.Struct("<4sHI")  # magic, bytes of the driver's name, shard
 _ADDRESSED, _WEIGHT_PIECE = b"EGNV", b"EGWP"
 _PIECE = struct.Struct("<4sQQ")  # magic, transfer, offset
@@ -105,17 +108,23 @@ class GenerationService:
         self.on_restarted: Callable[[str], None] | None = None
         self._folder = folder
         self._lent: dict[str, tuple[WeightSource, dict[str, Recipe]]] = {}
+        self._tokenizers: dict[str, Path] = {}
         self._transfers: dict[int, _Transfer] = {}
         self._numbers = itertools.count(1)
         self._shards = itertools.count(1)
         self._away: dict[str, threading.Timer] = {}
-        self.host = StageHost(self.name, device, self.send, make_chooser)
+        self.host = StageHost(self.name, device, self.send)
         self._life = next_incarnation()
         self._mail = Mail(
             port.branch(TAG), port.name, self._life, on_message=self._arrived, on_urgent=self._arrived,
             on_peer=self._peer, on_restarted=self._restarted, links=links,
         )  # fmt: skip
-        for topic, handler in ((LOAD, self._load), (PROFILE, self._profile), (WEIGHTS, self._weights)):
+        for topic, handler in (
+            (LOAD, self._load),
+            (PROFILE, self._profile),
+            (WEIGHTS, self._weights),
+            (TOKENIZER, self._tokenizer),
+        ):
             questions.on(topic, handler, slow=True)
         questions.on(RELEASE, self._release)
         questions.on(WORK, lambda peer, body: schema.write(self.host.work(str(peer))))
@@ -126,7 +135,7 @@ class GenerationService:
 
     def stop(self) -> None:
         """End; shards are dropped. The port stays open."""
-        for topic in (LOAD, PROFILE, WEIGHTS, RELEASE, WORK):
+        for topic in (LOAD, PROFILE, WEIGHTS, TOKENIZER, RELEASE, WORK):
             self.questions.on(topic, None)
         for timer in tuple(self._away.values()):
             timer.cancel()
@@ -136,6 +145,10 @@ class GenerationService:
     @property
     def is_idle(self) -> bool:
         return self.host.is_idle
+
+    def loaded(self) -> list[str]:
+        """The shards here, a line each."""
+        return [f"{driver}: {span.describe()} by {executor}" for driver, span, executor in self.host.shards()]
 
     def next_shard(self) -> int:
         """A number for a shard that this driver has not used yet."""
@@ -162,14 +175,16 @@ class GenerationService:
 
     # ---- as a driver -----------------------------------------------------------------------------------------------------
 
-    def lend(self, ref: ModelRef, source: WeightSource) -> None:
-        """Give tensors of `source` to nodes that ask for them."""
+    def lend(self, ref: ModelRef, source: WeightSource, tokenizer: Path | None = None) -> None:
+        """Give tensors of `source`, and the tokenizer of that folder, to nodes that ask for them."""
         self._lent[ref.fingerprint] = (source, all_recipes(source.config))
+        if tokenizer is not None and has_tokenizer(tokenizer):
+            self._tokenizers[ref.fingerprint] = tokenizer
 
     def load_at(self, node: str, order: StageOrder, ref: ModelRef, deadline_s: float) -> Loaded:
         """Have `node` load a shard for this driver; raises EcotoneError (why it cannot), NodeUnreachable."""
         if node == self.name:
-            return self.host.load(self.name, order, self._source(ref, self.name))
+            return self._load_here(self.name, order, ref)
         body = {"order": schema.write(order), "model": schema.write(ref), "life": self._life}
         answer = self.questions.ask(NodeId(node), LOAD, body, deadline_s=deadline_s, repeat_s=5.0)
         loaded, life = schema.read(tuple[Loaded, int], answer, f"answer of {node}")
@@ -256,7 +271,26 @@ class GenerationService:
         ref = schema.read(ModelRef, body["model"], "load question")
         # A driver that began anew is noticed before its shards are loaded, or they would be dropped with its former ones.
         self._mail.wait_for_life(peer, int(body["life"]), _LIFE_S)
-        return [schema.write(self.host.load(str(peer), order, self._source(ref, str(peer)))), self._life]
+        return [schema.write(self._load_here(str(peer), order, ref)), self._life]
+
+    def _load_here(self, driver: str, order: StageOrder, ref: ModelRef) -> Loaded:
+        grammars = GrammarsSoon(lambda: self._grammars(ref, driver)) if order.span.head and ref.seed is None else None
+        return self.host.load(driver, order, self._source(ref, driver), grammars)
+
+    def _tokenizer(self, peer: NodeId, body: dict[str, Any]) -> Any:
+        folder = self._tokenizers.get(str(body["model"]))
+        return {} if folder is None else read_files(folder)
+
+    def _grammars(self, ref: ModelRef, driver: str) -> Grammars:
+        """Grammars of a model, whose tokenizer is here, or is asked for."""
+        folder = self._tokenizers.get(ref.fingerprint)
+        if folder is None and has_tokenizer(Path(ref.name)):
+            folder = Path(ref.name)
+        if folder is None:
+            folder = self._folder / ref.fingerprint / "tokenizer"
+            files = self.questions.ask(NodeId(driver), TOKENIZER, {"model": ref.fingerprint}, deadline_s=30.0)
+            write_files(folder, {str(name): str(text) for name, text in files.items()})
+        return Grammars(TextModel.open(folder), ref.config.vocabulary, ref.config.stop_tokens)
 
     def _release(self, peer: NodeId, body: dict[str, Any]) -> Any:
         from_driver = str(peer)

@@ -84,7 +84,7 @@ class ShardWorker:
         for slot in self._tables.slots():
             self.dropped_tokens += max(self._tables.length(slot) - keep.get(slot, 0), 0)
             self._tables.truncate(slot, keep.get(slot, 0))
-        self._tail.keep_only(keep)
+        self._tail.clear()
         return Done(work=work)
 
     def _export(self, work: ExportWork) -> Done:

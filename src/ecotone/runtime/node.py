@@ -80,6 +80,10 @@ class Service(Protocol):
 
     def stop(self) -> None: ...
 
+    def loaded(self) -> list[str]:
+        """What it holds, a line each, for people."""
+        ...
+
 
 ServiceMaker = Callable[[Port, Questions, Device, Path, Mapping[NodeId, LinkSettings]], Service]
 """(port, questions, device, folder of its own, settings of the links that leave it): a service, not started."""
@@ -107,7 +111,9 @@ class LocalNode:
             "spans": self._spans,
             "echo": lambda peer, body: None,
             "device": lambda peer, body: schema.write(device),
-            EXPLAIN: lambda peer, body: {"lines": self._loader.loaded()},
+            EXPLAIN: lambda peer, body: {
+                "lines": [*self._loader.loaded(), *(line for s in self.services for line in s.loaded())]
+            },
         }
         self.questions = Questions(self.port, quick, {"link": self._link, "profile": self._profile})
         self.services = [

@@ -3,8 +3,8 @@
 A node computes one thing at a time; a directed link is a server in order, with latency and rate. The model is made of hashes
 (hashmodel.py), so the text of every request can be told in advance, and the seconds that computing takes are stated. Faults:
 a node dies (its links go down a moment later), stops and goes on, becomes slow, a link carries nothing for a while, a node
-joins. Everything that the machines ask for is carried out here, nothing is decided but where lost stages go: to the first
-node that lives and holds fewest.
+joins, one step fails. Everything that the machines ask for is carried out here, nothing is decided but where lost stages go:
+to the first node that lives and holds fewest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ecotone.decoding.engine import Engine
@@ -69,7 +69,7 @@ class LinkTime:
     bytes_per_s: float = 1e9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SpanSpec:
     """Layers [first, last) on `node`."""
 
@@ -86,7 +86,9 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     ended: Ended | None = None
+    ended_s: float = 0.0
     submitted_s: float = 0.0
+    prompt_length: int = 0
 
 
 @dataclass(slots=True)
@@ -100,6 +102,8 @@ class _Node:
     is_stopped: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)  # what happened while it was stopped
     slow: float = 1.0
+    num_failing: int = 0  # steps to come that end in an error
+    is_told: bool = True  # the driver knows whether it lives
     life: int = 0
 
 
@@ -127,7 +131,7 @@ class Generation:
         self.answers: dict[int, Answer] = {}
         self.reports: list[Resharded] = []
         self.wanted: list[WantPipeline] = []
-        self.pipeline: tuple[StageRef, ...] = ()
+        self.num_events = 0
         self.computed: dict[int, int] = {}  # tokens times layers by shard, of those that are gone as well
         self._drafter, self._draft_s, self._load_s, self._detect_s = drafter, draft_s, load_s, detect_s
         self._boundary_bytes = boundary_bytes
@@ -137,6 +141,8 @@ class Generation:
         self._cut_until_s: dict[tuple[str, str], float] = defaultdict(float)
         self.nodes = {name: _Node(name) for name in (DRIVER, *nodes)}
         self._specs: dict[int, SpanSpec] = {}
+        self._loaded: dict[int, str] = {}  # shard -> node, as long as somebody may need it
+        self._moving: tuple[StageRef, ...] = ()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order, self._shards, self._requests = itertools.count(), itertools.count(1), itertools.count(1)
         self._wake = 0
@@ -145,16 +151,15 @@ class Generation:
 
     def begin(self, spans: Sequence[SpanSpec]) -> None:
         """Load these stages and start."""
-        self.pipeline = tuple(self._load(span) for span in spans)
-        self.pipeline = _with_codecs(self.pipeline)
-        self._tell(Reshard(self.pipeline))
+        self.reshard(spans)
 
     def reshard(self, spans: Sequence[SpanSpec]) -> None:
         """Move to these spans; those that are there already stay as they are."""
-        kept = {(s.peer.node, s.first, s.last): s for s in self.pipeline if self.nodes[s.peer.node].is_alive}
+        alive = [s for s in self.engine.stages if self._is_there(s)]
+        kept = {(s.peer.node, s.first, s.last): s for s in alive}
         stages = tuple(kept.get((span.node, span.first, span.last)) or self._load(span) for span in spans)
-        self.pipeline = _with_codecs(stages)
-        self._tell(Reshard(self.pipeline))
+        self._moving = _with_codecs(stages)
+        self._tell(Reshard(self._moving))
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, *, at_s: float | None = None, priority: int = 0,
@@ -164,7 +169,7 @@ class Generation:
         number = next(self._requests)
         event = Submit(request=number, prompt=tuple(prompt), params=params, priority=priority, deadline_s=deadline_s)
 
-        self.answers[number] = Answer()
+        self.answers[number] = Answer(prompt_length=len(prompt))
 
         def go() -> None:
             self.answers[number].submitted_s = self.now_s
@@ -188,13 +193,19 @@ class Generation:
             node.life += 1
             self._gather(node)
             node.stages, node.shards, node.queue, node.held = {}, {}, deque(), []
-            node.is_busy = node.is_stopped = False
-            self.at(self.now_s + self._detect_s, lambda: self._tell(NodeDown(name)))
+            node.is_busy = node.is_stopped = node.is_told = False
+            self.at(self.now_s + self._detect_s, lambda: self._tell_down(node))
 
     def start(self, name: str) -> None:
         """A node comes, or comes back, empty."""
-        self.nodes.setdefault(name, _Node(name)).is_alive = True
+        node = self.nodes.setdefault(name, _Node(name))
+        self._tell_down(node)
+        node.is_alive = True
         self._tell(NodeUp(name))
+
+    def fail(self, name: str) -> None:
+        """The node's next step ends in an error, and changes nothing."""
+        self.nodes[name].num_failing += 1
 
     def stop(self, name: str, for_s: float) -> None:
         """The node does nothing for a while and says nothing; its links stay up."""
@@ -207,12 +218,13 @@ class Generation:
         """The directed link carries nothing for a while; nobody is told."""
         self._cut_until_s[source, target] = self.now_s + for_s
 
-    def run(self, until_s: float = 1e6) -> None:
-        """Go on until every request has ended, nothing is to happen, or `until_s`."""
-        while self._heap and self._heap[0][0] <= until_s:
+    def run(self, until_s: float = 1e6, most_events: int = 10**9) -> None:
+        """Go on until every request has ended, nothing is to happen, `until_s`, or so many events since the beginning."""
+        while self._heap and self._heap[0][0] <= until_s and self.num_events < most_events:
             if self.answers and all(a.ended for a in self.answers.values()) and not self._is_expecting():
                 return
             self.now_s, _, do = heapq.heappop(self._heap)
+            self.num_events += 1
             do()
 
     def steps(self, span: tuple[int, int]) -> int:
@@ -241,7 +253,7 @@ class Generation:
         shard, node = next(self._shards), self.nodes[span.node]
         node.stages[shard] = Stage(shard, span.first, span.last, boundary_bytes=self._boundary_bytes)
         node.shards[shard] = HashShard(span.first, span.last, span.num_blocks, self.vocabulary, self.settings.block_tokens)
-        self._specs[shard] = span
+        self._specs[shard], self._loaded[shard] = span, span.node
         layers = span.last - span.first
         return StageRef(
             peer=Peer(node=span.node, shard=shard), first=span.first, last=span.last, makes="hash",
@@ -257,17 +269,32 @@ class Generation:
             self._tell(PipelineFailed(wanted.attempt, "no node is left"))
             return
         made = []
-        for stage in self.pipeline:
-            node = self.nodes[stage.peer.node]
-            if node.is_alive and stage.peer.shard in node.stages and stage.peer.node not in wanted.lost:
+        for stage in wanted.stages:
+            if self._is_there(stage) and stage.peer.node not in wanted.lost:
                 made.append(stage)
                 continue
             spare = min(alive, key=lambda n: (len(n.stages), n.name))
             made.append(self._load(replace(self._specs[stage.peer.shard], node=spare.name)))
-        self.pipeline = _with_codecs(tuple(made))
-        self._tell(PipelineReady(wanted.attempt, self.pipeline))
+        self._tell(PipelineReady(wanted.attempt, _with_codecs(tuple(made))))
+        needed = {stage.peer.shard for stage in (*self.engine.stages, *self._moving)}
+        self._release(shard for shard in self._loaded if shard not in needed)
+
+    def _is_there(self, stage: StageRef) -> bool:
+        node = self.nodes[stage.peer.node]
+        return node.is_alive and stage.peer.shard in node.stages
+
+    def _release(self, shards: Iterable[int]) -> None:
+        for shard in list(shards):
+            node = self._loaded.pop(shard, None)
+            if node is not None:
+                self._send(DRIVER, Peer(node=node, shard=shard), Release(shard=shard), 200)
 
     # ---- the driver ------------------------------------------------------------------------------------------------------
+
+    def _tell_down(self, node: _Node) -> None:
+        if not node.is_told:
+            node.is_told = True
+            self._tell(NodeDown(node.name))
 
     def _tell(self, event: Event) -> None:
         for effect in self.engine.handle(event, self.now_s):
@@ -281,12 +308,13 @@ class Generation:
                 self._send(DRIVER, to, message, 200)
             case Tokens():
                 answer = self.answers[effect.request]
-                assert effect.position + len(effect.tokens) > 0
+                assert effect.position == answer.prompt_length + len(answer.tokens), "tokens are missing, or told twice"
+                assert answer.ended is None, "tokens after the end"
                 answer.tokens += effect.tokens
                 answer.times_s += [self.now_s] * len(effect.tokens)
             case Ended():
                 assert self.answers[effect.request].ended is None, "a request ended twice"
-                self.answers[effect.request].ended = effect
+                self.answers[effect.request].ended, self.answers[effect.request].ended_s = effect, self.now_s
             case WantDrafts(asks):
                 assert self._drafter is not None
                 found = self._drafter.draft(asks)
@@ -301,8 +329,8 @@ class Generation:
                 self.at(self.now_s + self._load_s, lambda: self._replace_lost(effect))
             case Resharded():
                 self.reports.append(effect)
-                for peer in effect.unused:
-                    self._send(DRIVER, peer, Release(shard=peer.shard), 200)
+                self._moving = ()
+                self._release(peer.shard for peer in effect.unused)
             case WakeAt(at_s):
                 self._wake += 1
                 wake = self._wake
@@ -352,7 +380,11 @@ class Generation:
         if shard not in node.shards:
             self._compute(node)
             return
-        done = node.shards[shard].do(effect.work)
+        if node.num_failing and isinstance(effect.work, StepWork):
+            node.num_failing -= 1
+            done = Done(work=effect.work, error="the step failed, as it was told to")
+        else:
+            done = node.shards[shard].do(effect.work)
         seconds = self._seconds(shard, done) * node.slow
         node.is_busy, life = True, node.life
         self.at(self.now_s + seconds, lambda: self._finished(node, shard, replace(done, seconds=seconds), life))

@@ -8,20 +8,23 @@ It does the work of ecotone.decoding.work, with block tables as real shards have
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ecotone.decoding.blocks import BlockTables
 from ecotone.decoding.frame import Cut, Fork, FrameRow, Open
 from ecotone.decoding.params import SamplingParams
+from ecotone.decoding.speculation import DraftAsk
 from ecotone.decoding.tail import Choice, Tail
 from ecotone.decoding.work import Done, ExportWork, ImportWork, StepWork, TrimWork, Work
 from ecotone.units import EcotoneError
 
-__all__ = ["HashShard", "hash_text", "mix"]
+__all__ = ["POISON", "HashDrafter", "HashShard", "hash_text", "mix"]
 
 _MASK = (1 << 64) - 1
+POISON = 666
+"""A request with this seed fails wherever the last stage opens it."""
 
 
 def mix(a: int, b: int) -> int:
@@ -59,6 +62,36 @@ def hash_text(prompt: Sequence[int], num_layers: int, vocabulary: int, count: in
 
 
 @dataclass(slots=True)
+class HashDrafter:
+    """Names the right token at each position with probability `accuracy`, drawn by `seed`, request and position.
+
+    `texts`: prompt and whole answer of every request, by number. Beyond the end of a text it has nothing.
+    """
+
+    texts: Mapping[int, Sequence[int]]
+    accuracy: float
+    seed: int = 0
+    num_asks: int = 0
+
+    def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
+        self.num_asks += len(asks)
+        return [self._one(ask) for ask in asks]
+
+    def end(self, request: int) -> None:
+        return
+
+    def _one(self, ask: DraftAsk) -> list[int]:
+        text = self.texts.get(ask.request, ())
+        first = len(ask.tokens)
+        return [
+            t if self._is_right(ask.request, first + i) else t + 1 for i, t in enumerate(text[first : first + ask.count])
+        ]
+
+    def _is_right(self, request: int, position: int) -> bool:
+        return mix(mix(self.seed + 1, request), position) < self.accuracy * 2.0**64
+
+
+@dataclass(slots=True)
 class HashShard:
     """Layers [first, last) with room for `num_blocks` blocks."""
 
@@ -78,6 +111,8 @@ class HashShard:
         self._keys = {layer: {} for layer in range(self.first, self.last)}
 
     def _chooser(self, params: SamplingParams, prompt_length: int) -> _HashChooser:
+        if params.seed == POISON:
+            raise EcotoneError("a request that no stage can open")
         return _HashChooser(self.vocabulary)
 
     def do(self, work: Work) -> Done:
@@ -153,6 +188,7 @@ class HashShard:
         keep = dict(work.keep)
         for slot in self.tables.slots():
             self._cut(slot, keep.get(slot, 0))
+        self.tail.clear()
         return Done(work=work)
 
     def _export(self, work: ExportWork) -> bytes:
