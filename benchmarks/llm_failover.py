@@ -122,10 +122,9 @@ def models(seed: int, folder: Path) -> list[Model]:
     """The random model as files in `folder`, as nodes have real ones on their disks, and the tiny one."""
     torch.manual_seed(seed)
     shape = LlamaConfig(
-        vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.width, intermediate_size=SHAPE.ffn_width,
-        max_position_embeddings=SHAPE.max_positions, num_hidden_layers=SHAPE.num_layers,
+        vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.width, intermediate_size=SHAPE.ffn_width, tie_word_embeddings=False,
+        max_position_embeddings=SHAPE.max_positions, num_hidden_layers=SHAPE.num_layers, initializer_range=SHAPE.width**-0.5,
         num_attention_heads=SHAPE.num_heads, num_key_value_heads=SHAPE.num_kv_heads,
-        initializer_range=SHAPE.width**-0.5, tie_word_embeddings=False,
     )  # fmt: skip
     LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
     tiny = Checkpoint.open(Path(ecotone.__file__).parent / "assets" / "tiny-llm")
