@@ -60,6 +60,18 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "answered_over_possible": (AT_LEAST, 1),
         "scripts_per_s": (AT_LEAST, 100),
     },
+    "generation_faults": {
+        "seeds": (AT_LEAST, 4000),
+        "changed": (AT_MOST, 0),
+        "lost": (AT_MOST, 0),
+        "stuck": (AT_MOST, 0),
+        "left": (AT_MOST, 0),
+    },
+    "speculation_simulated": {
+        "over_plain_min": (AT_LEAST, 0.95),
+        "table_error_max": (AT_MOST, 0.15),
+        "over_formula_min": (AT_LEAST, 0.8),
+    },
     "failover": {
         "lost": (AT_MOST, 0),
         "duplicated": (AT_MOST, 0),
