@@ -10,7 +10,7 @@ the same cut, and two RPC servers behind a client; the faster counts. ECOTONE_LL
     prefill_over_llama_cpp_rpc    time to the first token of 512, Q8_0 over openvino:int8+native:int8, where there is AMX
     network_added_ms_per_token    native:int4 over two machines minus whole in one process
 
-A token's time is the median gap of an answer, as the asker sees it. Contenders take turns within each round, engines that
+A token's time is the mean gap of an answer, as the asker sees it. Contenders take turns within each round, engines that
 are not at turn are stopped; ratios are of the round, and their medians are judged. null: not measured.
 """
 

@@ -1,7 +1,8 @@
 """distributed-llama: `dllama-api` is the root and one machine, `dllama worker` the other; every layer is cut across both.
 
 The root ships the worker its slices at start. Prompts go through a chat template, as characters that are one token each, so
-their length is that of the other engines' prompts. Matrices of 4 bits need 8-bit messages between the machines.
+their length is that of the other engines' prompts. Matrices of 4 bits need 8-bit messages between the machines. Its sockets spin,
+as by default, but not behind a relay, which needs a core of the two as well: there they block.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class DistributedLlama:
         logs = Path(tempfile.mkdtemp(prefix="dllama"))
         processes: list[Process] = []
         relays: list[Relay] = []
-        options = ["--nthreads", str(arrangement.threads)]
+        options = ["--nthreads", str(arrangement.threads), "--net-turbo", "0" if arrangement.relay else "1"]
         root = [
             str(self.folder / "dllama-api"), "--model", str(files.dllama[arrangement.precision]), "--tokenizer",
             str(files.dllama_tokenizer), "--buffer-float-type", SYNC_TYPES[arrangement.precision], "--host", HOST,

@@ -1,7 +1,7 @@
 """Ecotone: the driver is the first machine and holds the first half of the layers, a node (`ecotone up`) the second half.
 
-`apart`: the driver holds nothing, both halves are on nodes. It is not stopped while others are measured: it waits in system
-calls, and a node that is frozen is a node that is lost.
+`apart`: the driver holds nothing, both halves are on nodes (which find each other, past a relay). It is not stopped while
+others are measured: it waits in system calls, and a node that is frozen is a node that is lost.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ ANSWER_TIMEOUT_S = 60.0
 class Ecotone:
     """`executors`: of each precision."""
 
+    NAME = "Ecotone"
+
     def __init__(self, executors: Mapping[str, str] = EXECUTORS, apart: bool = False, name: str = "") -> None:
-        self.name = name or ("Ecotone, driver apart" if apart else "Ecotone")
+        self.name = name or (f"{self.NAME}, driver apart" if apart else self.NAME)
         self.executors, self.apart = executors, apart
         self.precisions = tuple(executors)
 

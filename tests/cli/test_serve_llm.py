@@ -46,7 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[openai.Op
     """The bundled model over two machines, neither of which holds it; the client, and what the command said."""
     folder = tmp_path_factory.mktemp("serve")
     (folder / "house.toml").write_text(HOUSE.format(laptop="24 MB"))
-    (folder / "keys").write_text("secret\n")
+    (folder / "keys").write_text("a-long-secret\n")
     options = ("--cluster", "house.toml", "--precision", "fp32", "--context", "512", "--slots", "4", "--token-file", "keys")
     with started(
         folder, "serve", str(TINY), "--listen", "127.0.0.1:0", "--draft", str(TINY.parent / "tiny-drafter"), *options,
@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[openai.Op
     ) as process:  # fmt: skip
         line = line_with(process, "serving")
         address = line.split(" at ")[1].strip()
-        yield openai.OpenAI(base_url=address, api_key="secret", max_retries=0, timeout=60), line
+        yield openai.OpenAI(base_url=address, api_key="a-long-secret", max_retries=0, timeout=60), line
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -104,7 +104,7 @@ def test_refusals_are_those_that_clients_know(served: tuple[openai.OpenAI, str])
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="word", max_tokens=4)
     with pytest.raises(openai.AuthenticationError):
-        client.with_options(api_key="wrong").completions.create(model="tiny-llm", prompt="word", max_tokens=4)
+        client.with_options(api_key="another-secret").completions.create(model="tiny-llm", prompt="word", max_tokens=4)
     assert client.completions.create(model="tiny-llm", prompt="word", max_tokens=4).choices[0].text
 
 

@@ -68,12 +68,12 @@ class Dispatcher:
                 state.counts["prompt_tokens"] += request.prompt_length
                 state.counts["cached_tokens"] += request.sent
             state.by_slot[request.slot] = request
-            if request.faults:
+            if request.is_suspect:
                 state.launch("order", ())  # what follows is its own frame
             known = tuple(request.tokens[: request.sent])
             state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
-            if request.faults:
-                state.launch("order", (), [(request.number, request.fence, request.sent, 0)])
+            if request.is_suspect:
+                state.launch("order", ())
 
     def _fits(self, request: Request) -> bool:
         """Whether the request's tokens fit with a block to spare for everyone who is at work."""
@@ -107,10 +107,12 @@ class Dispatcher:
         long = next((r for r in order if r.num_pending > budget), None)
         if long is not None and not self._last_long:
             order = [long, *(r for r in order if r is not long)]
-        order = [r for r in order if r.faults][:1] or order  # a suspect goes alone
+        order.sort(key=lambda r: not r.is_suspect)
         rows: list[FrameRow] = []
         parts: list[tuple[int, int, int, int]] = []
         for request in order[:_MAX_ROWS]:
+            if rows and (request.is_suspect or state.requests[parts[0][0]].is_suspect):
+                continue  # a suspect goes alone
             count = self._chunk_of(request, budget) if request.slot else 0  # put back meanwhile, to make room
             if count < 1:
                 continue
@@ -122,6 +124,7 @@ class Dispatcher:
             parts.append((request.number, request.fence, row.start, count))
         if not rows:
             return False
+        self._keep_alone(parts)
         self._last_long = long is not None and parts[0][0] == long.number
         self._launch("prefill", rows, parts)
         return True
@@ -146,10 +149,10 @@ class Dispatcher:
         flying = sum(flight.kind == "decode" for flight in state.flights.values())
         most = -(-len(decoding) // num_groups)
         ready.sort(key=lambda r: (r.priority, r.served))
-        ready.sort(key=lambda r: bool(r.faults))
+        ready.sort(key=lambda r: r.is_suspect)
         while ready and flying < num_groups and len(state.flights) < state.settings.most_flights:
             size = min(most, -(-len(ready) // (num_groups - flying)), _MAX_ROWS)
-            count = 1 if ready[0].faults else min(size, sum(not r.faults for r in ready))
+            count = 1 if ready[0].is_suspect else min(size, sum(not r.is_suspect for r in ready))
             group, ready = ready[:count], ready[count:]
             flying += self._send_group(group)
 
@@ -187,6 +190,7 @@ class Dispatcher:
             rows.append(row)
             parts.append((request.number, request.fence, row.start, len(row.tokens)))
         if rows:
+            self._keep_alone(parts)
             self._launch("decode", rows, parts)
         return bool(rows)
 
@@ -215,6 +219,12 @@ class Dispatcher:
                 self.drafting.ask_ahead(request, window)
 
     # ---- both ------------------------------------------------------------------------------------------------------------
+
+    def _keep_alone(self, parts: list[tuple[int, int, int, int]]) -> None:
+        """Orders of others do not travel with a suspect."""
+        state = self._state
+        if state.ledger.orders and any(state.requests[number].is_suspect for number, *_ in parts):
+            state.launch("order", ())
 
     def _launch(self, kind: str, rows: list[FrameRow], parts: list[tuple[int, int, int, int]]) -> None:
         state = self._state

@@ -5,8 +5,8 @@ floor, or three times the longest gap of late) all nodes are probed; they answer
 A node that does not answer in time is lost, and so is one whose answer lacks a shard: it began anew. If all answer, the
 oldest frame lies with one stage: that one is lost when it has computed a single thing for too long, or when the frame does
 not reach it from a stage that has long sent it on. Any progress that the answers show starts the waiting anew: slow is not
-lost. Where a node that was called lost for its silence answers after all, silence is borne twice as long from then on, up to
-a bound, until a while has passed without that: on overloaded machines every loss would make the next one likelier.
+lost. Where a node that was called lost for its silence answers after all, silence is borne twice as long from then on, up
+to a bound, until a while has passed without that: on overloaded machines every loss would make the next one likelier.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Watch:
             self._down.setdefault(node, self._state.now_s)
 
     def heard(self, node: str) -> None:
-        now_s = self._state.now_s
         self._unanswered.pop(node, None)
+        now_s = self._state.now_s
         if node in self._silenced:
             self._silenced.discard(node)
             self._patience, self._alarmed_s = min(2 * self._patience, _MOST_PATIENCE), now_s
