@@ -236,8 +236,9 @@ def inflict(nodes: Nodes, generator: Generator, answer: Answer, fault: Fault) ->
     at_s = time.perf_counter()
     os.kill(nodes.pids[fault.victim], fault.number)
     if fault.successor_too:
-        wait(lambda: bool(generator.losses))
+        wait(lambda: SPARE in generator.plan.devices)  # it is loaded, and being told its place
         os.kill(nodes.pids[SPARE], fault.number)
+        wait(lambda: len(generator.losses) > 1)
     return at_s
 
 
