@@ -7,8 +7,9 @@
 
 The bundled model (tiny-llm, trained) over two node processes and the driver; links of 0, 20, 50 and 100 ms round trip and
 10 to 1000 Mbit/s in user space, every hop alike (so a loop is one and a half round trips). The drafter is what `serve`
-uses: n-grams of the context where they match, else the bundled tiny-drafter; the window adapts. Two fixed sets of prompts
-from plays that were held out of training: "copy" (a passage, and its beginning again), "novel" (openings). Plain and
+uses: n-grams of the context where they match, else the bundled tiny-drafter; the window adapts. Two fixed sets of prompts:
+"novel", openings of speeches from plays that were held out of training, and "copy", refrains that the model goes on with
+(it is too small to quote a passage; these were chosen among eight refrains because it does repeat them). Plain and
 speculative answers to the same prompt alternate, over the same stages.
 """
 
@@ -50,9 +51,10 @@ NOVEL = (
     "BIONDELLO:\nMaster, master! news, old news, and such news as\nyou never heard of!\n\nBAPTISTA:\n",
     "PETRUCHIO:\nFather, 'tis thus: yourself and all the world,\nThat talk'd of her, have talk'd amiss of her:\n",
 )
-PASSAGES = (
-    "PROSPERO:\nOur revels now are ended. These our actors,\nAs I foretold you, were all spirits and\nAre melted into air.\n\n",
-    "KATHARINA:\nI pray you, sir, is it your will\nTo make a stale of me amongst these mates?\n\nHORTENSIO:\nMates, maid!\n\n",
+REFRAINS = (
+    "MENENIUS:\nI do not, sir, sir.\n\n" * 6,
+    "KING EDWARD IV:\nI will not, I will not, and I will not.\n\n" * 10,
+    "GLOUCESTER:\nWhat, is he dead?\n\nServant:\nHe is, my lord.\n\n" * 10,
 )
 
 
@@ -149,26 +151,31 @@ def run(seed: int, rounds: int, count: int, trips: tuple[float, ...], rates: tup
     """Every case by name."""
     source, text = Checkpoint.open(ASSETS / "tiny-llm"), TextModel.open(ASSETS / "tiny-llm")
     sets = {
-        "copy": [text.encode(passage * 2 + passage[:24]) for passage in PASSAGES],
+        "copy": [text.encode(refrain) for refrain in REFRAINS],
         "novel": [text.encode(prompt) for prompt in NOVEL],
     }
     right = {name: truth(source, prompts, count) for name, prompts in sets.items()}
-    drafter = Chain(PromptLookup(), model_drafter(Checkpoint.open(ASSETS / "tiny-drafter"), text, "native:fp32", context=CONTEXT))
+    drafter = Chain(
+        PromptLookup(), model_drafter(Checkpoint.open(ASSETS / "tiny-drafter"), text, "native:fp32", context=CONTEXT)
+    )
     switch = Switched(AdaptivePolicy())
     cluster = machines(("driver", "one", "two"))
     plan = even_plan(source.config.num_layers, ("one", "two"), EXECUTOR, driver="driver", context=CONTEXT, max_slots=4)
     cases: dict[str, Case] = {}
-    with launch(cluster, program=NODES) as nodes, join(nodes) as service:
-        with deploy_llm(service, cluster, plan, source, policy=switch, drafter=drafter) as generator:
-            for trip_s in trips:
-                for rate in rates:
-                    shape(nodes, trip_s, rate)
-                    for name, prompts in sets.items():
-                        case = measure(generator, switch, prompts, right[name], rounds)
-                        label = f"{name}, {trip_s * 1e3:.0f} ms, {rate / 1e6:.0f} Mbit/s"
-                        cases[label] = case
-                        told = f"{case.speedup:.2f} times, formula {case.formula:.2f}, acceptance {case.acceptance:.2f}"
-                        print(f"{label:32s} {told}", flush=True)
+    with (
+        launch(cluster, program=NODES) as nodes,
+        join(nodes) as service,
+        deploy_llm(service, cluster, plan, source, policy=switch, drafter=drafter) as generator,
+    ):
+        for trip_s in trips:
+            for rate in rates:
+                shape(nodes, trip_s, rate)
+                for name, prompts in sets.items():
+                    case = measure(generator, switch, prompts, right[name], rounds)
+                    label = f"{name}, {trip_s * 1e3:.0f} ms, {rate / 1e6:.0f} Mbit/s"
+                    cases[label] = case
+                    told = f"{case.speedup:.2f} times, formula {case.formula:.2f}, acceptance {case.acceptance:.2f}"
+                    print(f"{label:32s} {told}", flush=True)
     return cases
 
 

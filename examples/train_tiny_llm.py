@@ -42,8 +42,6 @@ def train(o: argparse.Namespace) -> None:
     pairs = AutoTokenizer.from_pretrained(known) if (known := o.start or o.teacher) else make_tokenizer(own, o.vocabulary)
     parts = (own, own.replace("\n\n", END + "\n\n"), early, late)
     plain, ended, choosing, held_out = (torch.tensor(pairs.encode(part, verbose=False)) for part in parts)
-    half = o.window // 2
-    choosing = torch.cat([choosing, *[choosing[: len(choosing) // half * half].view(-1, half).repeat(1, 2).flatten()] * o.copies])
     config = LlamaConfig(
         vocab_size=len(pairs), hidden_size=o.width, num_hidden_layers=o.layers, num_attention_heads=o.width // 32,
         num_key_value_heads=o.width // 64, intermediate_size=o.width * 8 // 3, tie_word_embeddings=True, bos_token_id=None,
@@ -55,8 +53,7 @@ def train(o: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, o.peak, total_steps=o.steps, pct_start=0.05)
     for step in range(1, o.steps + 1):
         begins = torch.randint(0, len(plain) - o.window, (BATCH_TOKENS // o.window, 1))
-        period = int(torch.randint(24, o.window // 2, ())) if step % 3 < o.copies else o.window
-        batch = (plain, ended)[step % 2][begins + torch.arange(o.window) % period]
+        batch = (plain, ended)[step % 2][begins + torch.arange(o.window)]
         with torch.autocast("cpu", torch.bfloat16):
             right = guide(batch).logits[:, :-1].detach().softmax(-1) if guide else batch[:, 1:]
             loss = cross_entropy(model.train()(batch).logits[:, :-1].flatten(0, 1).float(), right.flatten(0, 1))
@@ -75,7 +72,7 @@ def train(o: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser, texts = argparse.ArgumentParser(), {"data": "tinyshakespeare.txt", "out": "tiny-llm", "start": "", "teacher": ""}
-    sizes = {"width": 192, "layers": 4, "vocabulary": 1024, "window": 128, "steps": 1600, "peak": 4e-3, "copies": 0}
+    sizes = {"width": 192, "layers": 4, "vocabulary": 1024, "window": 128, "steps": 1600, "peak": 4e-3}
     for name, default in (texts | sizes).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     if not Path((options := parser.parse_args()).data).is_file():

@@ -209,11 +209,11 @@ def test_a_second_loss_during_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     network, loading = Network(), threading.Event()
     load = StageHost.load
 
-    def hang(host: StageHost, driver: str, order: object, source: object) -> object:
+    def hang(host: StageHost, *what: object) -> object:
         if host.name == "d" and not loading.is_set():
             loading.set()
             kill(nodes, network, "d")
-        return load(host, driver, order, source)  # type: ignore[arg-type]
+        return load(host, *what)  # type: ignore[arg-type]
 
     monkeypatch.setattr(StageHost, "load", hang)
     of = dataclasses.replace(

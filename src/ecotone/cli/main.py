@@ -16,14 +16,16 @@ from ecotone.cli.either import either
 from ecotone.cli.exits import exits
 from ecotone.cli.lab import app as lab
 from ecotone.cli.nodes import status, up
+from ecotone.cli.plan_llm import plan_language
 from ecotone.cli.planning import plan, profile
 from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
+from ecotone.cli.serving_encoder import serve_encoder
 from ecotone.cli.serving_llm import serve_llm
 from ecotone.cli.simulating import simulate
 from ecotone.cli.together import or_together, plan_together, simulate_together
 from ecotone.executors.memory import keep_freed_memory
-from ecotone.llm.recognise import is_language_model
+from ecotone.llm.recognise import is_encoder, is_language_model
 
 __all__ = ["app", "main"]
 
@@ -41,11 +43,20 @@ app.command(rich_help_panel=MACHINES)(up)
 app.command(rich_help_panel=MACHINES)(status)
 app.add_typer(lab, name="lab", rich_help_panel=MACHINES)
 app.command(rich_help_panel=WORK)(profile)
-app.command("plan", rich_help_panel=WORK)(or_together(plan, plan_together))
+app.command("plan", rich_help_panel=WORK)(
+    either(
+        or_together(plan, plan_together), plan_language, lambda given: is_language_model(given["model"]), "a language model"
+    )
+)
 app.command("simulate", rich_help_panel=WORK)(or_together(simulate, simulate_together))
 app.command(rich_help_panel=WORK)(run)
 app.command("serve", rich_help_panel=WORK)(
-    either(serve, serve_llm, lambda given: is_language_model(given["model"]), "a language model")
+    either(
+        either(serve, serve_llm, lambda given: is_language_model(given["model"]), "a language model"),
+        serve_encoder,
+        lambda given: is_encoder(given["model"]),
+        "a text encoder",
+    )
 )
 app.command(rich_help_panel=WORK)(chat)
 app.command(rich_help_panel=MADE)(exits)

@@ -29,7 +29,18 @@ from ecotone.planner.generation import Asked, choose_plan, replan_without
 from ecotone.planner.objective import PlannerError
 from ecotone.units import EcotoneError, format_quantity
 
-__all__ = ["LlmAsked", "Planned", "chosen", "make_llm_profile", "offered", "plan_llm", "replanner", "show_plan"]
+__all__ = [
+    "LlmAsked",
+    "Planned",
+    "chosen",
+    "known_profile",
+    "make_llm_profile",
+    "measured_cluster",
+    "offered",
+    "plan_llm",
+    "replanner",
+    "show_plan",
+]
 
 _LONG_CONTEXT = 4096
 _OBJECTIVES = {"latency": "request", "request": "request", "tpot": "tpot", "ttft": "ttft", "throughput": "throughput"}
@@ -128,18 +139,26 @@ def measured_cluster(cluster: Cluster, profile: LlmProfile) -> Cluster:
     )
 
 
+def known_profile(work: LlmWork, executors: Sequence[str], path: Path | None) -> LlmProfile | None:
+    """The profile of a file, or the one that was kept when such devices were measured; None where there is none."""
+    file = _profile_file(work, executors, path)
+    if not file.is_file():
+        return None
+    profile = LlmProfile.from_json(read_file(file), str(file))
+    if profile.model_hash != work.ref.fingerprint:
+        raise EcotoneError(f"{file} is the profile of another model; delete it or name another file")
+    if not work.quiet:
+        err.print(f"[dim]profile: {escape(str(file))}", soft_wrap=True)
+    return profile
+
+
 def make_llm_profile(
     work: LlmWork, service: GenerationService, executors: Sequence[str], path: Path | None
 ) -> LlmProfile:  # fmt: skip
     """The profile of a file, or measured now and kept there (in the cache where no file is named)."""
-    file = path or cache_root() / "llm-profiles" / f"{_key(work, executors)}.json"
-    if file.is_file():
-        profile = LlmProfile.from_json(read_file(file), str(file))
-        if profile.model_hash != work.ref.fingerprint:
-            raise EcotoneError(f"{file} is the profile of another model; delete it or name another file")
-        if not work.quiet:
-            err.print(f"[dim]profile: {escape(str(file))}", soft_wrap=True)
-        return profile
+    known, file = known_profile(work, executors, path), _profile_file(work, executors, path)
+    if known is not None:
+        return known
     measured = measured_on(work, service, executors)
     if not any(found.times for per_device in measured.values() for found in per_device):
         reasons = dict.fromkeys(f.reason for per_device in measured.values() for f in per_device if f.reason)
@@ -193,6 +212,10 @@ def _stored_precision(work: LlmWork) -> str:
     stored = sum(work.source.stored_bytes(Span(start=0, stop=config.num_layers))[1])
     elements = sum(r.num_elements for layer in range(config.num_layers) for r in layer_recipes(config, layer))
     return "fp32" if stored > 3 * elements else "bf16"
+
+
+def _profile_file(work: LlmWork, executors: Sequence[str], path: Path | None) -> Path:
+    return path or cache_root() / "llm-profiles" / f"{_key(work, executors)}.json"
 
 
 def _key(work: LlmWork, executors: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.language import LlmWork, load_llm, reached
 from ecotone.cli.planning_llm import LlmAsked, Planned, offered, plan_llm, replanner, show_plan
-from ecotone.cli.workflow import read_file
 from ecotone.cluster import DeviceId
 from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import Drafter, PromptLookup
@@ -30,11 +29,11 @@ from ecotone.llm.grammar import Grammars
 from ecotone.llm.service import GenerationService
 from ecotone.llm.steward import Steward
 from ecotone.llm.weights import Checkpoint, find_model
+from ecotone.serving.openai.admission import load_keys
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.run import serve as serve_http
-from ecotone.units import EcotoneError
 
-__all__ = ["serve_llm"]
+__all__ = ["serve_llm", "server_options"]
 
 
 def serve_llm(
@@ -64,10 +63,8 @@ def serve_llm(
 
       ecotone serve ./Llama-3.2-1B --cluster home.toml --precision int8
     """
-    keys = _keys(token_file)
     host, port = options.host_and_port(listen)
-    http = Options(keys=keys, tls_cert=tls_cert, tls_key=tls_key, max_requests_per_minute=per_minute)
-    http.check(host)
+    http = server_options(host, token_file, tls_cert, tls_key, per_minute)
     work = load_llm(model, cluster, name)
     asked = LlmAsked.of(work, objective, context, slots, precision or ())
     drafter = _drafter(draft, work, asked.context)
@@ -129,15 +126,14 @@ def _drafter(text: str, work: LlmWork, context: int) -> Drafter | None:
     return Chain(PromptLookup(), drafter)
 
 
-def _keys(file: Path | None) -> tuple[str, ...]:
-    """Keys of a file, a line each, or of ECOTONE_API_KEYS, with commas between; ECOTONE_TOKEN is one as well."""
-    if file is not None:
-        keys = tuple(line.strip() for line in read_file(file).decode("utf-8", "replace").splitlines() if line.strip())
-        if not keys:
-            raise EcotoneError(f"{file}: is empty; write a key into it, a line each")
-        return keys
-    several = os.environ.get("ECOTONE_API_KEYS", "").split(",")
-    return tuple(key.strip() for key in (*several, os.environ.get("ECOTONE_TOKEN", "")) if key.strip())
+def server_options(
+    host: str, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None, per_minute: int
+) -> Options:  # fmt: skip
+    """What the command line and the environment say of the server; raises EcotoneError where `host` does not allow it."""
+    keys = load_keys(token_file, os.environ)
+    made = Options(keys=keys, tls_cert=tls_cert, tls_key=tls_key, max_requests_per_minute=per_minute)
+    made.check(host)
+    return made
 
 
 def _announce(work: LlmWork, address: str) -> None:

@@ -62,7 +62,7 @@ class Boundary:
 
     def fork(self, source: int, target: int, length: int) -> None:
         """`target` begins with the first `length` positions of `source`."""
-        if target in self._kept or self.length(source) < length:
+        if target in self._kept or not 0 < length <= self.length(source):
             return
         made = self._kept[target] = []
         for piece in self._kept.get(source, ()):

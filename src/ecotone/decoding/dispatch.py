@@ -2,8 +2,9 @@
 
 *No bubbles* (EdgeShard, arXiv 2405.14371): a group of requests starts its next token as soon as its own last one is back,
 whatever others do. n requests over D devices with slowest part tau take max(n*tau, T) per token each, instead of
-T + (n-1)*tau. Here n requests are dealt into G = min(n, depth) frames, depth = T/tau, since a frame of several rows costs
-an executor little more than one of one row, and fewer frames than that leave devices idle.
+T + (n-1)*tau. Here n requests are dealt as evenly as possible into G frames, since a frame of several rows mostly costs an
+executor little more than one of one row, while fewer frames than T/tau leave devices idle: G is what makes the greater of
+sum(tau(rows)) over all frames, and T(rows) of the longest, least.
 
 *Prompts* are cut into chunks (pace.py), several in flight, so that stages work on different chunks; short prompts go before
 the next chunk of a long one, which gets every second frame at least. Prompts and decoding are frames of their own: what a
@@ -27,7 +28,7 @@ from ecotone.decoding.words import Ending
 
 __all__ = ["Dispatcher"]
 
-_MAX_ROWS = 256
+_MAX_ROWS, _REGROUP = 256, 16
 
 
 class Dispatcher:
@@ -37,6 +38,7 @@ class Dispatcher:
         self._state, self.drafting = state, Drafting(state, policy)
         self._last_long = False  # the last chunk was of a long prompt
         self._has_policy = policy is not None
+        self._grouped = ((0, 0), 1)  # (requests, age), groups
 
     def run(self) -> None:
         """Admit and send until nothing more may be sent."""
@@ -66,12 +68,12 @@ class Dispatcher:
                 state.counts["prompt_tokens"] += request.prompt_length
                 state.counts["cached_tokens"] += request.sent
             state.by_slot[request.slot] = request
-            if request.faults:
+            if request.is_suspect:
                 state.launch("order", ())  # what follows is its own frame
             known = tuple(request.tokens[: request.sent])
             state.ledger.orders.append(Open(request.slot, request.prompt_length, request.params.to_bytes(), known))
-            if request.faults:
-                state.launch("order", (), [(request.number, request.fence, request.sent, 0)])
+            if request.is_suspect:
+                state.launch("order", ())
 
     def _fits(self, request: Request) -> bool:
         """Whether the request's tokens fit with a block to spare for everyone who is at work."""
@@ -105,10 +107,12 @@ class Dispatcher:
         long = next((r for r in order if r.num_pending > budget), None)
         if long is not None and not self._last_long:
             order = [long, *(r for r in order if r is not long)]
-        order = [r for r in order if r.faults][:1] or order  # a suspect goes alone
+        order.sort(key=lambda r: not r.is_suspect)
         rows: list[FrameRow] = []
         parts: list[tuple[int, int, int, int]] = []
         for request in order[:_MAX_ROWS]:
+            if rows and (request.is_suspect or state.requests[parts[0][0]].is_suspect):
+                continue  # a suspect goes alone
             count = self._chunk_of(request, budget) if request.slot else 0  # put back meanwhile, to make room
             if count < 1:
                 continue
@@ -120,6 +124,7 @@ class Dispatcher:
             parts.append((request.number, request.fence, row.start, count))
         if not rows:
             return False
+        self._keep_alone(parts)
         self._last_long = long is not None and parts[0][0] == long.number
         self._launch("prefill", rows, parts)
         return True
@@ -140,15 +145,33 @@ class Dispatcher:
         ready = [r for r in ready if not self.drafting.must_wait(r, len(decoding))]
         if not ready:
             return
-        num_groups = min(len(decoding), state.pace.depth(max(1, len(decoding) // max(1, len(state.nodes())))))
+        num_groups = self._num_groups(len(decoding))
         flying = sum(flight.kind == "decode" for flight in state.flights.values())
-        size = -(-len(decoding) // max(num_groups, 1))
+        most = -(-len(decoding) // num_groups)
         ready.sort(key=lambda r: (r.priority, r.served))
-        ready.sort(key=lambda r: bool(r.faults))
+        ready.sort(key=lambda r: r.is_suspect)
         while ready and flying < num_groups and len(state.flights) < state.settings.most_flights:
-            count = 1 if ready[0].faults else min(size, _MAX_ROWS, sum(not r.faults for r in ready))
+            size = min(most, -(-len(ready) // (num_groups - flying)), _MAX_ROWS)
+            count = 1 if ready[0].is_suspect else min(size, sum(not r.is_suspect for r in ready))
             group, ready = ready[:count], ready[count:]
             flying += self._send_group(group)
+
+    def _num_groups(self, num_decoding: int) -> int:
+        """Into how many frames that many requests are dealt; reckoned anew now and then."""
+        pace = self._state.pace
+        key = (num_decoding, pace.num_frames // _REGROUP)
+        if key != self._grouped[0]:
+            costs = []
+            for groups in range(1, num_decoding + 1):
+                each, more = divmod(num_decoding, groups)  # rows of a frame, and how many have one more
+                all_s = (groups - more) * pace.stage_s(each) + more * pace.stage_s(each + 1)
+                costs.append(max(all_s, pace.loop_s(each + (more > 0))))
+            most = 1.01 * min(costs)  # among equals the most frames: what rows cost may not be known yet
+            best = max(g for g, cost in enumerate(costs, 1) if cost <= most)
+            if not most:
+                best = min(num_decoding, len(set(self._state.nodes())))
+            self._grouped = (key, best)
+        return self._grouped[1]
 
     def _send_group(self, group: list[Request]) -> bool:
         """The next token of each of `group`, with the first of its drafts; whether anything was sent."""
@@ -167,6 +190,7 @@ class Dispatcher:
             rows.append(row)
             parts.append((request.number, request.fence, row.start, len(row.tokens)))
         if rows:
+            self._keep_alone(parts)
             self._launch("decode", rows, parts)
         return bool(rows)
 
@@ -195,6 +219,12 @@ class Dispatcher:
                 self.drafting.ask_ahead(request, window)
 
     # ---- both ------------------------------------------------------------------------------------------------------------
+
+    def _keep_alone(self, parts: list[tuple[int, int, int, int]]) -> None:
+        """Orders of others do not travel with a suspect."""
+        state = self._state
+        if state.ledger.orders and any(state.requests[number].is_suspect for number, *_ in parts):
+            state.launch("order", ())
 
     def _launch(self, kind: str, rows: list[FrameRow], parts: list[tuple[int, int, int, int]]) -> None:
         state = self._state

@@ -123,6 +123,10 @@ class Drafting:
             request.is_dry = not draft.tokens
             known = (*request.tokens, *request.drafts, *request.proposal)[request.asked_at :]
             room = request.most_drafts(self._state.settings.context)
+            for token, truth in zip(draft.tokens, request.tokens[request.asked_at :], strict=False):
+                self.judged(request, token == truth, was_sent=False)
+                if token != truth:
+                    break
             if draft.tokens[: len(known)] == known:
                 request.proposal += draft.tokens[len(known) : len(known) + room]
 

@@ -260,7 +260,7 @@ class Engine:
     def _commit(self, request: Request, token: int) -> Ending | None:
         """The next token is settled; the request's end where this is it."""
         state, params = self._state, request.params
-        request.is_dry, request.faults = False, 0
+        request.is_dry, request.is_suspect, request.faults = False, False, 0
         if token in params.stop_tokens and request.num_generated >= params.min_tokens:
             return Ending.STOP
         request.tokens.append(token)
@@ -293,9 +293,10 @@ class Engine:
             self._transition.message(event.message)
 
     def _fault(self, fault: Fault) -> None:
-        """A stage could not compute a frame: begin the epoch anew; a request that was there each time is at fault.
+        """A stage could not compute a frame: begin the epoch anew. Whoever was in it goes alone until its next token.
 
-        Where no request was there, twice without a result between, the stage is: it counts as lost.
+        A request that was alone in frames that failed, some in a row, is at fault. Where no request was in it, twice
+        without a result between, the stage is: it counts as lost.
         """
         state = self._state
         self._transition.import_failed(fault.shard, fault.reason)
@@ -303,16 +304,18 @@ class Engine:
         if fault.epoch != state.epoch or state.mode is Mode.STRANDED:
             return
         state.counts["faults"] += 1
-        self._blank_faults += not flight or not flight.parts
+        suspects = {number for number, *_ in flight.parts} | {*flight.opened} if flight else set()
+        self._blank_faults += not suspects
         if self._blank_faults >= state.settings.most_faults:
             self._blank_faults = 0
             nodes = tuple(s.peer.node for s in state.pipeline if s.peer.shard == fault.shard)
             self._transition.lose(nodes, f"its stage fails: {fault.reason}")
             return
-        for number, *_ in flight.parts if flight else ():
+        for number in sorted(suspects):
             request = state.requests.get(number)
             if request is not None:
-                request.faults += 1
+                request.is_suspect = True
+                request.faults += len(suspects) == 1
                 if request.faults >= state.settings.most_faults:
                     self._end(number, Ending.FAILED, fault.reason)
         self._transition.again(fault.reason)

@@ -70,6 +70,7 @@ class Pace:
     gap_s: float = 0.0  # the longest time without a result of late
     num_frames: int = 0
     rows_seen: int = 1
+    _known: dict[tuple[int, bool], tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.few = [Line(is_flat=True) for _ in self.devices]
@@ -78,6 +79,7 @@ class Pace:
     def add(self, times: Sequence[StageTime], tokens: int, is_few: bool, total_s: float) -> None:
         """A frame of `tokens` came back after `total_s`."""
         lines = self.few if is_few else self.many
+        self._known.clear()
         for time in times:
             if time.stage < len(lines):
                 lines[time.stage].add(tokens, time.compute_s)
@@ -92,11 +94,11 @@ class Pace:
 
     def stage_s(self, tokens: int, *, is_few: bool = True) -> float:
         """tau: what the slowest device needs for a frame of so many tokens."""
-        return max(self._by_device(tokens, is_few).values(), default=0.0)
+        return self._predicted(tokens, is_few)[0]
 
     def loop_s(self, tokens: int, *, is_few: bool = True) -> float:
         """T: a frame there and back, alone."""
-        return sum(self._by_device(tokens, is_few).values()) + self.network_s
+        return self._predicted(tokens, is_few)[1] + self.network_s
 
     def row_s(self) -> float:
         """What one more token in a short frame adds on the slowest device."""
@@ -128,8 +130,12 @@ class Pace:
             size *= 2
         return size
 
-    def _by_device(self, tokens: int, is_few: bool) -> dict[str, float]:
+    def _predicted(self, tokens: int, is_few: bool) -> tuple[float, float]:
+        """Seconds of the slowest device, and of all; remembered until the next frame comes back."""
+        if (tokens, is_few) in self._known:
+            return self._known[tokens, is_few]
         found: dict[str, float] = {}
         for device, line in zip(self.devices, self.few if is_few else self.many, strict=True):
             found[device] = found.get(device, 0.0) + line.at(tokens)
-        return found
+        self._known[tokens, is_few] = max(found.values(), default=0.0), sum(found.values())
+        return self._known[tokens, is_few]

@@ -20,7 +20,7 @@ class Request:
 
     `slot` 0: waits. `fence` rises when what is in flight does not count any more. `again`: (start, stop) of rows to be
     computed as they were, when a sequence is rebuilt from its token ids. `flying`: numbers of its frames in flight.
-    `faults`: steps with it that failed since its last token.
+    `is_suspect`: a step with it failed since its last token; `faults`: so many in which it was alone.
     """
 
     number: int
@@ -46,6 +46,7 @@ class Request:
     flying: set[int] = field(default_factory=set)
     again: list[tuple[int, int]] = field(default_factory=list)
     served: int = 0  # when it last sent, in frames
+    is_suspect: bool = False
     faults: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
@@ -110,4 +111,5 @@ class Flight:
     sent_s: float
     num_tokens: int
     parts: tuple[tuple[int, int, int, int], ...] = ()
+    opened: tuple[int, ...] = ()  # requests that it opens
     size_bytes: int = 0

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecotone.decoding.frame import Frame, FrameRow, Kind, Order
+from ecotone.decoding.frame import Frame, FrameRow, Kind, Open, Order
 from ecotone.decoding.ledger import Ledger
 from ecotone.decoding.messages import Peer
 from ecotone.decoding.pace import Pace
@@ -64,11 +64,12 @@ class State:
         orders = (*self.ledger.orders, *orders)
         self.ledger.orders.clear()
         frame = Frame(epoch=self.epoch, number=number, rows=tuple(rows), orders=orders)
+        opened = tuple(self.by_slot[o.slot].number for o in orders if isinstance(o, Open) and o.slot in self.by_slot)
         if not self.flights:
             self.progress_s = self.now_s
         most_bytes = max((stage.boundary_bytes_per_token for stage in self.pipeline), default=0)
         self.flights[number] = Flight(
-            number, kind, self.now_s, frame.num_tokens, tuple(parts), frame.num_tokens * max(most_bytes, 4)
+            number, kind, self.now_s, frame.num_tokens, tuple(parts), opened, frame.num_tokens * max(most_bytes, 4)
         )
         self.out.append(Emit(self.pipeline[0].peer, frame))
         self.counts[f"frames_{kind}"] += 1

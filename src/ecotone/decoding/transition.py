@@ -82,9 +82,9 @@ class Transition:
     # ---- what begins one -------------------------------------------------------------------------------------------------
 
     def lose(self, nodes: tuple[str, ...], reason: str) -> None:
-        """Stages on these nodes are gone."""
+        """Stages on these nodes are gone; nothing where that is known: what is being loaded in their place comes."""
         state = self._state
-        if not set(nodes) & set(state.nodes()):
+        if not set(nodes) & set(state.nodes()) - self._lost:
             return
         state.counts["losses"] += 1
         why = f"node {', '.join(nodes)} was lost"
@@ -257,10 +257,10 @@ class Transition:
         state.mode, state.progress_s = Mode.RUNNING, state.now_s
         gaps = self._gaps(routing.held)
         opens = {r: Open(r.slot, r.prompt_length, r.params.to_bytes(), tuple(r.tokens)) for r in state.by_slot.values()}
-        state.launch("order", (), orders=[each for request, each in opens.items() if not request.faults])
+        state.launch("order", (), orders=[each for request, each in opens.items() if not request.is_suspect])
         for request, each in opens.items():
-            if request.faults:  # on its own, to be blamed alone if that fails
-                state.launch("order", (), [(request.number, request.fence, request.sent, 0)], [each])
+            if request.is_suspect:  # on its own, to be blamed alone if that fails
+                state.launch("order", (), orders=[each])
         self._send_rebuilds(gaps, routing.held)
         if self._report is not None:
             pause_s = state.now_s - self._pause_s if self._pause_s is not None else 0.0

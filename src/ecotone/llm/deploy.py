@@ -36,6 +36,7 @@ __all__ = ["NODES", "TokenAnswer", "deploy_llm", "join", "settings_for"]
 NODES = "ecotone.llm.node_main"
 """The program of node processes that offer language models, for `ecotone.runtime.launch`."""
 _THIN_BYTES_PER_S = 5e7
+_QUIET_S = 0.25  # probes cost little, and a node that stalls is found so much sooner
 
 
 @contextlib.contextmanager
@@ -104,7 +105,7 @@ def settings_for(plan: LlmPlan, cluster: Cluster, model: str) -> Settings:
     slowest = min((rates.get((str(a), str(b)), math.inf) for a, b in plan.hops), default=math.inf)
     return Settings(
         context=plan.context, max_slots=plan.max_slots, block_tokens=BLOCK_TOKENS, model=model, rates=rates,
-        kv_codec="zstd" if slowest < _THIN_BYTES_PER_S else "raw",
+        kv_codec="zstd" if slowest < _THIN_BYTES_PER_S else "raw", quiet_s=_QUIET_S,
     )  # fmt: skip
 
 

@@ -89,13 +89,21 @@ class TextEncoder:
         `infer`: what computes, for any length (`module()`) or by the length it was captured for; longer texts are cut to
         the greatest length. At most `batch` texts at a time, those of like length together.
         """
+        longest = max(infer, default=0) if isinstance(infer, Mapping) else self.max_tokens
+        return self.embed_tokens(self.tokens(texts, max(longest, 1)), infer, batch)
+
+    def embed_tokens(
+        self, tokens: Sequence[Sequence[int]], infer: Infer | Mapping[int, Infer], batch: int = 32
+    ) -> torch.Tensor:  # fmt: skip
+        """As `embed`, of texts that are token ids already, none longer than the greatest length."""
         by_length = dict(sorted(infer.items())) if isinstance(infer, Mapping) else dict.fromkeys(self.lengths, infer)
         if not by_length or max(by_length) > self.max_tokens or batch < 1:
             known = ", ".join(map(str, by_length)) or "none"
             raise ModelError(f"lengths {known} and batches of {batch}; lengths must be 1 to {self.max_tokens}")
-        vectors = torch.empty(len(texts), self.width)
-        tokens = self._tokens(texts, max(by_length))
-        order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
+        if too_long := max((len(row) for row in tokens if len(row) > max(by_length)), default=0):
+            raise ModelError(f"{self.text.where}: a text of {too_long} tokens; at most {max(by_length)} are taken")
+        vectors = torch.empty(len(tokens), self.width)
+        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
         while order:
             length = next(n for n in by_length if n >= len(tokens[order[0]]))
             now = [index for index in order[:batch] if len(tokens[index]) <= length]
@@ -108,7 +116,8 @@ class TextEncoder:
             vectors[now] = made.detach().float()
         return vectors
 
-    def _tokens(self, texts: Sequence[str], most: int) -> list[list[int]]:
+    def tokens(self, texts: Sequence[str], most: int) -> list[list[int]]:
+        """Token ids of texts, with what the encoder expects around them, cut to `most`."""
         if not texts:
             return []
         given = [text.strip().lower() if self.lower else text.strip() for text in texts]
@@ -196,6 +205,7 @@ def _body(folder: Path) -> nn.Module:
     log: Any = transformers.utils.logging
     level = log.get_verbosity()
     log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         model, report = transformers.AutoModel.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,

@@ -120,6 +120,7 @@ class Generator:
         self._stages: Stages = ()  # that the engine took last
         self._moves: list[tuple[Stages, Future[Resharded]]] = []
         self._moving = threading.Lock()
+        self._moved_away: set[str] = set()  # nodes that moves away from are under way
         self._asks: queue.SimpleQueue[tuple[DraftAsk, ...] | int | None] = queue.SimpleQueue()
         self._is_closed = self._is_attached = self._has_stages = False
         self.losses: list[WantPipeline] = []
@@ -299,7 +300,7 @@ class Generator:
         except Exception as error:  # of one asker: the others go on
             traceback.print_exc(file=sys.stderr)
             self._end(Ended(tokens.request, Ending.FAILED, f"what takes the text failed: {type(error).__name__}: {error}"))
-            self._handle(Cancel(tokens.request))
+            self._tell(Cancel(tokens.request))
             return
         if asked.answer.is_stopped:
             self._tell(Stop(tokens.request))  # not now: the engine's other effects go out first, in order
@@ -388,9 +389,18 @@ class Generator:
             future.set_result(report)
 
     def _leaves(self, peer: NodeId, body: dict[str, Any]) -> None:
-        """A node says that it is leaving: it goes when it holds no shard any more."""
-        if self._placement.leaves(str(peer)):
-            self._aside(partial(self._move_to_replanned, f"node {peer} is leaving"))
+        """A node says, again and again, that it is leaving: it goes when it holds no shard any more."""
+        node = str(peer)
+        self._placement.leaves(node)
+        plan = self.plan
+        is_needed = node in plan.devices or any(standby.device == node for standby in plan.standbys)
+        if is_needed and node not in self._moved_away:
+            self._moved_away.add(node)
+            self._aside(partial(self._move_away, node))
+
+    def _move_away(self, node: str) -> None:
+        self._move_to_replanned(f"node {node} is leaving")
+        self._moved_away.discard(node)
 
     def _came(self, node: str) -> None:
         """In a thread: a node's link is up (again)."""

@@ -68,11 +68,12 @@ class Pipeline:
         in_force = self._in_force
         return in_force.plan if in_force is not None else None
 
-    @property
-    def weight_bytes(self) -> tuple[int, ...]:
-        """Of each stage in force."""
-        in_force = self._in_force
-        return in_force.weight_bytes if in_force is not None else ()
+    def in_force(self) -> tuple[LlmPlan, tuple[int, ...]]:
+        """The plan in force and the bytes of each stage's weights; raises EcotoneError where none is."""
+        found = self._in_force
+        if found is None:
+            raise EcotoneError("no stages are in force: the generator has not begun, or was closed")
+        return found.plan, found.weight_bytes
 
     def load(self, plan: LlmPlan, progress: Progress | None = None) -> Stages:
         """The stages of `plan`, loaded where they are not there, its standbys as well; `settle` or `drop` them.

@@ -34,7 +34,7 @@ class Placement:
     ):  # fmt: skip
         self.pipeline, self.is_planned = pipeline, replan is not None
         self._service, self._first_plan, self._cluster = service, plan, cluster
-        self._replan = replan or self._succeed
+        self._planner = replan
         self._lock = threading.Lock()
         self._banned: dict[str, tuple[float, float]] = {}  # until when, and for how long that was
         self._leaving: set[str] = set()
@@ -67,12 +67,10 @@ class Placement:
         with self._lock:
             self._new.add(node)
 
-    def leaves(self, node: str) -> bool:
-        """A node wants to go; whether that is news."""
+    def leaves(self, node: str) -> None:
+        """A node wants to go."""
         with self._lock:
-            is_news = node not in self._leaving
             self._leaving.add(node)
-        return is_news
 
     def lost(self, nodes: tuple[str, ...]) -> None:
         """The engine counts these nodes' stages as lost."""
@@ -92,17 +90,18 @@ class Placement:
 
     def replanned(self) -> LlmPlan:
         """What `replan` makes of the plan in force and the machines that are there; raises EcotoneError."""
-        return self._replan(self.plan, self.usable())
+        return self._replan(self.usable())
 
     def after_loss(self) -> Stages:
         """Stages without lost ones, loaded; raises EcotoneError where nothing can be had."""
         while True:
             usable = self.usable()
             try:
-                return self.pipeline.load(self._replan(self.plan, usable))
+                return self.pipeline.load(self._replan(usable))
             except NodeUnreachable:
                 if self.usable() >= usable:  # nobody else is gone: the same would be tried again
                     raise
 
-    def _succeed(self, plan: LlmPlan, usable: frozenset[DeviceId]) -> LlmPlan:
-        return succeed(plan, self._cluster, usable, self.pipeline.weight_bytes)
+    def _replan(self, usable: frozenset[DeviceId]) -> LlmPlan:
+        plan, weight_bytes = self.pipeline.in_force()
+        return self._planner(plan, usable) if self._planner else succeed(plan, self._cluster, usable, weight_bytes)

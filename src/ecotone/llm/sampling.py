@@ -1,6 +1,6 @@
 """How the next token of a request is chosen from a model's logits: a `Chooser` for decoding.tail.
 
-The order is that of decoding.params, and each step equals transformers' processor of the same name. A token is drawn by
+The order is that of decoding.params; each step equals transformers' processor where there is one. A token is drawn by
 the Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv 1411.0030): argmax(logit/T + g), where the noise g depends on
 (seed, position, token) alone, by a counter-based hash (SplitMix64, Steele et al. 2014). So the text does not depend on
 drafts, batches or failures, and a drafter that draws with the same noise agrees more often than chance.

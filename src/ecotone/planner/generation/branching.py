@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ecotone.planner.generation.labels import Forms, Rest
+from ecotone.planner.generation.bounds import Rest
+from ecotone.planner.generation.labels import Forms
 from ecotone.planner.generation.problem import Problem
 from ecotone.planner.generation.search import EQUAL, Found, sweep
 
@@ -81,7 +82,7 @@ def explore(problems: Iterable[Problem], deadline: float, gap: float = 0.0) -> E
         made.push(_Node(problem, Rest(problem, Forms(problem))))
     while (popped := made.pop()) is not None:
         root, node = popped
-        if time.perf_counter() > deadline:
+        if time.perf_counter() > deadline and made.best is not None:  # a first plan is always looked for
             made.leave(root)
             break
         _look_into(made, root, node, deadline)
@@ -100,7 +101,7 @@ def _look_into(made: Explored, root: float, node: _Node, deadline: float) -> Non
         return
     column = _sliced_by(rest.forms)
     if not node.is_swept and math.isinf(node.high):
-        quick = sweep(problem, rest, made.value, deadline, exact=False)
+        quick = sweep(problem, rest, made.value, math.inf, exact=False)
         made.take(problem, quick)
         node.is_swept, node.is_tight = True, made.value > quick.value
         if quick.bound < made.to_beat:

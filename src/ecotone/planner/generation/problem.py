@@ -151,7 +151,7 @@ class Problem:
 
     world: World
     view: View
-    fixed: tuple[Fixed, ...] = ()
+    fixed: tuple[Fixed, ...] = field(init=False, default=())
     segments: list[Segments] = field(init=False)
     names: list[list[str]] = field(init=False)  # executors by class and option
     counts: tuple[int, ...] = field(init=False)
@@ -161,21 +161,36 @@ class Problem:
     exit: list[Hop | None] = field(init=False)
     floor: FloatArray = field(init=False)  # maxima count as no less
 
+    tables: list[dict[str, _Blocks]] = field(init=False)
+
     def __post_init__(self) -> None:
         world = self.world
         self.floor = np.zeros(NUM_MAXIMA)
         self.counts = tuple(len(group) for group in world.classes)
         self.busy = np.zeros((len(self.counts), NUM_MAXIMA))
-        held = [0] * len(self.counts)
-        for stage in self.fixed:
-            self.busy[stage.place] += stage.maxima
-            held[stage.place] += stage.num_bytes
-        made = [self._segments(k, world.classes[k][0].memory_bytes - held[k]) for k in range(len(self.counts))]
-        self.segments = [segments for segments, _ in made]
-        self.names = [names for _, names in made]
+        self.tables = [self._tables(k) for k in range(len(self.counts))]
+        self.names = [list(tables) for tables in self.tables]
+        self.segments = [self._segments(k, group[0].memory_bytes) for k, group in enumerate(world.classes)]
         self.hops = {(a, b): self._hops(a, b) for a in range(len(self.counts)) for b in range(len(self.counts))}
         self.entry = [self._end(k, forward=True) for k in range(len(self.counts))]
         self.exit = [self._end(k, forward=False) for k in range(len(self.counts))]
+
+    def with_fixed(self, fixed: Sequence[Fixed]) -> Problem:
+        """The same, which has nothing fixed, with these stages fixed."""
+        made = copy.copy(self)
+        made.fixed = tuple(fixed)
+        made.busy = self.busy.copy()
+        held: dict[int, int] = {}
+        for stage in made.fixed:
+            made.busy[stage.place] += stage.maxima
+            held[stage.place] = held.get(stage.place, 0) + stage.num_bytes
+        free = made.free_blocks()
+        made.segments = [s.where(free[s.first] - free[s.last] == s.last - s.first) for s in self.segments]
+        made.hops = dict(self.hops)
+        for place, used in held.items():
+            made.segments[place] = made._segments(place, self.world.classes[place][0].memory_bytes - used)
+            made.hops[place, place] = (Hop(LOCAL, np.zeros(NUM_SUMS), np.zeros(NUM_MAXIMA)),)
+        return made
 
     @property
     def num_blocks(self) -> int:
@@ -213,9 +228,6 @@ class Problem:
         weights = int(table.weights[first:last].sum())
         num_bytes = weights + stage.kv_bytes + self.world.model.boundary_bytes(stage.span)
         return Fixed(stage=stage, place=place, first=first, last=last, sums=part, maxima=most, num_bytes=num_bytes)
-
-    def with_fixed(self, fixed: Sequence[Fixed]) -> Problem:
-        return Problem(self.world, self.view, tuple(fixed))
 
     def between(self, column: int, low: float, high: float) -> Problem:
         """The same with maximum `column` at most `high`, and counted as no less than `low`."""
@@ -264,25 +276,26 @@ class Problem:
             frame_sums, frame_maxima,
         )  # fmt: skip
 
-    def _segments(self, place: int, room: int) -> tuple[Segments, list[str]]:
-        """All segments of a class that fit into `room` bytes and are not beaten by another executor."""
+    def _tables(self, place: int) -> dict[str, _Blocks]:
+        """The executors of a class that are worth looking at, block by block."""
         options = self.world.options[place]
         if not self.view.uses(PROMPT):  # a second copy of the weights is for prompts only
             options = {e: m for e, m in options.items() if e.partition("+")[2] not in options}
-        tables = self._undominated({e: self._blocks(m) for e, m in options.items()})
+        return self._undominated({e: self._blocks(m) for e, m in options.items()})
+
+    def _segments(self, place: int, room: int) -> Segments:
+        """All segments of a class that fit into `room` bytes and are not beaten by another executor."""
+        tables = self.tables[place]
         first, last = self._ranges()
         kept = self._kept_bytes(first, last)
         made = [table.over(first, last, self.busy[place], kept) for table in tables.values()]
         if not made:
             none = np.zeros(0, dtype=np.int64)
-            empty = Segments(
-                none, none, none, np.zeros((0, NUM_SUMS)), np.zeros((0, NUM_MAXIMA)), none,
-                np.zeros(self.num_blocks + 1, dtype=np.int64),
-            )  # fmt: skip
-            return empty, []
+            start = np.zeros(self.num_blocks + 1, dtype=np.int64)
+            return Segments(none, none, none, np.zeros((0, NUM_SUMS)), np.zeros((0, NUM_MAXIMA)), none, start)
         sums, maxima = np.stack([m[0] for m in made]), np.stack([m[1] for m in made])  # (option, range, column)
         num_bytes = np.stack([m[2] for m in made])
-        good = np.isfinite(sums).all(axis=2) & (num_bytes <= room)
+        good = np.isfinite(sums).all(axis=2) & (num_bytes <= room) & self._within_limits(sums)
         columns = self.columns(sums, maxima)
         for i in range(len(made)):
             for j in range(len(made)):
@@ -293,10 +306,9 @@ class Problem:
         order = np.argsort(first[index], kind="stable")
         option, index = option[order], index[order]
         start = np.searchsorted(first[index], np.arange(self.num_blocks + 1))
-        found = Segments(
+        return Segments(
             first[index], last[index], option, sums[option, index], maxima[option, index], num_bytes[option, index], start
         )
-        return found, list(tables)
 
     def _ranges(self) -> tuple[IntArray, IntArray]:
         """Every [first, last) that no fixed stage overlaps."""
@@ -312,6 +324,14 @@ class Problem:
         has_layers = (np.minimum(last, layers + 1) - np.maximum(first, 1)) > 0
         return np.where(has_layers & (last <= layers + 1), bytes_each, 0).astype(np.int64)
 
+    def _within_limits(self, sums: FloatArray) -> NDArray[np.bool_]:
+        """Rows that do not break a limit by themselves."""
+        good = np.ones(sums.shape[:-1], dtype=bool)
+        for form in self.view.forms:
+            if form.limit is not None and any(form.sums):
+                good &= _weighed(sums, form.sums) <= form.limit * (1 + 1e-9)
+        return good
+
     def columns(self, sums: FloatArray, maxima: FloatArray) -> FloatArray:
         """The columns that the view's forms look at: their sums, and the maxima that one of them weighs."""
         made = np.stack([_weighed(sums, weights) for weights in self.view.sums], axis=-1)
@@ -319,25 +339,28 @@ class Problem:
 
     def _undominated(self, tables: dict[str, _Blocks]) -> dict[str, _Blocks]:
         """Executors that no other one beats on every block in time, loss and bytes: the cheap test before the exact one."""
-        rows = {}
-        for name, table in tables.items():
+        if not tables:
+            return {}
+        made = []
+        for table in tables.values():
             frame = self.columns(table.frame_sums, table.frame_maxima)
             columns = self.columns(table.sums, table.maxima)
-            rows[name] = np.concatenate([columns.ravel(), frame, (table.weights + table.keys).astype(float)])
-        kept: dict[str, _Blocks] = {}
-        for name, row in rows.items():
-            is_beaten = any((other <= row).all() and (other < row).any() for other in rows.values())
-            if not is_beaten and not any((rows[other] == row).all() for other in kept):
-                kept[name] = tables[name]
-        return kept
+            made.append(np.concatenate([columns.ravel(), frame, (table.weights + table.keys).astype(float)]))
+        rows = np.stack(made)
+        order = np.arange(len(rows))
+        kept = []
+        for index, row in enumerate(rows):
+            at_most, less = (rows <= row).all(axis=1), (rows < row).any(axis=1)
+            if not (at_most & (less | (order < index)) & (order != index)).any():
+                kept.append(index)
+        names = list(tables)
+        return {names[index]: tables[names[index]] for index in kept}
 
     # ---- hops ------------------------------------------------------------------------------------------------------------
 
     def _hops(self, source: int, target: int) -> tuple[Hop, ...]:
         """From a stage on `source` to another on `target`, by codec; () where there is none."""
         classes, same = self.world.classes, source == target
-        if same and any(f.place == source for f in self.fixed):
-            return (Hop(LOCAL, np.zeros(NUM_SUMS), np.zeros(NUM_MAXIMA)),)
         if same and len(classes[source]) < 2:
             return ()
         ends = (classes[source][0].name, classes[target][1 if same else 0].name)

@@ -15,6 +15,7 @@ from ecotone.llmplan import LlmPlan
 from ecotone.llmprofile import EMBEDDING, HEAD, LlmProfile
 from ecotone.planner.generation.asked import Asked, value_of
 from ecotone.planner.generation.problem import World
+from ecotone.planner.objective import PlannerError
 from ecotone.units import format_quantity
 
 __all__ = ["reason"]
@@ -33,10 +34,23 @@ def reason(profile: LlmProfile, cluster: Cluster, asked: Asked, find: Find) -> s
     if not any(world.options):
         wanted = f" ({', '.join(asked.executors)})" if asked.executors else ""
         return f"none of the executors allowed{wanted} was measured on any device; allow others or profile again"
+    find = _or_none(find)
     free = replace(asked, objective="tpot", tpot_s=0.0, ttft_s=0.0, request_s=0.0, tokens_per_s=0.0)
     if find(profile, cluster, free, (), SECONDS) is None:
         return _memory(profile, cluster, free, world, find)
     return "; ".join(_limits(profile, cluster, asked, find)) or "no plan keeps all limits at once; ask for less"
+
+
+def _or_none(find: Find) -> Find:
+    """The same, with None where nothing was found in the short time that is given here."""
+
+    def found(*question: Any) -> tuple[LlmPlan, float] | None:
+        try:
+            return find(*question)
+        except PlannerError:
+            return None
+
+    return found
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------------

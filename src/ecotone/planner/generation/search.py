@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ecotone.planner.generation.labels import Counts, Forms, Labels, Rest, undominated
+from ecotone.planner.generation.bounds import Rest
+from ecotone.planner.generation.labels import Counts, Forms, Labels, undominated
 from ecotone.planner.generation.problem import Fixed, FloatArray, Hop, IntArray, Problem
 
 __all__ = ["EQUAL", "Found", "Placed", "sweep"]

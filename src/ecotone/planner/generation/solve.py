@@ -8,6 +8,7 @@ After a loss, `replan_without` keeps every stage that lives where it is and plac
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import numpy as np
 from ecotone import schema
 from ecotone.cluster import Cluster
 from ecotone.llmcost import LlmCost, LlmCostModel
-from ecotone.llmplan import LOCAL, LlmPlan, LlmStage
+from ecotone.llmplan import LOCAL, LlmPlan, LlmStage, Span
 from ecotone.llmprofile import LlmProfile
 from ecotone.planner.generation.asked import Asked, value_of, views
 from ecotone.planner.generation.branching import explore
@@ -164,15 +165,19 @@ def find(
     time_limit_s: float = 20.0,
     gap: float = 0.0,
 ) -> tuple[LlmPlan, float] | None:
-    """The best plan and the bound on its value; None where there is none (or none was found in time).
+    """The best plan and the bound on its value; None where there is none. `kept` stages stay as they are.
 
-    `kept` stages stay as they are.
+    Raises PlannerError where none was found in time, though one may exist.
     """
     deadline = time.perf_counter() + time_limit_s
     world = World(LlmCostModel(profile, cluster, asked.shape), asked, kept)
     if not world.classes:
         return None
     found = explore(_tries(world, asked), deadline, gap)
+    if found.best is None and math.isfinite(found.bound):
+        raise PlannerError(
+            f"no plan was found within {time_limit_s:g} s, though one may exist; give more time or ask for less"
+        )
     if found.best is None:
         return None
     return _plan(world, *found.best), found.bound
@@ -194,7 +199,7 @@ def _tries(world: World, asked: Asked) -> Iterator[Problem]:
             for other in others:
                 fixed = [*one, *base, *other]
                 if _is_room(world, fixed):
-                    yield bare.with_fixed(fixed)
+                    yield bare.with_fixed(fixed) if fixed else bare
 
 
 def _may_lose(world: World, asked: Asked) -> bool:
@@ -241,11 +246,28 @@ def _plan(world: World, problem: Problem, found: Found) -> LlmPlan:
     for index, placed in enumerate(found.path[1:]):
         is_local = stages[index].device == stages[index + 1].device
         stages[index] = replace(stages[index], codec=LOCAL if is_local else placed.codec)
+    stages = _joined(stages, world.kept)
     shape = world.asked.shape
     return LlmPlan(
         model_hash=world.profile.model_hash, num_layers=world.profile.num_layers, driver=world.driver,
         stages=tuple(stages), context=shape.longest, max_slots=shape.slots,
     )  # fmt: skip
+
+
+def _joined(stages: Sequence[LlmStage], kept: Sequence[LlmStage]) -> list[LlmStage]:
+    """An end that the driver holds "apart" beside its layers by the same executor is one stage with them. What is kept of a
+    former plan stays as it is."""
+    untouched = {(stage.device, stage.span) for stage in kept}
+    made: list[LlmStage] = []
+    for stage in stages:
+        last = made[-1] if made else None
+        is_alike = last is not None and (last.device, last.executor) == (stage.device, stage.executor)
+        if last is None or not is_alike or {(s.device, s.span) for s in (last, stage)} & untouched:
+            made.append(stage)
+            continue
+        span = Span(start=last.span.start, stop=stage.span.stop, embedding=last.span.embedding, head=stage.span.head)
+        made[-1] = replace(stage, span=span, kv_bytes=last.kv_bytes + stage.kv_bytes)
+    return made
 
 
 def _stage(world: World, problem: Problem, placed: Placed, left: list[list]) -> LlmStage:  # type: ignore[type-arg]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -37,6 +38,7 @@ class Call:
         self.body = b""
         self.held_bytes = 0
         self.is_read = False
+        self.read_s = 0.0  # when the whole body was there, on time.perf_counter
         self.status = 0  # of what was sent; 0 before
 
     def drop_body(self) -> None:
@@ -178,7 +180,7 @@ class Endpoint:
         except TimeoutError:
             message = f"the body did not come within {self._options.body_s:g} s"
             raise ApiError(408, message, code="request_timeout", headers=NOT_AGAIN) from None
-        call.body = b"".join(chunks)
+        call.body, call.read_s = b"".join(chunks), time.perf_counter()
 
 
 def error_response(error: ApiError) -> Response:

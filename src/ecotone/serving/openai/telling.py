@@ -41,12 +41,12 @@ class Run:
         self.options, self.choices, self.ask, self.head = options, choices, ask, head
         self._per_prompt = ask.best_of if isinstance(ask, CompletionAsk) else ask.n
         self.answers = Answers(backend)
-        self.begun_s = time.perf_counter()
         self._told = [False] * len(jobs)
+        self._begun_s = 0.0
 
     async def go(self, call: Call) -> None:
         """Make the choices and tell them; raises ApiError and ClientGone, and then nothing goes on."""
-        wish, answers = self.ask.wish, self.answers
+        wish, answers, self._begun_s = self.ask.wish, self.answers, call.read_s
         whole, stream = (chat_whole, chat_stream) if isinstance(self.ask, ChatAsk) else (text_whole, text_stream)
         self._running.add(answers)
         try:
@@ -56,7 +56,7 @@ class Run:
         finally:
             self._running.discard(answers)
             for index, choice in enumerate(self.choices):
-                self._count(index, choice.finish_reason)
+                self._count(index, choice.finish_reason)  # those that did not end well
 
     def _start(self, wish: Wish) -> None:
         try:
@@ -96,7 +96,7 @@ class Run:
     def _count(self, index: int, reason: str | None) -> None:
         if not self._told[index] and self.answers.marks:
             self._told[index] = True
-            self._metrics.ended(reason, self.answers.marks[index], self.begun_s, time.perf_counter())
+            self._metrics.ended(reason, self.answers.marks[index], self._begun_s, time.perf_counter())
 
 
 async def _collect(run: Run) -> None:
