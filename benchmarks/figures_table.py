@@ -131,6 +131,13 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "resume_s_beyond_recompute": (AT_MOST, 2),
         "layers_recomputed_outside_lost_span": (AT_MOST, 0),
     },
+    "llm_decode": {
+        "decode_over_eager_torch": (AT_LEAST, 3),
+        "decode4_over_llama_cpp_rpc": (AT_LEAST, 1),
+        "decode8_over_llama_cpp_rpc": (AT_LEAST, 0.85),
+        "prefill_over_llama_cpp_rpc": (AT_LEAST, 2.5),
+        "network_added_ms_per_token": (AT_MOST, 2),
+    },
     "llm_exact": {"max_logit_error_float32": (AT_MOST, 1e-3), "greedy_mismatches_float32": (AT_MOST, 0)},
     "openai_server": {"connections": (AT_LEAST, 10_000), "unanswered": (AT_MOST, 0), "server_us_per_token": (AS_FOUND, 0)},
     "llm_drafters": {"texts_differ": (AT_MOST, 0), "best_acceptance_greedy": (AS_FOUND, 0)},
