@@ -125,7 +125,15 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "policy_minus_best_static": (AT_LEAST, -0.02),
         "saving_falls_with_users": (AT_LEAST, 1),
     },
+    "llm_failover": {
+        "tokens_lost": (AT_MOST, 0),
+        "tokens_changed": (AT_MOST, 0),
+        "resume_s_beyond_recompute": (AT_MOST, 2),
+        "layers_recomputed_outside_lost_span": (AT_MOST, 0),
+    },
     "llm_exact": {"max_logit_error_float32": (AT_MOST, 1e-3), "greedy_mismatches_float32": (AT_MOST, 0)},
+    "openai_server": {"connections": (AT_LEAST, 10_000), "unanswered": (AT_MOST, 0), "server_us_per_token": (AS_FOUND, 0)},
+    "llm_drafters": {"texts_differ": (AT_MOST, 0), "best_acceptance_greedy": (AS_FOUND, 0)},
     "soak": {
         "minutes": (AT_LEAST, 15),
         "requests": (AT_LEAST, 1),

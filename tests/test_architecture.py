@@ -19,13 +19,13 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_EXAMPLE_LINES = 600, 60, 80
 
 DATA = {
     "units", "schema", "graph", "cluster", "accuracy", "profile", "plan", "plancost", "planset", "llmplan", "linktrace",
-    "radio", "offload", "media", "workload",
+    "llmprofile", "radio", "offload", "media", "workload",
 }  # fmt: skip
-PLANNER = DATA | {"cost", "sharing", "contention"}
+PLANNER = DATA | {"cost", "llmcost", "sharing", "contention"}
 PROTOCOL = PLANNER | {"planner", "trace"}
 RUNTIME = DATA | {
-    "trace", "cost", "sharing", "contention", "planner", "protocol", "codec", "model", "executors", "wire", "profiling",
-    "trust",
+    "trace", "cost", "llmcost", "sharing", "contention", "planner", "protocol", "codec", "model", "executors", "wire",
+    "profiling", "trust",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
@@ -39,6 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"units", "schema", "graph", "cluster"},
     "planset": {"units", "schema", "graph", "cluster", "plan"},
     "llmplan": {"units", "schema", "cluster"},
+    "llmprofile": {"units", "schema", "cluster"},
+    "llmcost": DATA,
     "linktrace": {"units", "schema"},
     "radio": {"units", "schema"},
     "offload": {"units", "schema"},
@@ -67,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"*"},
     "__main__": {"*"},
 }
-PURE = DATA | {"trace", "cost", "planner", "protocol", "decoding", "simulator", "policies"}
+PURE = DATA | {"trace", "cost", "llmcost", "planner", "protocol", "decoding", "simulator", "policies"}
 NO_TORCH = (PURE - {"policies"}) | {"web"}  # learned policies decide with tensors
 # What would let deciding code see the world. schema and cluster read and write files by design (the door of the data).
 IMPURE_MODULES = {

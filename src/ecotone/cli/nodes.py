@@ -17,6 +17,7 @@ from ecotone.cli.console import err, out, print_json
 from ecotone.cli.tables import listing
 from ecotone.cluster import Cluster, Device, DeviceId
 from ecotone.executors.cache import cache_root
+from ecotone.llm.service import GenerationService
 from ecotone.protocol.message import NodeId
 from ecotone.protocol.settings import WorkerSettings
 from ecotone.runtime import NodeUnreachable, attach
@@ -92,7 +93,9 @@ def up(
         worker=WorkerSettings(max_sessions=max_sessions, max_load=max_load),
     )
     with contextlib.ExitStack() as services:
-        run_node(settings, on_ready=lambda endpoints: _announce(settings, member, endpoints, invite, services))
+        run_node(
+            settings, lambda endpoints: _announce(settings, member, endpoints, invite, services), (GenerationService,)
+        )  # fmt: skip
     err.print("[dim]left in order")
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ecotone.units import EcotoneError
+
 MODEL_HELP = "package.module:callable, file.py:callable, an exported .pt2, or a Hugging Face directory or hub id."
 SHAPE_HELP = "Shape of an image input, such as 3x224x224, where the model does not say."
 REQUIRE_HELP = (
@@ -18,7 +20,7 @@ REQUIRE_HELP = (
 
 # Options stand in groups of the help, in the order of a command's parameters; those without a group come first.
 ASKED, KNOWN, TOLD = "What is asked of the plan", "The model and what is known of it", "What is told beside the plan"
-RUNNING, TRAINED, USERS = "While it runs", "How it is trained", "Many users"
+RUNNING, TRAINED, USERS, LANGUAGE = "While it runs", "How it is trained", "Many users", "Language models"
 
 
 def option(*names: str, text: str, group: str | None = None) -> object:
@@ -197,3 +199,45 @@ Take = Annotated[
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a program.")]
+Context = Annotated[
+    int,
+    typer.Option(
+        min=0, rich_help_panel=LANGUAGE, show_default=False,
+        help="Tokens of the longest sequence, prompt and answer together. Default: the model's, at most 4096.",
+    ),
+]  # fmt: skip
+Slots = Annotated[
+    int,
+    typer.Option(min=1, max=1024, rich_help_panel=LANGUAGE, help="Sequences whose keys have room at once; more wait."),
+]
+Precision = Annotated[
+    list[str] | None,
+    option(
+        "--precision",
+        group=LANGUAGE,
+        text="fp32, bf16, int8 or int4, repeatable: what a shard's weights may be computed in. Default: as they are stored.",
+    ),
+]
+Draft = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LANGUAGE,
+        help="Who guesses tokens ahead: ngram (what followed in the text before), a small model's directory, or none. The "
+        "text is the same; where guessing does not pay it stops by itself.",
+    ),
+]
+TlsCert = Annotated[Path | None, option("--tls-cert", group=LANGUAGE, text="Certificate (PEM) to serve https with.")]
+TlsKey = Annotated[Path | None, option("--tls-key", group=LANGUAGE, text="Its private key (PEM).")]
+PerMinute = Annotated[
+    int, typer.Option(min=0, rich_help_panel=LANGUAGE, help="Requests per minute that a key may make; 0: any number.")
+]
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """HOST:PORT of --listen; raises EcotoneError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise EcotoneError(f"--listen {text!r}: write HOST:PORT, for example 127.0.0.1:8000")
+    if host in ("0.0.0.0", "::", "[::]"):
+        raise EcotoneError("--listen: give one address of this machine instead of all of them")
+    return host.strip("[]"), int(port)

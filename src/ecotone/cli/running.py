@@ -229,7 +229,7 @@ def serve(
       ecotone serve net.py:model --cluster home.toml --require latency=50ms
     """
     asked = Asked.of(objective, require, plan_file, survive, adapt, profile_file, shadow, policy=policy)
-    host, port = _listen(listen)
+    host, port = options.host_and_port(listen)
     token = _token(token_file, host)
     stream = open_source(source, _take(take)) if source else None
     work = load_work(model, cluster, input_shape=input_shape, exits=exits, bottlenecks=bottleneck)
@@ -312,15 +312,6 @@ def _serve(service: Service, live: Live | None, host: str, port: int) -> None:
             ) from None
         finally:
             stopped.set()
-
-
-def _listen(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise EcotoneError(f"--listen {text!r}: write HOST:PORT, for example 127.0.0.1:8000")
-    if host in ("0.0.0.0", "::", "[::]"):
-        raise EcotoneError("--listen: give one address of this machine instead of all of them")
-    return host.strip("[]"), int(port)
 
 
 def _token(file: Path | None, host: str) -> str:

@@ -7,14 +7,12 @@ reason. `or_together` puts such a command behind the --workload of the one for a
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -23,6 +21,7 @@ from rich.table import Table
 from ecotone.cli import options
 from ecotone.cli.asked import parse_require
 from ecotone.cli.console import err, out, print_json
+from ecotone.cli.either import either
 from ecotone.cli.tables import listing, seconds
 from ecotone.cli.workflow import Work, load_cluster, load_work, make_profile, open_nodes, read_file, write_file
 from ecotone.cluster import Cluster
@@ -90,37 +89,8 @@ def _check_requirement(user: User, text: str) -> None:
 
 
 def or_together(one: Callable[..., None], together: Callable[..., None]) -> Callable[..., None]:
-    """The command `one`, with the options that only `together` has; with --workload it is `together`.
-
-    Options that one of the two does not have are refused where the other is asked for.
-    """
-    ours, theirs = (inspect.signature(f, eval_str=True).parameters for f in (one, together))
-    added = {name: p.replace(kind=p.KEYWORD_ONLY) for name, p in theirs.items() if name not in ours}
-    added["workload"] = added["workload"].replace(default=None)
-
-    @wraps(one)
-    def either(**given: Any) -> None:
-        is_together = given["workload"] is not None
-        known = theirs if is_together else ours
-        foreign = [p for name, p in {**ours, **added}.items() if name not in known and given[name] != p.default]
-        if foreign:
-            names = ", ".join(_option(p) for p in foreign)
-            raise EcotoneError(f"{names}: does not go with --workload" if is_together else f"{names}: needs --workload")
-        (together if is_together else one)(**{name: given[name] for name in known})
-
-    merged = [p.replace(kind=p.KEYWORD_ONLY) for p in {**ours, **added}.values()]
-    del either.__wrapped__
-    either.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-    either.__annotations__ = {p.name: p.annotation for p in merged}
-    first, rest = inspect.getdoc(one) or "", inspect.getdoc(together) or ""
-    either.__doc__ = f"{first}\n\n{rest}"
-    return either
-
-
-def _option(parameter: inspect.Parameter) -> str:
-    """The name of a parameter's option on the command line."""
-    stated = [str(getattr(info, "default", "")) for info in get_args(parameter.annotation)[1:]]
-    return next((text for text in stated if text.startswith("--")), "--" + parameter.name.replace("_", "-"))
+    """The command `one`, with the options that only `together` has; with --workload it is `together`."""
+    return either(one, together, lambda given: given["workload"] is not None, "--workload")
 
 
 def plan_together(

@@ -92,7 +92,7 @@ class Drafting:
         self._asks.append(
             DraftAsk(
                 request=request.number, ticket=self._tickets, tokens=context, num_settled=len(request.tokens), count=count,
-                params=request.params,
+                params=request.params, prompt_length=request.prompt_length,
             )
         )  # fmt: skip
 

@@ -165,6 +165,9 @@ class Engine:
         length, ledger = len(event.prompt), self._state.ledger
         if not event.prompt or event.request in state.requests:
             return Ending.FAILED, "a request needs a number of its own and at least one token"
+        outside = next((t for t in event.prompt if t < 0 or 0 < settings.vocabulary <= t), None)
+        if outside is not None:
+            return Ending.FAILED, f"token id {outside} in the prompt; they are from 0 to {settings.vocabulary - 1}"
         if length >= settings.context:
             text = (
                 f"the prompt has {length} tokens, the context {settings.context}; at most {settings.context - 1} leave room"

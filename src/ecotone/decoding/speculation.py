@@ -90,6 +90,7 @@ class DraftAsk:
     """Guess `count` tokens that follow `tokens`, of which the first `num_settled` are certain, the rest drafts in flight.
 
     `ticket` is given back with the answer. `params` has the seed: a drafter that draws with the same noise agrees most.
+    The first `prompt_length` tokens are the prompt: penalties and grammars count from there.
     """
 
     request: int
@@ -98,6 +99,7 @@ class DraftAsk:
     num_settled: int
     count: int
     params: SamplingParams
+    prompt_length: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -209,7 +209,7 @@ class Stage:
                 return self._begin_frame(item, came_s, now_s)
             case Route():
                 former, self._route = self._route, item
-                if former is not None and former.codec != item.codec:
+                if former is not None and _bytes_of(former.codec) != _bytes_of(item.codec):
                     self.boundary.keep_only({})  # what is kept is in the former codec
                 return [self._start(TrimWork(keep=self._kept(item)), None, came_s, now_s)]
             case Export():
@@ -449,3 +449,8 @@ class Stage:
         found = self._imports[slot]
         covered = {layer: length for (a, b), length in found.items() for layer in range(a, b)}
         return min((covered.get(layer, 0) for layer in range(first, last)), default=0)
+
+
+def _bytes_of(codec: str) -> str:
+    """Codecs with the same bytes: a successor on this very device takes exact ones as they were sent over the link."""
+    return "fp32" if codec == "none" else codec

@@ -82,12 +82,16 @@ class Transition:
     # ---- what begins one -------------------------------------------------------------------------------------------------
 
     def lose(self, nodes: tuple[str, ...], reason: str) -> None:
-        """Stages on these nodes are gone."""
+        """Stages on these nodes are gone; nothing where that is known: what is being loaded in their place comes."""
         state = self._state
-        if not set(nodes) & set(state.nodes()):
+        if not set(nodes) & set(state.nodes()) - self._lost:
             return
         state.counts["losses"] += 1
-        self._abandon_move(f"node {', '.join(nodes)} was lost")
+        why = f"node {', '.join(nodes)} was lost"
+        self._abandon_move(why)
+        if self._report is not None:  # of stages that were just taking their places
+            state.out.append(Resharded(f"the move was given up: {why}", unused=self._report.unused))
+            self._report = None
         self._lost |= set(nodes)
         self._strand(reason)
 

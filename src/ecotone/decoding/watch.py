@@ -5,7 +5,8 @@ floor, or three times the longest gap of late) all nodes are probed; they answer
 A node that does not answer in time is lost, and so is one whose answer lacks a shard: it began anew. If all answer, the
 oldest frame lies with one stage: that one is lost when it has computed a single thing for too long, or when the frame does
 not reach it from a stage that has long sent it on. Any progress that the answers show starts the waiting anew: slow is not
-lost.
+lost. Where a node that was called lost for its silence answers after all, silence is borne twice as long from then on, up
+to a bound, until a while has passed without that: on overloaded machines every loss would make the next one likelier.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ecotone.decoding.words import Say
 __all__ = ["Watch"]
 
 _GAP_FADE = 0.98
+_MOST_PATIENCE, _CALM_S = 8.0, 120.0
 
 
 class Watch:
@@ -34,6 +36,8 @@ class Watch:
         self._emptied: set[str] = set()  # nodes that answered, and have not all of their shards
         self._states: dict[int, ShardState] = {}
         self._stuck: tuple[int, int, float] | None = None  # frame, stage it does not reach, since
+        self._silenced: set[str] = set()  # nodes called lost for silence and not heard of since
+        self._patience, self._alarmed_s = 1.0, 0.0  # times silent_s; the last false alarm
 
     def node(self, node: str, *, is_up: bool) -> None:
         """A node's link went up or down."""
@@ -44,6 +48,15 @@ class Watch:
 
     def heard(self, node: str) -> None:
         self._unanswered.pop(node, None)
+        now_s = self._state.now_s
+        if node in self._silenced:
+            self._silenced.discard(node)
+            self._patience, self._alarmed_s = min(2 * self._patience, _MOST_PATIENCE), now_s
+
+    def _silent_s(self) -> float:
+        if self._state.now_s - self._alarmed_s > _CALM_S:
+            self._patience = 1.0
+        return self._state.settings.silent_s * self._patience
 
     def progressed(self) -> None:
         """A frame came back."""
@@ -133,11 +146,13 @@ class Watch:
             self._calm()
             self._lose(emptied, "it lost its stage: it was started anew")
             return
-        since_s = state.now_s - state.settings.silent_s
+        silent_s = self._silent_s()
+        since_s = state.now_s - silent_s
         silent = [node for node in state.nodes() if self._unanswered.get(node, state.now_s) <= since_s]
         if silent:
             self._calm()
-            self._lose(tuple(silent), f"nothing was heard of it for {state.settings.silent_s:g} s")
+            self._silenced |= set(silent)
+            self._lose(tuple(silent), f"nothing was heard of it for {silent_s:g} s")
             return
         oldest = next(iter(state.flights.values()), None)
         if oldest is None or any(stage.peer.shard not in self._states for stage in state.pipeline):

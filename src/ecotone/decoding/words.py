@@ -54,6 +54,7 @@ class Settings:
     `stall_s` (or ten times what it should take) too, and one that a frame does not reach within `reach_s`. A node whose
     link went down is lost after `grace_s`. Without a pipeline for `strand_s` requests fail. `rates`: believed bytes per
     second by (from, to), for what takes long on thin links; `model`: names weights and adapter in the keys of prefixes.
+    `vocabulary`: token ids are below it; 0: not known here.
     """
 
     context: int
@@ -76,6 +77,7 @@ class Settings:
     strand_s: float = 60.0
     most_faults: int = 2
     model: str = ""
+    vocabulary: int = 0
     rates: Mapping[tuple[str, str], float] = field(default_factory=dict)
     default_rate_bytes_per_s: float = 1e9
     kv_codec: str = "raw"

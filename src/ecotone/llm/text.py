@@ -19,6 +19,16 @@ UNFINISHED = "\ufffd"  # what decoders put in place of bytes that are not a char
 MAX_WINDOW_TOKENS = 64  # bytes that are no text for so long are told as they are
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level tokenizers write bytes: printable ones stand for themselves, others from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
 @dataclass(frozen=True, slots=True)
 class TextModel:
     """The tokenizer and chat template of one model directory. Open with `TextModel.open`."""
@@ -63,6 +73,16 @@ class TextModel:
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """The text of `tokens`; `special` keeps tokens such as the end of a text."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
+
+    def token_text(self, token: int) -> tuple[str, bytes]:
+        """One token alone: for people, and the bytes that it stands for where they are known (byte-level tokenizers)."""
+        shown = self.decode([token], special=True)
+        if UNFINISHED not in shown:
+            return shown, shown.encode()
+        piece = str(self.tokenizer.convert_ids_to_tokens(int(token)))
+        found = [_BYTES.get(character) for character in piece]
+        whole = bytes(b for b in found if b is not None)
+        return shown, whole if len(whole) == len(piece) else shown.encode()
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, answer: bool = True

@@ -12,7 +12,7 @@ import math
 import secrets
 import tempfile
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from ecotone.protocol.message import NodeId
 from ecotone.protocol.settings import WorkerSettings
 from ecotone.runtime.children import Child
 from ecotone.runtime.errors import NodeUnreachable
-from ecotone.runtime.node import LocalNode, NodeSettings, link_settings, open_wire, shape
+from ecotone.runtime.node import LocalNode, NodeSettings, ServiceMaker, link_settings, open_wire, shape
 from ecotone.runtime.port import GUEST, Port
 from ecotone.runtime.questions import Questions
 from ecotone.runtime.store import Store
@@ -34,7 +34,9 @@ from ecotone.wire.memory import Network
 from ecotone.wire.shaped import ShapedWire
 from ecotone.wire.wire import Wire
 
-__all__ = ["Nodes", "attach", "in_memory", "launch"]
+__all__ = ["NODE_PROGRAM", "Nodes", "attach", "in_memory", "launch"]
+
+NODE_PROGRAM = "ecotone.runtime.node_main"
 
 
 class Nodes:
@@ -51,6 +53,7 @@ class Nodes:
         self._threads: dict[DeviceId, tuple[LocalNode, ShapedWire | None]] = {}
         self._root = Path("unused")
         self._imposed: dict[tuple[DeviceId, DeviceId], Link] = {}  # links that are shaped now
+        self._program = NODE_PROGRAM
         self.port = Port(name or cluster.source, wire)
         self.questions = Questions(self.port, {"echo": lambda peer, body: None})
 
@@ -93,7 +96,7 @@ class Nodes:
             raise EcotoneError(f"node {device} {why}")
         child.close()
         others = {key: address for key, address in self.addresses.items() if key != name}
-        begun = self.children[name] = _start_child(self.cluster.device(name))
+        begun = self.children[name] = _start_child(self.cluster.device(name), self._program)
         begun.ask(None, deadline_s)
         links = tuple(link for link in self._imposed.values() if link.source == name)
         settings = _child_settings(self.cluster, name, self._root, links)
@@ -121,10 +124,14 @@ class Nodes:
         self.close()
 
 
-def launch(cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 90.0, unshaped: bool = False) -> Nodes:
+def launch(
+    cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 90.0, unshaped: bool = False,
+    program: str = NODE_PROGRAM,
+) -> Nodes:  # fmt: skip
     """Start the devices of an emulated `cluster`, but the source, as processes of this computer; ready when it returns.
 
     `folder` keeps their weight stores (a temporary one by default). `unshaped`: links are as they are until set_link.
+    `program`: the module that each process runs, with the services that nodes shall offer.
     Raises ChildError or WireError in bounded time, leaving no process behind.
     """
     if not cluster.emulate:
@@ -137,7 +144,7 @@ def launch(cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 
         root = folder or Path(
             closing.enter_context(tempfile.TemporaryDirectory(prefix="ecotone-", ignore_cleanup_errors=True))
         )
-        children = _start_children(cluster, closing)
+        children = _start_children(cluster, closing, program)
         addresses = _open_children(cluster, children, root, deadline_s, unshaped)
         settings = NodeSettings(
             device=cluster.device(cluster.source), folder=root / "asker", cluster=cluster.name, emulate=True,
@@ -146,6 +153,7 @@ def launch(cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 
         wire, shaped = open_wire(settings)
         nodes = Nodes(cluster, shaped or wire, shaped, children)
         nodes.addresses, nodes._closing, nodes._root = addresses, closing, root
+        nodes._program = program
         nodes._imposed = {} if unshaped else {(link.source, link.target): link for link in cluster.links}
         nodes.port.start()
         closing.callback(nodes.port.close)
@@ -155,8 +163,9 @@ def launch(cluster: Cluster, *, folder: Path | None = None, deadline_s: float = 
 
 
 def in_memory(
-    cluster: Cluster, *, folder: Path | None = None, network: Network | None = None, worker: WorkerSettings | None = None
-) -> Nodes:
+    cluster: Cluster, *, folder: Path | None = None, network: Network | None = None, worker: WorkerSettings | None = None,
+    services: Sequence[ServiceMaker] = (),
+) -> Nodes:  # fmt: skip
     """The same nodes as threads of this process over an in-memory network: for tests and a first look."""
     closing = contextlib.ExitStack()
     root = folder or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="ecotone-", ignore_cleanup_errors=True)))
@@ -177,7 +186,7 @@ def in_memory(
         if device.name != cluster.source:
             ends = join(device.name)
             links = link_settings(links_from(cluster, device.name), emulate=cluster.emulate)
-            node = LocalNode(device, ends[0], Store(root / device.name), links, worker)
+            node = LocalNode(device, ends[0], Store(root / device.name), links, worker, services)
             node.start()
             closing.callback(node.stop)
             nodes._threads[device.name] = (node, ends[1])
@@ -225,19 +234,19 @@ def links_from(cluster: Cluster, source: DeviceId) -> tuple[Link, ...]:
     return tuple(link for link in cluster.links if link.source == source)
 
 
-def _start_children(cluster: Cluster, closing: contextlib.ExitStack) -> dict[DeviceId, Child]:
+def _start_children(cluster: Cluster, closing: contextlib.ExitStack, program: str) -> dict[DeviceId, Child]:
     children: dict[DeviceId, Child] = {}
     for device in cluster.devices:
         if device.name != cluster.source:
-            children[device.name] = _start_child(device)
+            children[device.name] = _start_child(device, program)
     closing.callback(_close_children, children)
     return children
 
 
-def _start_child(device: Device) -> Child:
+def _start_child(device: Device, program: str) -> Child:
     threads = str(device.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    return Child(device.name, ("-m", "ecotone.runtime.node_main"), environment)
+    return Child(device.name, ("-m", program), environment)
 
 
 def _close_children(children: dict[DeviceId, Child]) -> None:

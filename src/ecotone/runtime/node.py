@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ecotone import profiling, schema
 from ecotone.cluster import Device, Link
@@ -38,7 +38,9 @@ from ecotone.wire.shaped import LinkShape, ShapedWire
 from ecotone.wire.wire import Wire
 from ecotone.wire.zenoh import ZenohSettings, ZenohWire
 
-__all__ = ["EXPLAIN", "LEAVING", "LocalNode", "NodeSettings", "link_settings", "run_node", "shape"]
+__all__ = [
+    "EXPLAIN", "LEAVING", "LocalNode", "NodeSettings", "Service", "ServiceMaker", "link_settings", "run_node", "shape",
+]  # fmt: skip
 
 LEAVING, EXPLAIN = "leaving", "explain"
 _SLOW_LINK_BYTES_PER_S = 4e6
@@ -68,12 +70,34 @@ class NodeSettings:
     worker: WorkerSettings | None = None
 
 
+class Service(Protocol):
+    """What a node offers beside stages of captured models, over the same port; see ServiceMaker."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def loaded(self) -> list[str]:
+        """What it holds, a line each, for people."""
+        ...
+
+
+ServiceMaker = Callable[[Port, Questions, Device, Path, Mapping[NodeId, LinkSettings]], Service]
+"""(port, questions, device, folder of its own, settings of the links that leave it): a service, not started."""
+
+
 class LocalNode:
-    """One node over `wire`: machine, shell, store and the questions it answers. `start`, then `leave` or `stop`."""
+    """One node over `wire`: machine, shell, store and the questions it answers. `start`, then `leave` or `stop`.
+
+    `services`: made here, started and stopped with the node, which leaves in order only when they are idle.
+    """
 
     def __init__(
         self, device: Device, wire: Wire, store: Store, links: Mapping[NodeId, LinkSettings] | None = None,
-        worker: WorkerSettings | None = None,
+        worker: WorkerSettings | None = None, services: Sequence[ServiceMaker] = (),
     ):  # fmt: skip
         self.device, self._store = device, store
         self.port = Port(device.name, wire)
@@ -87,19 +111,26 @@ class LocalNode:
             "spans": self._spans,
             "echo": lambda peer, body: None,
             "device": lambda peer, body: schema.write(device),
-            EXPLAIN: lambda peer, body: {"lines": self._loader.loaded()},
+            EXPLAIN: lambda peer, body: {
+                "lines": [*self._loader.loaded(), *(line for s in self.services for line in s.loaded())]
+            },
         }
         self.questions = Questions(self.port, quick, {"link": self._link, "profile": self._profile})
+        self.services = [
+            make(self.port, self.questions, device, store.folder / "services", dict(links or {})) for make in services
+        ]
 
     def start(self) -> None:
         """Open the wire and begin; raises WireError."""
         self.port.start()
         self.shell.start()
+        for service in self.services:
+            service.start()
 
     def leave(self, patience_s: float) -> None:
         """Stop once the askers have finished what they accepted, or when `patience_s` have passed."""
         end, tell_again_s = time.monotonic() + patience_s, 0.0
-        while not self.shell.is_idle and (now := time.monotonic()) < end:
+        while not (self.shell.is_idle and all(s.is_idle for s in self.services)) and (now := time.monotonic()) < end:
             if now >= tell_again_s:  # told again, as one telling may be lost
                 tell_again_s = now + 1.0
                 for peer in sorted(self.port.peers()):
@@ -109,6 +140,8 @@ class LocalNode:
 
     def stop(self) -> None:
         """Stop now."""
+        for service in self.services:
+            service.stop()
         self.shell.stop()
         self.port.close()
         self._store.close()
@@ -176,12 +209,12 @@ def open_wire(settings: NodeSettings) -> tuple[ZenohWire, ShapedWire | None]:
 class NodeProcess:
     """A node of `settings` over Zenoh, with what a launcher may change while it runs."""
 
-    def __init__(self, settings: NodeSettings):
+    def __init__(self, settings: NodeSettings, services: Sequence[ServiceMaker] = ()):
         self._settings = settings
         self._zenoh, self._shaped = open_wire(settings)
         store = Store(settings.folder, settings.cap_bytes)
         links = link_settings(settings.links, emulate=settings.emulate)
-        self.node = LocalNode(settings.device, self._shaped or self._zenoh, store, links, settings.worker)
+        self.node = LocalNode(settings.device, self._shaped or self._zenoh, store, links, settings.worker, services)
 
     def start(self) -> tuple[str, ...]:
         """Open the network; returns the endpoints that peers can connect to."""
@@ -197,14 +230,18 @@ class NodeProcess:
         self.node.leave(self._settings.drain_s)
 
 
-def run_node(settings: NodeSettings, on_ready: Callable[[tuple[str, ...]], None] | None = None) -> None:
+def run_node(
+    settings: NodeSettings,
+    on_ready: Callable[[tuple[str, ...]], None] | None = None,
+    services: Sequence[ServiceMaker] = (),
+) -> None:
     """Be a node until SIGINT or SIGTERM, then drain and return; call from the main thread. Raises WireError, StoreError.
 
     `on_ready` is told the endpoints. A second signal ends the draining.
     """
     keep_freed_memory()
     stop = stop_on_signals()
-    process = NodeProcess(settings)
+    process = NodeProcess(settings, services)
     endpoints = process.start()
     if on_ready is not None:
         on_ready(endpoints)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,13 +19,13 @@ from ecotone import schema
 from ecotone.cluster import Device, Link
 from ecotone.executors.memory import keep_freed_memory
 from ecotone.protocol.settings import WorkerSettings
-from ecotone.runtime.node import NodeProcess, NodeSettings, stop_on_signals
+from ecotone.runtime.node import NodeProcess, NodeSettings, ServiceMaker, stop_on_signals
 from ecotone.units import EcotoneError
 
 __all__ = ["main"]
 
 
-def main() -> int:
+def main(services: Sequence[ServiceMaker] = ()) -> int:
     """Run until told to stop; 0 after a drained end, 2 where the settings cannot work."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not look like an answer
@@ -32,7 +33,7 @@ def main() -> int:
     stop = stop_on_signals()
     _say(answers, {"loaded": os.getpid()})
     try:
-        process = NodeProcess(_settings(json.loads(sys.stdin.readline() or "{}")))
+        process = NodeProcess(_settings(json.loads(sys.stdin.readline() or "{}")), services)
         _say(answers, {"listening": list(process.start())})
     except EcotoneError as error:
         _say(answers, {"failed": str(error)})

@@ -16,11 +16,12 @@ from ecotone.codec.frame import MAGIC, VERSION, Kind
 from ecotone.protocol.message import NodeId, Priority
 from ecotone.runtime.errors import NodeUnreachable
 from ecotone.units import EcotoneError
-from ecotone.wire.wire import Frame, PeerDown, PeerUp, Received, Wire, WireError, WireEvent
+from ecotone.wire.wire import Frame, Handler, PeerDown, PeerUp, Received, Wire, WireError, WireEvent
 
 __all__ = ["GUEST", "QUESTION", "Port"]
 
 QUESTION = b"ecotone.question"
+TAG_BYTES = 4
 GUEST = "guest."
 """Peers whose names begin so only ask questions: no machine is told of them."""
 _LINK_ID = slice(16, 32)  # of the frame header: see ecotone.codec.frame
@@ -41,6 +42,7 @@ class Port:
         self._peers: set[NodeId] = set()
         self._foreign: dict[NodeId, int] = {}
         self._unheard: dict[NodeId, Received] = {}  # the last LinkOpen that came while no shell was attached
+        self._branches: dict[bytes, _Branch] = {}
         self._changed = threading.Condition()
 
     def start(self) -> None:
@@ -97,12 +99,30 @@ class Port:
                     )
                 self._changed.wait(left)
 
+    def branch(self, tag: bytes) -> Wire:
+        """A wire of its own for frames that begin with `tag` (4 bytes), over this one; guests do not see it.
+
+        Raises EcotoneError where the tag is taken. Closing it leaves this one open.
+        """
+        if len(tag) != TAG_BYTES or tag == MAGIC or tag in self._branches:
+            raise EcotoneError(f"node {self.name}: frames cannot be told apart by {tag!r}")
+        made = self._branches[tag] = _Branch(self, tag)
+        return made
+
+    def drop_branch(self, tag: bytes) -> None:
+        """Forget a branch; nothing where there is none."""
+        self._branches.pop(tag, None)
+
     def close(self) -> None:
         self.wire.close()
 
     def _handle(self, event: WireEvent) -> None:
         if isinstance(event, Received):
             frame = event.frame
+            branch = self._branches.get(bytes(frame[:TAG_BYTES]))
+            if branch is not None:
+                branch.receive(event)
+                return
             if len(frame) > _VERSION_AT and frame[_VERSION_AT] != VERSION and frame[:_VERSION_AT] == MAGIC:
                 self._foreign[event.peer] = frame[_VERSION_AT]
                 return
@@ -119,10 +139,44 @@ class Port:
                     self._peers.discard(event.peer)
                     self._unheard.pop(event.peer, None)
                 self._changed.notify_all()
-        listener = self._listener
         if event.peer.startswith(GUEST):
             return
+        if not isinstance(event, Received):
+            for branch in tuple(self._branches.values()):
+                branch.receive(event)
+        listener = self._listener
         if listener is not None:
             listener.on_wire(event)
         elif isinstance(event, Received) and len(event.frame) > _KIND_AT and event.frame[_KIND_AT] == Kind.OPEN:
             self._unheard[event.peer] = event
+
+
+class _Branch:
+    """A Wire over a port; see Port.branch."""
+
+    def __init__(self, port: Port, tag: bytes):
+        self._port, self._tag = port, tag
+        self._handler: Handler | None = None
+
+    def start(self, handler: Handler) -> None:
+        """Tell `handler` of the peers that are known and of all that comes."""
+        peers = self._port.peers()
+        self._handler = handler
+        for peer in sorted(peers):
+            if not peer.startswith(GUEST):
+                handler(PeerUp(peer))
+
+    def send(self, peer: NodeId, frame: Frame, priority: Priority) -> None:
+        self._port.wire.send(peer, self._tag + frame, priority)
+
+    def receive(self, event: WireEvent) -> None:
+        handler = self._handler
+        if handler is None or event.peer.startswith(GUEST):
+            return
+        if isinstance(event, Received):
+            event = Received(event.peer, memoryview(event.frame)[TAG_BYTES:])  # type: ignore[arg-type]
+        handler(event)
+
+    def close(self) -> None:
+        self._handler = None
+        self._port.drop_branch(self._tag)

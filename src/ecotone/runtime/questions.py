@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +43,10 @@ class QuestionError(EcotoneError):
 class _Pending:
     done: threading.Event = field(default_factory=threading.Event)
     pieces: dict[int, bytes] = field(default_factory=dict)
+    topic: str = ""
     answer: dict[str, Any] | None = None
     answered_s: float = 0.0
+    abandoned: str = ""
 
 
 class Questions:
@@ -59,12 +61,12 @@ class Questions:
         self._kept: OrderedDict[tuple[NodeId, int], bytes | None] = OrderedDict()  # None: being worked on
         port.on_question = self._take
 
-    def on(self, topic: str, handler: Handler | None) -> None:
-        """Answer `topic` by `handler` from now on; None: no more."""
-        if handler is None:
-            self._quick.pop(topic, None)
-        else:
-            self._quick[topic] = handler
+    def on(self, topic: str, handler: Handler | None, *, slow: bool = False) -> None:
+        """Answer `topic` by `handler` from now on, in a thread of its own where it is `slow`; None: no more."""
+        for handlers in (self._quick, self._slow):
+            handlers.pop(topic, None)
+        if handler is not None:
+            (self._slow if slow else self._quick)[topic] = handler
 
     def ask(
         self,
@@ -91,7 +93,7 @@ class Questions:
     ) -> tuple[Any, float]:
         """The answer and the seconds from asking to answer; `padding` makes the question that many bytes longer."""
         number = next(self._numbers)
-        pending = self._pending[peer, number] = _Pending()
+        pending = self._pending[peer, number] = _Pending(topic=topic)
         text = json.dumps({"topic": topic, "body": dict(body or {})}).encode()
         question = _build(_ASK, number, text + b"\0" + padding if padding else text)
         end = time.perf_counter() + deadline_s
@@ -105,10 +107,19 @@ class Questions:
                     raise NodeUnreachable(f"node {peer} did not answer a question ({topic}) within {deadline_s:g} s")
         finally:
             self._pending.pop((peer, number), None)
+        if pending.abandoned:
+            raise NodeUnreachable(f"node {peer} did not answer a question ({topic}): {pending.abandoned}")
         answer = pending.answer or {}
         if "error" in answer:
             raise QuestionError(f"node {peer}: {answer['error']}")
         return answer.get("value"), pending.answered_s - start
+
+    def abandon(self, peer: NodeId, topics: Collection[str], reason: str) -> None:
+        """Nobody will answer what `peer` was asked: those who wait for `topics` get NodeUnreachable with the reason now."""
+        for (asked, _), pending in tuple(self._pending.items()):
+            if asked == peer and pending.topic in topics and not pending.done.is_set():
+                pending.abandoned = reason
+                pending.done.set()
 
     def tell(self, peer: NodeId, topic: str, body: Mapping[str, Any] | None = None) -> None:
         """Send a question whose answer nobody waits for; it may be lost."""

@@ -5,8 +5,8 @@ For programs that move bytes without running stages: measuring links, benchmarks
 it; a body that arrives is handed out once and weighs on the sender's credit until `release`. Memory is bounded at both ends:
 the sender's by `queue_bytes`, the receiver's by the window.
 
-Callbacks come from the wire's threads and the timer's, one at a time; they must return at once and may call any method, but
-`send_body` only with timeout_s=0.
+Callbacks come from the wire's threads and the timer's, one at a time, with `lock` held; they must return at once, wait for
+no lock that is held while sending, and may call any method, but `send_body` only with timeout_s=0.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ecotone.codec.frame import FrameError
-from ecotone.protocol.effects import CancelTimer, Held, Release, Send, SetTimer, StoreChunk
+from ecotone.protocol.effects import CancelTimer, Held, LinkChanged, Release, Send, SetTimer, StoreChunk
 from ecotone.protocol.events import TimerId
 from ecotone.protocol.intake import Receiver
 from ecotone.protocol.link import Sender
@@ -48,6 +48,8 @@ class Channel:
 
     `on_body(peer, body, content)`: a whole body, once; call `release(peer, body)` when done with it.
     `on_letter(peer, letter)`: in order, once. `on_peer(peer, is_up)`. `on_failed(peer, body, reason)`: it will not arrive.
+    `on_restarted(peer)`: it is another process than before, all that it had not acknowledged was dropped. `links`: settings
+    of the links to peers that want others than `settings`.
     Headers and letters always carry a checksum, chunks with `checksum`: what ecotone.codec.pack makes has its own.
     """
 
@@ -60,6 +62,8 @@ class Channel:
         on_letter: Callable[[NodeId, LetterBody], None] | None = None,
         on_peer: Callable[[NodeId, bool], None] | None = None,
         on_failed: Callable[[NodeId, BodyId, str], None] | None = None,
+        on_restarted: Callable[[NodeId], None] | None = None,
+        links: Mapping[NodeId, LinkSettings] | None = None,
         settings: LinkSettings | None = None,
         queue_bytes: int = 64 * 1024 * 1024,
         checksum: bool = False,
@@ -67,12 +71,14 @@ class Channel:
     ):
         self.node, self.num_bad_frames = node, 0
         self._wire, self._queue_bytes, self._checksum = wire, queue_bytes, checksum
-        self._settings = settings or LinkSettings()
+        self._settings, self._link_settings = settings or LinkSettings(), dict(links or {})
+        self._on_restarted = on_restarted
         self._incarnation = incarnation or int((time.time() - _EPOCH_S) * 10)
         self._on_body, self._on_letter, self._on_peer, self._on_failed = on_body, on_letter, on_peer, on_failed
         self._links: dict[NodeId, _Link] = {}
         self._up: set[NodeId] = set()
-        self._changed = threading.Condition(threading.RLock())
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
         self._timers: dict[TimerId, float] = {}
         self._due: list[tuple[float, TimerId]] = []
         self._rang = threading.Condition()
@@ -135,6 +141,20 @@ class Channel:
             if not self._changed.wait_for(lambda: peer in self._up, timeout_s):
                 raise WireError(f'node "{peer}" did not answer within {timeout_s:g} s; is it up and reachable?')
 
+    def wait_for_life(self, peer: NodeId, incarnation: int, timeout_s: float) -> None:
+        """Return when the link goes to that process of `peer`, or a later one; raises WireError after `timeout_s`."""
+        with self._changed:
+            sender = self._link(peer).sender
+            if not self._changed.wait_for(lambda: sender.is_open and sender.peer_incarnation >= incarnation, timeout_s):
+                raise WireError(f'node "{peer}" began anew and its link did not within {timeout_s:g} s')
+
+    def greet(self, peer: NodeId) -> None:
+        """Ask `peer` for its side of the link now: it may have begun to listen, or to be another one, since it was asked."""
+        with self._changed:
+            if not self._closed:
+                link = self._link(peer)
+                self._apply(peer, link, link.sender.connected(time.monotonic()), sender=True)
+
     def close(self) -> None:
         """Leave; what was not acknowledged is lost. Closing twice does nothing."""
         with self._changed:
@@ -147,7 +167,7 @@ class Channel:
     def _link(self, peer: NodeId) -> _Link:
         link = self._links.get(peer)
         if link is None:
-            mine, settings = self._incarnation, self._settings
+            mine, settings = self._incarnation, self._link_settings.get(peer, self._settings)
             link = self._links[peer] = _Link(Sender(peer, mine, settings), Receiver(peer, mine, settings))
         return link
 
@@ -247,6 +267,8 @@ class Channel:
                 self._on_letter(peer, item.content)
             case BodyFailed() if self._on_failed is not None:
                 self._on_failed(peer, item.body, item.reason)
+            case LinkChanged(state="restarted") if self._on_restarted is not None:
+                self._on_restarted(peer)
             case PeerReturned() | PeerLost():
                 is_up = isinstance(item, PeerReturned)
                 (self._up.add if is_up else self._up.discard)(peer)

@@ -1,0 +1,1 @@
+"""Engines that run one language model over several machines, each behind the one interface of peer.py."""

@@ -1,0 +1,142 @@
+"""`ecotone serve MODEL` where MODEL is a language model: measured, planned over the cluster, served as OpenAI's API is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ecotone.cli import options
+from ecotone.cli.console import err, out, progress_bar
+from ecotone.cli.language import LlmWork, load_llm, reached
+from ecotone.cli.planning_llm import LlmAsked, Planned, offered, plan_llm, replanner, show_plan
+from ecotone.cluster import DeviceId
+from ecotone.decoding.params import SamplingParams
+from ecotone.decoding.speculation import Drafter, PromptLookup
+from ecotone.decoding.window import AdaptivePolicy
+from ecotone.llm.answers import AnswerText
+from ecotone.llm.backend import LlmBackend
+from ecotone.llm.deploy import deploy_llm, settings_for
+from ecotone.llm.drafters import Chain, model_drafter
+from ecotone.llm.generator import Generator
+from ecotone.llm.grammar import Grammars
+from ecotone.llm.service import GenerationService
+from ecotone.llm.steward import Steward
+from ecotone.llm.weights import Checkpoint, find_model
+from ecotone.serving.openai.admission import load_keys
+from ecotone.serving.openai.options import Options
+from ecotone.serving.openai.run import serve as serve_http
+
+__all__ = ["serve_llm", "server_options"]
+
+
+def serve_llm(
+    model: options.Model,
+    cluster: options.ClusterFile = None,
+    plan_file: options.PlanFile = None,
+    profile_file: options.ProfileFile = None,
+    objective: options.Objective = "latency",
+    name: Annotated[str, options.option("--name", text="Name of the model for clients. Default: the directory's.")] = "",
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on.")] = "127.0.0.1:8000",
+    token_file: Annotated[
+        Path | None, options.option("--token-file", text="File with the keys that clients may send, a line each.")
+    ] = None,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more are answered 429.", min=1)] = 64,
+    context: options.Context = 0,
+    slots: options.Slots = 8,
+    precision: options.Precision = None,
+    draft: options.Draft = "ngram",
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    per_minute: options.PerMinute = 0,
+) -> None:
+    """A language model (a Hugging Face directory or hub id of one) is served as OpenAI's API is, at /v1.
+
+    No layer range is written by hand: each device is measured, and the plan says what runs where, in which precision. Lost
+    machines are replaced while answers go on; machines that join are used. Any OpenAI client works, and `ecotone chat`.
+
+      ecotone serve ./Llama-3.2-1B --cluster home.toml --precision int8
+    """
+    host, port = options.host_and_port(listen)
+    http = server_options(host, token_file, tls_cert, tls_key, per_minute)
+    work = load_llm(model, cluster, name)
+    asked = LlmAsked.of(work, objective, context, slots, precision or ())
+    drafter = _drafter(draft, work, asked.context)
+    with reached(work) as (_, service):
+        planned = plan_llm(work, service, asked, plan_file, profile_file)
+        show_plan(planned)
+        with _running(work, service, planned, drafter, queue) as generator:
+            backend = _backend(work, generator)
+            serve_http(backend, host, port, http, on_start=lambda address: _announce(work, address))
+    err.print("[dim]stopped")
+
+
+@contextlib.contextmanager
+def _running(
+    work: LlmWork, service: GenerationService, planned: Planned, drafter: Drafter | None, queue: int
+) -> Iterator[Generator]:  # fmt: skip
+    """The model deployed by the plan, with a steward where plans can be compared."""
+    settings = replace(settings_for(planned.plan, work.cluster, work.ref.fingerprint), queue_limit=queue)
+    with contextlib.ExitStack() as closing:
+        with progress_bar("loading") as report:
+            generator = closing.enter_context(
+                deploy_llm(
+                    service, work.cluster, planned.plan, work.source, settings=settings, drafter=drafter,
+                    policy=AdaptivePolicy() if drafter is not None else None, progress=report, name=work.ref.name,
+                    make_answer=lambda params: AnswerText(work.text, params), replan=replanner(work.cluster, planned),
+                )
+            )  # fmt: skip
+        if planned.profile is not None:
+            steward = Steward(
+                generator, lambda: frozenset(DeviceId(name) for name in service.peers()),
+                lambda plan, alive: offered(work.cluster, planned, plan, alive),
+                tell=lambda text: err.print(f"[dim]{escape(text)}", soft_wrap=True, highlight=False),
+            )  # fmt: skip
+            steward.start()
+            closing.callback(steward.close)
+        yield generator
+
+
+def _backend(work: LlmWork, generator: Generator) -> LlmBackend:
+    config = work.source.config
+    own = () if work.text.stop_token is None else (work.text.stop_token,)
+    stops = tuple(dict.fromkeys((*config.stop_tokens, *own)))
+    grammars = Grammars(work.text, config.vocabulary, stops)
+
+    def check(params: SamplingParams) -> None:
+        if params.grammar is not None:
+            grammars.check(params.grammar)
+
+    return LlmBackend(work.name, generator, work.text, config.vocabulary, stops, check)
+
+
+def _drafter(text: str, work: LlmWork, context: int) -> Drafter | None:
+    """Who drafts: nobody, n-grams, or n-grams before a small model."""
+    if text == "none":
+        return None
+    if text == "ngram":
+        return PromptLookup()
+    drafter = model_drafter(Checkpoint.open(find_model(text)), work.text, context=context)
+    return Chain(PromptLookup(), drafter)
+
+
+def server_options(
+    host: str, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None, per_minute: int
+) -> Options:  # fmt: skip
+    """What the command line and the environment say of the server; raises EcotoneError where `host` does not allow it."""
+    keys = load_keys(token_file, os.environ)
+    made = Options(keys=keys, tls_cert=tls_cert, tls_key=tls_key, max_requests_per_minute=per_minute)
+    made.check(host)
+    return made
+
+
+def _announce(work: LlmWork, address: str) -> None:
+    out.print(f"serving [bold]{escape(work.name)}[/] at {address}/v1", highlight=False)
+    out.print(f"[dim]talk to it:  ecotone chat --url {address}/v1", highlight=False)
+    out.file.flush()
