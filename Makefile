@@ -32,7 +32,7 @@ bench: $(STAMP)
 	@for name in planner joint_planner executors codec wire sim_vs_run split_latency \
 	  fault_simulation failover switching dynamic_split edge_prune dag_oracle accuracy_table exits bottleneck \
 <<<<<<< HEAD
-	  dyno users sac_d mahppo llm_exact llm_planner llm_serving llm_wan llm_failover llm_decode llm_drafters openai_server soak; do \
+	  dyno users sac_d mahppo llm_exact llm_planner llm_planner llm_serving llm_wan llm_failover llm_decode llm_drafters openai_server soak; do \
 =======
 	  dyno users sac_d mahppo llm_exact generation_faults speculation_simulated soak; do \
 >>>>>>> core
