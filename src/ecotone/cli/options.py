@@ -222,7 +222,7 @@ Draft = Annotated[
     str,
     typer.Option(
         rich_help_panel=LANGUAGE,
-        help="Who guesses tokens ahead: ngram (what followed in the text before), a small model's directory, or none. The "
+        help="Who guesses tokens ahead: ngram (what followed in the text before), a small model's directory, layers:2 (the model's own first two), or none. The "
         "text is the same; where guessing does not pay it stops by itself.",
     ),
 ]
