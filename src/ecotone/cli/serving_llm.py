@@ -33,6 +33,7 @@ from ecotone.llm.weights import Checkpoint, find_model
 from ecotone.serving.openai.admission import load_keys
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.run import serve as serve_http
+from ecotone.units import EcotoneError
 
 __all__ = ["serve_llm", "server_options"]
 
