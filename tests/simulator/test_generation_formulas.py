@@ -5,44 +5,21 @@ from __future__ import annotations
 import pytest
 
 from ecotone.decoding.params import SamplingParams
-from ecotone.decoding.speculation import FixedPolicy, SpeculationPolicy, Window
+from ecotone.decoding.speculation import FixedPolicy, Window
 from ecotone.decoding.window import AdaptivePolicy
 from ecotone.decoding.words import Settings
 from ecotone.simulator.generation import Generation, LinkTime, SpanSpec, StageTimes
+from ecotone.simulator.generation_line import run_line
 from ecotone.simulator.hashmodel import HashDrafter, hash_text
 
 pytestmark = pytest.mark.pure
-
-
-def line(
-    stages: int, *, stage_s: float, hop_s: float, policy: SpeculationPolicy | None = None, accuracy: float = 0.0,
-    requests: int = 1, tokens: int = 200, draft_s: float = 0.0, are_rows_free: bool = False,
-) -> tuple[float, Generation]:  # fmt: skip
-    """(tokens per second of all requests, world) of equal stages; T = stages*(stage_s + hop_s), the way back included."""
-    nodes = [f"n{i}" for i in range(stages)]
-    prompts = [(r + 1, 2, 3) for r in range(requests)]
-    texts = {r + 1: (*p, *hash_text(p, stages, 1000, tokens)) for r, p in enumerate(prompts)}
-    fixed_s, token_s = (stage_s, 0.0) if are_rows_free else (0.0, stage_s)
-    world = Generation(
-        nodes, Settings(context=4096), times=StageTimes(fixed_s=fixed_s, token_s=token_s, long_token_s=stage_s),
-        link=LinkTime(latency_s=hop_s), links={("driver", "n0"): LinkTime()}, policy=policy,
-        drafter=HashDrafter(texts, accuracy) if policy else None, draft_s=draft_s,
-    )  # fmt: skip
-    world.begin([SpanSpec(node, i, i + 1) for i, node in enumerate(nodes)])
-    for prompt in prompts:
-        world.submit(prompt, SamplingParams(max_tokens=tokens, temperature=0.0))
-    world.run()
-    answers = world.answers.values()
-    assert [(*p, *a.tokens) for p, a in zip(prompts, answers, strict=True)] == list(texts.values())
-    began_s, ended_s = min(a.times_s[0] for a in answers), max(a.times_s[-1] for a in answers)
-    return sum(len(a.tokens) - 1 for a in answers) / (ended_s - began_s), world
 
 
 @pytest.mark.parametrize("requests", [1, 3, 4, 9])
 @pytest.mark.parametrize("hop_s", [0.0, 0.02])
 def test_there_are_no_bubbles(requests: int, hop_s: float) -> None:
     tau, loop_s = 0.01, 4 * (0.01 + hop_s)
-    per_s, _ = line(4, stage_s=tau, hop_s=hop_s, requests=requests, tokens=60)
+    per_s, _ = run_line(4, stage_s=tau, hop_s=hop_s, requests=requests, tokens=60)
     assert per_s == pytest.approx(requests / max(requests * tau, loop_s), rel=0.1)
     bubbles = requests / (loop_s + (requests - 1) * tau)
     assert per_s > 0.95 * bubbles
@@ -93,7 +70,7 @@ TABLE = {0.5: {6: 5.0, 16: 5.1}, 0.74: {6: 8.0, 16: 9.1}, 0.9: {6: 11.9, 16: 18.
 @pytest.mark.parametrize(("accuracy", "frames", "per_s"), [(a, w, x) for a, row in TABLE.items() for w, x in row.items()])
 def test_frames_of_drafts_are_as_fast_as_the_table_says(accuracy: float, frames: int, per_s: float) -> None:
     policy = FixedPolicy(window=Window(frames=frames))
-    found, _ = line(6, stage_s=0.015, hop_s=0.048, policy=policy, accuracy=accuracy, tokens=400)
+    found, _ = run_line(6, stage_s=0.015, hop_s=0.048, policy=policy, accuracy=accuracy, tokens=400)
     assert found == pytest.approx(per_s, rel=0.15)
 
 
@@ -115,8 +92,8 @@ def test_the_adaptive_policy_pays_where_it_can_and_costs_nothing_where_not(
     least: float,
 ) -> None:  # fmt: skip
     shape = {"stage_s": stage_s, "hop_s": hop_s, "requests": requests, "are_rows_free": are_rows_free}
-    plain, _ = line(stages, **shape)
-    found, _ = line(stages, **shape, policy=AdaptivePolicy(), accuracy=accuracy, draft_s=draft_s)
+    plain, _ = run_line(stages, **shape)
+    found, _ = run_line(stages, **shape, policy=AdaptivePolicy(), accuracy=accuracy, draft_s=draft_s)
     assert found > least * plain
 
 
@@ -125,7 +102,7 @@ def test_a_drafter_that_never_answers_costs_one_short_wait() -> None:
         def draft(self, asks):
             return [[1] * 10**6 for _ in asks]  # takes for ever
 
-    plain, _ = line(2, stage_s=0.01, hop_s=0.01)
+    plain, _ = run_line(2, stage_s=0.01, hop_s=0.01)
     nodes = ["n0", "n1"]
     world = Generation(
         nodes, Settings(context=4096), times=StageTimes(token_s=0.01, long_token_s=0.01), link=LinkTime(latency_s=0.01),

@@ -29,6 +29,7 @@ from ecotone.decoding.step import FEW_TOKENS
 __all__ = ["AdaptivePolicy", "Costs", "best_window", "tokens_per_s"]
 
 _MOST_ACCEPTED = 0.995
+_FRAMES = (*range(1, 17), 18, 20, 23, 26, 29, 32, 36, 40, 45, 50, 57, 64)
 _GRAIN = 0.04  # situations so close, as logarithms of their times, are one
 _TRUSTED = 4  # drafts of a request before its own acceptance counts as much as all requests'
 
@@ -66,13 +67,13 @@ def tokens_per_s(window: Window, acceptance: float, costs: Costs) -> float:
 
 
 def best_window(
-    acceptance: float, costs: Costs, most_frames: int = 32, most_rows: int = FEW_TOKENS, least_gain: float = 1.05
+    acceptance: float, costs: Costs, most_frames: int = 64, most_rows: int = FEW_TOKENS, least_gain: float = 1.05
 ) -> Window:
     """The fastest window; PLAIN where none is faster by `least_gain`. Fewest frames and rows among nearly equal ones."""
     best, best_rate = PLAIN, tokens_per_s(PLAIN, acceptance, costs) * least_gain
     deepest = min(most_frames, ceil(costs.loop_s / max(costs.stage_s, 1e-9)) + 1)
     for rows in range(1, most_rows + 1):
-        for frames in range(1, deepest + 1):
+        for frames in (each for each in _FRAMES if each <= deepest):
             window = Window(frames=frames, rows=rows)
             rate = tokens_per_s(window, acceptance, costs)
             if rate > best_rate * (1.0 if best == PLAIN else 1.005 if rows == best.rows else 1.03):
@@ -84,7 +85,7 @@ def best_window(
 class AdaptivePolicy:
     """`look` drafts at a time are only looked at while none are sent, for `look_share` of the time at most."""
 
-    most_frames: int = 32
+    most_frames: int = 64
     least_gain: float = 1.05
     look: int = 4
     look_share: float = 0.05
