@@ -90,7 +90,7 @@ class Transition:
         why = f"node {', '.join(nodes)} was lost"
         self._abandon_move(why)
         if self._report is not None:  # of stages that were just taking their places
-            state.out.append(Resharded(f"the move was given up: {why}", unused=self._report.unused))
+            state.out.append(Resharded(f"the move was given up: {why}"))  # which are unused is with whoever mends it
             self._report = None
         self._lost |= set(nodes)
         self._strand(reason)
