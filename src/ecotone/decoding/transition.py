@@ -128,8 +128,8 @@ class Transition:
     def node_up(self, node: str) -> None:
         """Somebody came who may help."""
         now_s, settings = self._state.now_s, self._state.settings
-        if self._state.mode is Mode.STRANDED and self._retry_s is not None:
-            self._retry_s = now_s
+        if self._state.mode is Mode.STRANDED:
+            self._retry_s = now_s if self._retry_s is not None else None
             if self._stranded_s is not None and now_s >= self._stranded_s + settings.strand_s:
                 self._stranded_s = now_s  # requests were refused; now there is hope again
 
