@@ -87,6 +87,8 @@ def _running(
 ) -> Iterator[Generator]:  # fmt: skip
     """The model deployed by the plan, with a steward where plans can be compared."""
     settings = replace(settings_for(planned.plan, work.cluster, work.ref.fingerprint), queue_limit=queue)
+    if planned.chunk_tokens:
+        settings = replace(settings, chunk_tokens=planned.chunk_tokens)
     with contextlib.ExitStack() as closing:
         with progress_bar("loading") as report:
             generator = closing.enter_context(
