@@ -90,7 +90,7 @@ class Transition:
         why = f"node {', '.join(nodes)} was lost"
         self._abandon_move(why)
         if self._report is not None:  # of stages that were just taking their places
-            state.out.append(Resharded(f"the move was given up: {why}", unused=self._report.unused))
+            state.out.append(Resharded(f"the move was given up: {why}"))  # which are unused is with whoever mends it
             self._report = None
         self._lost |= set(nodes)
         self._strand(reason)
@@ -128,8 +128,8 @@ class Transition:
     def node_up(self, node: str) -> None:
         """Somebody came who may help."""
         now_s, settings = self._state.now_s, self._state.settings
-        if self._state.mode is Mode.STRANDED and self._retry_s is not None:
-            self._retry_s = now_s
+        if self._state.mode is Mode.STRANDED:
+            self._retry_s = now_s if self._retry_s is not None else None
             if self._stranded_s is not None and now_s >= self._stranded_s + settings.strand_s:
                 self._stranded_s = now_s  # requests were refused; now there is hope again
 

@@ -328,6 +328,8 @@ class Generation:
                 self.wanted.append(effect)
                 self.at(self.now_s + self._load_s, lambda: self._replace_lost(effect))
             case Resharded():
+                in_force = {stage.peer for stage in self.engine.stages}
+                assert not in_force & set(effect.unused), "a shard in force was called unused"
                 self.reports.append(effect)
                 self._moving = ()
                 self._release(peer.shard for peer in effect.unused)
