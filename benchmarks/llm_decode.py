@@ -7,7 +7,7 @@ the same cut, and two RPC servers behind a client; the faster counts. ECOTONE_LL
     decode_over_eager_torch       tokens/s of native:int8 over those of torch:fp32 (float32, eager, with key-value cache)
     decode4_over_llama_cpp_rpc    tokens/s of native:int4 over those of Q4_0 with the head in Q8_0: 4.7 bits per weight both
     decode8_over_llama_cpp_rpc    tokens/s of native:int8 over those of Q8_0: 8.5 bits per weight both
-    prefill_over_llama_cpp_rpc    time to the first token of 512, Q8_0 over openvino:int8+native:int8, two threads in all; with AMX
+    prefill_over_llama_cpp_rpc    time to the first of 512, Q8_0 over openvino:int8+native:int8, two threads in all; with AMX
     network_added_ms_per_token    native:int4 over two machines minus whole in one process
 
 A token's time is the mean gap of an answer, as the asker sees it. Contenders take turns within each round, engines that
