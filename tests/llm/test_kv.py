@@ -68,6 +68,23 @@ def test_an_import_into_shared_blocks_leaves_the_other_alone(family: Made) -> No
     assert torch.equal(cache.export(1, [0], 0, 40)[1], mixed)
 
 
+def test_layers_from_two_sources_reach_a_prefix_that_was_forked_between(family: Made) -> None:
+    """What a move does: layer 0 of a parent and its fork come, then layer 1 of the parent: its fork shares that too."""
+    source = Chain(FLOAT, family("llama")[1])
+    right = run(source, 0, 0, IDS)
+    cache = source.shards[0].cache
+    target = Chain(FLOAT, family("llama")[1])
+    there, prefix = target.shards[0].cache, BLOCK_TOKENS * 2
+    num_layers = cache.span.num_layers
+    for layer in range(num_layers):
+        there.import_(0, [layer], 0, *cache.export(0, [layer], 0, prefix), for_all=True)
+        if layer == 0:
+            there.tables.fork(0, 5, prefix)
+    assert there.tables.table(0) == there.tables.table(5)  # no block was doubled
+    for slot in (0, 5):
+        assert torch.allclose(run(target, slot, prefix, IDS[prefix:]), right[prefix:], atol=1e-4)
+
+
 def test_a_full_cache_refuses_and_goes_on(family: Made) -> None:
     checkpoint = family("llama")[1]
     right = run(Chain(FLOAT, checkpoint), 0, 0, IDS)

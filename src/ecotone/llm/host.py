@@ -1,18 +1,21 @@
-"""The shards of one device: machines of decoding/stage.py, one thread that speaks for all of them and one that computes.
+"""The shards of one device: machines of decoding/stage.py behind one lock, and one thread that computes.
 
-Theory of operation. What arrives is put into an inbox; the loop takes one item, lets the stage's machine handle it, and
-carries out the effects. It never computes, so probes are answered at once whatever the shards do; the compute lane takes
-work in the order in which it was asked for, of all stages alike, stretched where the device is emulated to be slow. A shard
-belongs to the driver that had it loaded, and goes when that driver says so, is another process, or is away for long.
+Theory of operation. Whoever brings something (the wire, the lane when it has computed) lets the stage's machine handle
+it, under the lock, and then sends what came of it: a frame changes threads twice per device, which is most of what a
+machine adds to a token. What is to be sent is queued in the order of the machines' answers, and sent by one thread at a
+time without the lock, so the wire's own locks are never waited for while it is held. Nothing computes under the lock: probes
+are answered at once whatever the shards do. The compute lane takes work in the order in which it was asked for, of all
+stages alike, stretched where the device is emulated to be slow. A shard belongs to the driver that had it loaded, and goes
+when that driver says so, is another process, or is away for long.
 """
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -102,20 +105,17 @@ class StageHost:
         self._held: dict[tuple[str, int], _Held] = {}
         self._loading: dict[tuple[str, int], int] = {}  # bytes that what is being loaded will take
         self._memory = threading.Lock()
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock, self._sending = threading.RLock(), threading.Lock()
+        self._outbox: deque[tuple[str, str, int, Item]] = deque()
         self._lane = Lane(f"{name}-shards", slowdown=device.slowdown, threads=device.threads)
-        self._thread = threading.Thread(target=self._run, name=f"{name}-stages", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._is_stopped = False
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End both threads; what the shards hold is dropped."""
-        self._inbox.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        """End the lane; what the shards hold is dropped."""
+        with self._lock:
+            self._is_stopped = True
+            self._held.clear()
         self._lane.close(timeout_s)
-        self._held.clear()
 
     @property
     def is_idle(self) -> bool:
@@ -178,7 +178,7 @@ class StageHost:
 
     def post(self, sender: str, driver: str, shard: int, item: Item) -> None:
         """Something arrived for a shard, or a Probe or Release for this node."""
-        self._inbox.put(partial(self._take, driver, shard, item))
+        self._do(partial(self._take, driver, shard, item))
 
     def release(self, driver: str, shard: int) -> None:
         """Drop a shard, also one that is being loaded; nothing where there is none."""
@@ -191,7 +191,7 @@ class StageHost:
         with self._memory:
             for key in [key for key in self._loading if key[0] == driver]:
                 del self._loading[key]
-        self._inbox.put(partial(self._forget, driver))
+        self._do(partial(self._forget, driver))
 
     def compute(self, work: Callable[[], T]) -> T:
         """Do `work` in the thread that computes, after what was asked for before, and give what it gives or raises."""
@@ -220,20 +220,32 @@ class StageHost:
             for (owner, number), held in tuple(self._held.items()) if owner == driver
         )  # fmt: skip
 
-    # ---- the loop --------------------------------------------------------------------------------------------------------
+    # ---- under the lock --------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while (job := self._inbox.get()) is not None:
+    def _do(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
             try:
                 job()
             except Exception:  # a fault of ours: say so loudly; the driver's deadlines find the stage that is stuck
                 traceback.print_exc(file=sys.stderr)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what is queued, in order; where another thread is at it, it sends this too."""
+        while self._outbox and self._sending.acquire(blocking=False):
+            try:
+                while self._outbox:
+                    self._send(*self._outbox.popleft())
+            finally:
+                self._sending.release()
 
     def _take(self, driver: str, shard: int, item: Item) -> None:
         if isinstance(item, Probe):
             now_s = time.monotonic()
             states = tuple(held.stage.state(now_s) for (d, _), held in self._held.items() if d == driver)
-            self._send(driver, driver, 0, Alive(nonce=item.nonce, shards=states))
+            self._outbox.append((driver, driver, 0, Alive(nonce=item.nonce, shards=states)))
         elif isinstance(item, Release):
             self._held.pop((driver, item.shard), None)
         elif isinstance(item, Result):
@@ -256,12 +268,12 @@ class StageHost:
                 case SendKv(to, piece):
                     self._out(driver, to, piece)
                 case SendResult(result):
-                    self._send(driver, driver, 0, result)
+                    self._outbox.append((driver, driver, 0, result))
                 case Tell(message):
-                    self._send(driver, driver, 0, message)
+                    self._outbox.append((driver, driver, 0, message))
 
     def _out(self, driver: str, to: Peer, item: Item) -> None:
-        self._send(to.node or driver, driver, to.shard, item)
+        self._outbox.append((to.node or driver, driver, to.shard, item))
 
     def _worked(self, driver: str, shard: int, work: Work, done: Done) -> None:
         """Called in the lane's thread."""
@@ -269,7 +281,7 @@ class StageHost:
             what = WorkDone(work=work, error=f"{type(done.error).__name__}: {done.error}"[:300])
         else:
             what = replace(done.value, seconds=done.seconds)
-        self._inbox.put(partial(self._finished, driver, shard, what))
+        self._do(partial(self._finished, driver, shard, what))
 
     def _finished(self, driver: str, shard: int, done: WorkDone) -> None:
         held = self._held.get((driver, shard))

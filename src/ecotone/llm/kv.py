@@ -89,11 +89,13 @@ class KvCache:
         return gather(self.keys), gather(self.values)
 
     def import_(
-        self, slot: int, layers: Sequence[int], start: int, keys_LHTD: torch.Tensor, values_LHTD: torch.Tensor
-    ) -> None:
+        self, slot: int, layers: Sequence[int], start: int, keys_LHTD: torch.Tensor, values_LHTD: torch.Tensor,
+        *, for_all: bool = False,
+    ) -> None:  # fmt: skip
         """Write what `export` gave at positions from `start` on; the slot then holds at least those tokens.
 
-        Layers may come one call after the other, each with the same positions. Raises KvCacheFull, SlotError.
+        Layers may come one call after the other, each with the same positions. `for_all`: blocks that other slots share are
+        written for them too, since they hold the same tokens; else the slot gets its own. Raises KvCacheFull, SlotError.
         """
         expected = (len(layers), self.config.num_kv_heads, keys_LHTD.shape[2], self.config.head_size)
         if tuple(keys_LHTD.shape) != expected or tuple(values_LHTD.shape) != expected:
@@ -108,7 +110,8 @@ class KvCache:
             raise SlotError(f"slot {slot} holds {held} tokens; importing from position {start} would leave a gap")
         if stop > held:
             self.extend([Row(slot=slot, start=held, count=stop - held)])
-        self._copy(self.tables.make_private(slot, start, stop))
+        if not for_all:
+            self._copy(self.tables.make_private(slot, start, stop))
         blocks, places = self.indices([Row(slot=slot, start=start, count=expected[2])])
         for index, layer in enumerate(mine):
             self.keys[layer][blocks, :, places] = keys_LHTD[index].transpose(0, 1).to(self.keys[layer])

@@ -130,7 +130,6 @@ class GenerationService:
         questions.on(WORK, lambda peer, body: schema.write(self.host.work(str(peer))))
 
     def start(self) -> None:
-        self.host.start()
         self._mail.start()
 
     def stop(self) -> None:

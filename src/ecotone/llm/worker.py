@@ -99,5 +99,6 @@ class ShardWorker:
         keys, values = unpack_kv(came.payload, len(layers), config.num_kv_heads, count, config.head_size)
         if piece.parent and not self._tables.length(piece.slot):
             self._tables.fork(piece.parent, piece.slot, piece.shared)
-        self.shard.cache.import_(piece.slot, layers, piece.start, keys, values)
+        # Layers of one shard may come from several machines: those of a shared prefix also after it was forked here.
+        self.shard.cache.import_(piece.slot, layers, piece.start, keys, values, for_all=True)
         return Done(work=work)
