@@ -132,6 +132,12 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "layers_recomputed_outside_lost_span": (AT_MOST, 0),
     },
     "llm_exact": {"max_logit_error_float32": (AT_MOST, 1e-3), "greedy_mismatches_float32": (AT_MOST, 0)},
+    "llm_planner": {
+        "oracle_mismatches": (AT_MOST, 0),
+        "edgeshard_over_ours_median": (AT_LEAST, 1),
+        "proportional_over_ours_median": (AT_LEAST, 1),
+        "even_over_ours_median": (AT_LEAST, 1),
+    },
     "openai_server": {"connections": (AT_LEAST, 10_000), "unanswered": (AT_MOST, 0), "server_us_per_token": (AS_FOUND, 0)},
     "llm_drafters": {"texts_differ": (AT_MOST, 0), "best_acceptance_greedy": (AS_FOUND, 0)},
     "soak": {

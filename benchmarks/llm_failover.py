@@ -7,12 +7,12 @@ the middle or late in the answer, or while the prompt is computed; SIGSTOP; SIGK
 takes over; some also where a standby holds the weights. Nothing is told to the driver.
 
 tokens_lost, tokens_changed: against the unbroken run, over all trials. resume_s_beyond_recompute: the worst trial's pause,
-from the signal to the next token, minus the seconds that the successors' shards had computed by then (the lost span's keys;
-told by the nodes): detecting, planning, loading weights, routing and one token. While a prompt is computed the pause is
-what it took longer than unbroken. layers_recomputed_outside_lost_span: layers of stages that lived through it which computed
-more tokens than the sequence has; steps that had not come through all stages when one was lost are sent again, and are
-counted apart (`in_flight_again`). cases also has moves while answers run (keys copied; Resharded's own pause beside the time
-of one token) and a machine that leaves in order (SIGTERM).
+from the (last) signal to the next token, minus the seconds that the successors' shards had computed by then (the lost
+span's keys; told by the nodes): detecting, planning, loading weights, routing and one token. While a prompt is computed the
+pause is what it took longer than unbroken. layers_recomputed_outside_lost_span: layers of stages that lived through it
+which computed more tokens than the sequence has; steps that had not come through all stages when one was lost are sent
+again, and are counted apart (`in_flight_again`). cases also has moves while answers run (keys copied; Resharded's own pause
+beside the time of one token) and a machine that leaves in order (SIGTERM).
 """
 
 from __future__ import annotations
@@ -210,8 +210,9 @@ def trial(nodes: Nodes, model: Model, fault: Fault, wanted: Answer) -> dict[str,
     lost = len(wanted.tokens) - len(answer.tokens)
     is_right = answer.end is not None and answer.end.ending is Ending.LENGTH
     return {
-        "model": model.name, "fault": fault.describe(), "pause_s": pause_s, "recompute_s": computed_s,
-        "beyond_s": pause_s - computed_s, "tokens_lost": lost if is_right else model.num_tokens,
+        "model": model.name, "fault": fault.describe(), "pause_s": pause_s,
+        "longest_gap_s": answer.pause_s(answer.begun_s), "recompute_s": computed_s, "beyond_s": pause_s - computed_s,
+        "tokens_lost": lost if is_right else model.num_tokens,
         "tokens_changed": sum(a != b for a, b in zip(wanted.tokens, answer.tokens, strict=False)),
         "layers_again": sum(w.span.num_layers for w in lived.values() if w.computed_tokens - w.dropped_tokens > needed),
         "in_flight_again": {w.span.describe(): w.dropped_tokens for w in lived.values()}, "detected": reasons,
@@ -228,7 +229,7 @@ def shards(service: GenerationService, generator: Generator) -> dict[tuple[str, 
 
 
 def inflict(nodes: Nodes, generator: Generator, answer: Answer, fault: Fault) -> float:
-    """Send the signal when it is time; returns when that was."""
+    """Send the signal when it is time; returns when that was, the last one where there are two."""
     if fault.after >= 0:
         answer.wait(lambda: len(answer.tokens) >= fault.after)
     else:
@@ -236,8 +237,10 @@ def inflict(nodes: Nodes, generator: Generator, answer: Answer, fault: Fault) ->
     at_s = time.perf_counter()
     os.kill(nodes.pids[fault.victim], fault.number)
     if fault.successor_too:
-        wait(lambda: bool(generator.losses))
+        wait(lambda: SPARE in generator.plan.devices)  # it is loaded, and being told its place
+        at_s = time.perf_counter()
         os.kill(nodes.pids[SPARE], fault.number)
+        wait(lambda: len(generator.losses) > 1)
     return at_s
 
 

@@ -351,7 +351,7 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
     head += ["first token 512 whole, s", *(f"first token 512 {c}, s" for c in cells), "bytes/token", "kill -9 of one worker"]
     rows = [head, ["---"] * len(head)]
     for key, case in cases.items():
-        if case["failed"]:
+        if not case["ms_per_token"]:
             rows.append([key, f"failed: {case['failed']}", *[""] * (len(head) - 2)])
             continue
         numbers = [
@@ -359,16 +359,10 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
             *(case["network_added_ms_per_token"].get(c) for c in cells),
             *(case["first_token_512_s"].get(c) for c in ("whole", *cells)),
         ]  # fmt: skip
-        kill9 = case["kill_9"] or {"outcome": "", "known_after_s": None}
+        numbers.append(case["bytes_per_token"])
+        kill9 = case["kill_9"] or {"outcome": case["failed"] or "", "known_after_s": None}
         after = "" if kill9["known_after_s"] is None else f" (known after {kill9['known_after_s']:.2f} s)"
-        rows.append(
-            [
-                key,
-                *("" if n is None else f"{n:.3g}" for n in numbers),
-                f"{case['bytes_per_token'] or 0:.0f}",
-                kill9["outcome"] + after,
-            ]
-        )
+        rows.append([key, *("" if n is None else f"{n:.4g}" for n in numbers), kill9["outcome"] + after])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

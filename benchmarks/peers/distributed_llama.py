@@ -1,8 +1,8 @@
 """distributed-llama: `dllama-api` is the root and one machine, `dllama worker` the other; every layer is cut across both.
 
 The root ships the worker its slices at start. Prompts go through a chat template, as characters that are one token each, so
-their length is that of the other engines' prompts. Matrices of 4 bits need 8-bit messages between the machines. Its sockets spin,
-as by default, but not behind a relay, which needs a core of the two as well: there they block.
+their length is that of the other engines' prompts. Matrices of 4 bits need 8-bit messages between the machines. Its sockets
+spin, as by default, but not behind a relay, which needs a core of the two as well: there they block.
 """
 
 from __future__ import annotations

@@ -106,10 +106,10 @@ class EcotoneRunning(Session):
         self.client = client
 
     def pause(self) -> None:
-        return None
+        """Not stopped, see above."""
 
     def resume(self) -> None:
-        return None
+        """Nothing was stopped."""
 
     def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
         return ask_by_lines(self.client, prompt, count, on_token, ANSWER_TIMEOUT_S)

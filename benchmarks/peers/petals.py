@@ -97,5 +97,11 @@ class PetalsRunning(Session):
         super().__init__(processes, relays, worker)
         self.client = client
 
+    def pause(self) -> None:
+        """Not stopped: its swarm takes a server that is silent for minutes for lost."""
+
+    def resume(self) -> None:
+        """Nothing was stopped."""
+
     def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
         return ask_by_lines(self.client, prompt, count, on_token, ANSWER_TIMEOUT_S)

@@ -150,7 +150,7 @@ class LlmCost:
     """A plan's figures. `violations`: why it cannot run; its times hold as if it could (inf where a link is missing).
 
     `chunk_tokens`, `num_chunks`: how the prompt is cut for `ttft_s`. `rows`, `frames`: how requests are dealt for
-    `tokens_per_s`. `loop_s`, `tau_s`: of a frame of one row; `bubbles_per_s` beside them, equation (10).
+    `tokens_per_s`. `tpot_s` is T and `tau_s` tau of a frame of one row; `bubbles_per_s` is equation (10).
     """
 
     ttft_s: float

@@ -222,8 +222,8 @@ Draft = Annotated[
     str,
     typer.Option(
         rich_help_panel=LANGUAGE,
-        help="Who guesses tokens ahead: ngram (what followed in the text before), a small model's directory, or none. The "
-        "text is the same; where guessing does not pay it stops by itself.",
+        help="Who guesses tokens ahead: ngram (what followed in the text before), a small model's directory, layers:2 (the"
+        " model's own first two), or none. The text is the same; where guessing does not pay it stops by itself.",
     ),
 ]
 TlsCert = Annotated[Path | None, option("--tls-cert", group=LANGUAGE, text="Certificate (PEM) to serve https with.")]

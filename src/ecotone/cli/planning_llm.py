@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +45,7 @@ __all__ = [
 _LONG_CONTEXT = 4096
 _OBJECTIVES = {"latency": "request", "request": "request", "tpot": "tpot", "ttft": "ttft", "throughput": "throughput"}
 _ANY_LOSS = 1e3
+_GAP = 0.01  # near enough to the best while somebody waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,7 @@ def plan_llm(
 
 def chosen(profile: LlmProfile, cluster: Cluster, asked: Asked) -> Planned:
     """The best plan; raises PlannerError saying by how much nothing fits and what would help."""
-    solution = choose_plan(profile, cluster, asked)
+    solution = choose_plan(profile, cluster, asked, gap=_GAP)
     return Planned(plan=solution.plan, asked=asked, profile=profile, cost=solution.cost, gap=solution.gap)
 
 
@@ -131,12 +132,7 @@ def measured_cluster(cluster: Cluster, profile: LlmProfile) -> Cluster:
     known = {device.name for device in cluster.devices if profile.executors_of(device)}
     if cluster.source not in known:
         raise EcotoneError(f"{cluster.source}, which drives, was not measured; none of the executors works there")
-    return replace(
-        cluster,
-        devices=tuple(device for device in cluster.devices if device.name in known),
-        links=tuple(link for link in cluster.links if link.source in known and link.target in known),
-        sink=cluster.source,
-    )
+    return replace(_only(cluster, known), sink=cluster.source)
 
 
 def known_profile(work: LlmWork, executors: Sequence[str], path: Path | None) -> LlmProfile | None:
@@ -242,14 +238,18 @@ def replanner(cluster: Cluster, planned: Planned) -> Replan | None:
 def offered(cluster: Cluster, planned: Planned, plan: LlmPlan, alive: frozenset[DeviceId]) -> Offer:
     """The best plan on the machines that are there, beside the plan in force; raises EcotoneError where there is none."""
     assert planned.profile is not None
-    machines = measured_cluster(_without(cluster, alive), planned.profile)
+    machines = measured_cluster(_only(cluster, alive), planned.profile)
     best = chosen(planned.profile, machines, planned.asked)
     return Offer(plan=best.plan, value=value(best, best.plan, machines), present_value=value(best, plan, machines))
 
 
-def _without(cluster: Cluster, alive: frozenset[DeviceId]) -> Cluster:
+def _only(cluster: Cluster, names: Collection[DeviceId]) -> Cluster:
+    """`cluster` with these devices and what joins them."""
+    devices = tuple(device for device in cluster.devices if device.name in names)
+    kinds = {device.kind for device in devices}
     return replace(
         cluster,
-        devices=tuple(device for device in cluster.devices if device.name in alive),
-        links=tuple(link for link in cluster.links if link.source in alive and link.target in alive),
+        devices=devices,
+        links=tuple(link for link in cluster.links if link.source in names and link.target in names),
+        kind_links=tuple(link for link in cluster.kind_links if {link.source_kind, link.target_kind} <= kinds),
     )

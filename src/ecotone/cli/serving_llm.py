@@ -23,7 +23,8 @@ from ecotone.decoding.window import AdaptivePolicy
 from ecotone.llm.answers import AnswerText
 from ecotone.llm.backend import LlmBackend
 from ecotone.llm.deploy import deploy_llm, settings_for
-from ecotone.llm.drafters import Chain, model_drafter
+from ecotone.llm.drafters import Chain, layers_drafter, model_drafter
+from ecotone.llm.executors import by_id
 from ecotone.llm.generator import Generator
 from ecotone.llm.grammar import Grammars
 from ecotone.llm.service import GenerationService
@@ -32,8 +33,11 @@ from ecotone.llm.weights import Checkpoint, find_model
 from ecotone.serving.openai.admission import load_keys
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.run import serve as serve_http
+from ecotone.units import EcotoneError
 
 __all__ = ["serve_llm", "server_options"]
+
+_DRAFTS_BY = "native:int8"
 
 
 def serve_llm(
@@ -83,6 +87,8 @@ def _running(
 ) -> Iterator[Generator]:  # fmt: skip
     """The model deployed by the plan, with a steward where plans can be compared."""
     settings = replace(settings_for(planned.plan, work.cluster, work.ref.fingerprint), queue_limit=queue)
+    if planned.chunk_tokens:
+        settings = replace(settings, chunk_tokens=planned.chunk_tokens)
     with contextlib.ExitStack() as closing:
         with progress_bar("loading") as report:
             generator = closing.enter_context(
@@ -117,13 +123,18 @@ def _backend(work: LlmWork, generator: Generator) -> LlmBackend:
 
 
 def _drafter(text: str, work: LlmWork, context: int) -> Drafter | None:
-    """Who drafts: nobody, n-grams, or n-grams before a small model."""
+    """Who drafts: nobody, n-grams, or n-grams before a small model or before the first layers of the model itself."""
     if text == "none":
         return None
     if text == "ngram":
         return PromptLookup()
-    drafter = model_drafter(Checkpoint.open(find_model(text)), work.text, context=context)
-    return Chain(PromptLookup(), drafter)
+    executor = "torch:bf16" if by_id(_DRAFTS_BY).available("cpu") else _DRAFTS_BY
+    if text.startswith("layers:"):
+        count = text.removeprefix("layers:")
+        if not count.isdigit():
+            raise EcotoneError(f"--draft {text}: write how many, for example layers:2")
+        return Chain(PromptLookup(), layers_drafter(work.source, int(count), executor, context=context))
+    return Chain(PromptLookup(), model_drafter(Checkpoint.open(find_model(text)), work.text, executor, context=context))
 
 
 def server_options(

@@ -61,6 +61,7 @@ class _Baseline:
 
     def __init__(self, world: World, asked: Asked):
         self.world, self.asked, self.model = world, asked, world.model
+        world.options = [{e: m for e, m in own.items() if m.loss <= asked.max_loss} for own in world.options]
         every = [device for group in world.classes for device in group]
         self.devices = sorted(every, key=lambda d: (d.name != world.driver, -d.memory_bytes, d.name))
         self.num_layers = world.profile.num_layers
@@ -71,12 +72,12 @@ class _Baseline:
         return sorted(self.devices, key=lambda device: (-device.memory_bytes, device.name))
 
     def stages(self, device: Device, first: int, last: int) -> Iterator[LlmStage]:
-        """A stage of these blocks by every executor within the loss that was measured on them."""
+        """A stage of these blocks by every executor within the loss asked that was measured on them."""
         place = self.world.place_of(device.name)
         assert place is not None
         parts = [EMBEDDING, *self.world.profile.layers, HEAD][first:last]
         for executor, found in self.world.options[place].items():
-            if found.loss <= self.asked.max_loss and all(part in found.decode for part in parts):
+            if all(part in found.decode for part in parts):
                 yield self.world.stage(device.name, first, last, executor)
 
     def plan(self, pieces: Pieces, *, with_memory: bool = True) -> LlmPlan | None:
@@ -126,7 +127,7 @@ class _Baseline:
             sum(m.weight_bytes[part] for part in parts)
             for options in self.world.options
             for m in options.values()
-            if m.loss <= self.asked.max_loss and all(part in m.weight_bytes for part in parts)
+            if all(part in m.weight_bytes for part in parts)
         ]
         return min(found, default=0)
 

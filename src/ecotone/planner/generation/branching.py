@@ -103,7 +103,7 @@ def _look_into(made: Explored, root: float, node: _Node, deadline: float) -> Non
     if not node.is_swept and math.isinf(node.high):
         quick = sweep(problem, rest, made.value, math.inf, exact=False)
         made.take(problem, quick)
-        node.is_swept, node.is_tight = True, made.value > quick.value
+        node.is_swept, node.is_tight = True, False  # now that there is a value to aim at
         if quick.bound < made.to_beat:
             made.push(node, root)
         return
