@@ -9,8 +9,10 @@ import pytest
 from ecotone.decoding.stage import Stage
 from ecotone.decoding.watch import Watch
 from ecotone.decoding.window import AdaptivePolicy
+from ecotone.decoding.work import ImportWork
 from ecotone.simulator.generation_chaos import run_generation_scene, run_generation_seed, shrink_generation_scene
 from ecotone.simulator.generation_scene import Fault, draw_generation_scene
+from ecotone.simulator.hashmodel import HashShard
 
 pytestmark = pytest.mark.pure
 
@@ -41,6 +43,22 @@ def test_a_stage_that_ignores_fences_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Stage, "_carry_out", lambda self, orders: None)  # sequences are never forked nor freed
     found = [run_generation_seed(seed).ways for seed in range(4)]
     assert any("left" in ways for ways in found)
+
+
+def test_a_shard_that_can_rebuild_nothing_is_lost_instead_of_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its imports take more blocks than the driver counts (a copy of what is shared), so that no rebuilding fits."""
+    take = HashShard._import
+
+    def take_twice(self: HashShard, work: ImportWork) -> None:
+        take(self, work)
+        piece = work.piece.piece
+        assert piece is not None
+        self.tables.make_private(piece.slot, piece.start, piece.stop)
+
+    monkeypatch.setattr(HashShard, "_import", take_twice)
+    verdict = run_generation_seed(183)
+    assert "stuck" not in verdict.ways
+    assert dict(verdict.counts)["losses"] == 1
 
 
 def test_a_driver_that_watches_nothing_is_seen_and_the_scene_cut_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,8 @@ class Engine:
         if flight.kind != "order" and len(result.rows) == len(flight.parts):  # stale rows took no time
             state.pace.add(result.times, flight.num_tokens, flight.kind != "prefill", state.now_s - flight.sent_s)
         self._watch.progressed()
-        self._blank_faults = 0
+        if flight.kind != "order":
+            self._blank_faults = 0
         by_slot = {row.slot: row for row in result.rows}
         for number, fence, start, _ in flight.parts:
             request = state.requests.get(number)

@@ -8,7 +8,7 @@ It does the work of ecotone.decoding.work, with block tables as real shards have
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,12 +103,11 @@ class HashShard:
     tables: BlockTables = field(init=False)
     tail: Tail = field(init=False)
     num_computed: int = 0  # tokens times layers
-    _keys: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # layer -> slot -> key of every position
+    _blocks: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # block -> layer -> key of every place
 
     def __post_init__(self) -> None:
         self.tables = BlockTables(max(self.num_blocks, 1), self.block_tokens)
         self.tail = Tail(self._chooser)
-        self._keys = {layer: {} for layer in range(self.first, self.last)}
 
     def _chooser(self, params: SamplingParams, prompt_length: int) -> _HashChooser:
         if params.seed == POISON:
@@ -135,7 +134,7 @@ class HashShard:
         for order in work.orders:
             self._carry_out(order, is_last=work.is_last)
         if self.first < self.last:
-            self.tables.extend([row.row() for row in work.rows])
+            self._copy(self.tables.extend([row.row() for row in work.rows]))
         values, at = [], 0
         for row in work.rows:
             count = len(row.tokens)
@@ -153,15 +152,30 @@ class HashShard:
 
     def _layers(self, row: FrameRow, x: list[int]) -> list[int]:
         for layer in range(self.first, self.last):
-            keys = self._keys[layer].setdefault(row.slot, [])
-            if len(keys) < row.start:
-                raise EcotoneError(f"layer {layer}, slot {row.slot}: {len(keys)} keys, a row starts at {row.start}")
-            del keys[row.start :]
+            key = self._read(layer, row.slot, row.start - 1, row.start)[0] if row.start else 0
+            keys = []
             for index, value in enumerate(x):
-                keys.append(mix(keys[-1] if keys else 0, value))
-                x[index] = mix(layer + 2, keys[-1])
+                key = mix(key, value)
+                keys.append(key)
+                x[index] = mix(layer + 2, key)
+            self._write(layer, row.slot, row.start, keys)
             self.num_computed += len(x)
         return x
+
+    def _copy(self, copies: Iterable[tuple[int, int]]) -> None:
+        for source, target in copies:
+            self._blocks[target] = {layer: list(keys) for layer, keys in self._blocks.get(source, {}).items()}
+
+    def _read(self, layer: int, slot: int, start: int, stop: int) -> list[int]:
+        table, size = self.tables.table(slot), self.block_tokens
+        empty = [0] * size
+        return [self._blocks.get(table[p // size], {}).get(layer, empty)[p % size] for p in range(start, stop)]
+
+    def _write(self, layer: int, slot: int, start: int, keys: Sequence[int]) -> None:
+        table, size = self.tables.table(slot), self.block_tokens
+        for position, key in enumerate(keys, start):
+            held = self._blocks.setdefault(table[position // size], {}).setdefault(layer, [0] * size)
+            held[position % size] = key
 
     def _carry_out(self, order: Open | Fork | Cut, *, is_last: bool) -> None:
         match order:
@@ -170,44 +184,32 @@ class HashShard:
             case Fork(source, target, length):
                 if self.first < self.last and not self.tables.length(target):
                     self.tables.fork(source, target, length)
-                    for keys in self._keys.values():
-                        keys[target] = keys[source][:length]
             case Cut(slot, length):
-                self._cut(slot, length)
+                self.tables.truncate(slot, length)
                 self.tail.cut(slot, length)
-
-    def _cut(self, slot: int, length: int) -> None:
-        self.tables.truncate(slot, length)
-        for keys in self._keys.values():
-            if length:
-                del keys.get(slot, [])[length:]
-            else:
-                keys.pop(slot, None)
 
     def _trim(self, work: TrimWork) -> Done:
         keep = dict(work.keep)
         for slot in self.tables.slots():
-            self._cut(slot, keep.get(slot, 0))
+            self.tables.truncate(slot, keep.get(slot, 0))
         self.tail.clear()
         return Done(work=work)
 
     def _export(self, work: ExportWork) -> bytes:
         piece, export = work.piece, work.export
-        found = [self._keys[layer][piece.slot][piece.start : piece.stop] for layer in range(export.first, export.last)]
+        if piece.stop > self.tables.length(piece.slot):
+            raise EcotoneError(f"slot {piece.slot} holds {self.tables.length(piece.slot)} tokens, not {piece.stop}")
+        found = [self._read(n, piece.slot, piece.start, piece.stop) for n in range(export.first, export.last)]
         return b"".join(struct.pack(f"<{len(keys)}Q", *keys) for keys in found)
 
     def _import(self, work: ImportWork) -> None:
+        """Blocks that slots share are written for all of them: layers may come from several shards, one after the other."""
         came, piece = work.piece, work.piece.piece
         assert piece is not None
         if piece.parent and not self.tables.length(piece.slot):
             self.tables.fork(piece.parent, piece.slot, piece.shared)
-        held = self.tables.length(piece.slot)
+        held, count = self.tables.length(piece.slot), piece.stop - piece.start
         if piece.stop > held:
-            row = FrameRow(piece.slot, held, (0,) * (piece.stop - held)).row()
-            self.tables.extend([row])
-        count = piece.stop - piece.start
+            self._copy(self.tables.extend([FrameRow(piece.slot, held, (0,) * (piece.stop - held)).row()]))
         for index, layer in enumerate(range(came.first, came.last)):
-            keys = self._keys[layer].setdefault(piece.slot, [])
-            if piece.parent and len(keys) < piece.shared:
-                keys[:] = self._keys[layer][piece.parent][: piece.shared]
-            keys[piece.start :] = struct.unpack_from(f"<{count}Q", came.payload, 8 * count * index)
+            self._write(layer, piece.slot, piece.start, struct.unpack_from(f"<{count}Q", came.payload, 8 * count * index))
