@@ -72,7 +72,7 @@ class _Reader:
 
     def activation(self, default: str, *names: str) -> str:
         stated = next((self.document[n] for n in names if self.document.get(n) is not None), default)
-        if stated not in ACTIVATION_NAMES:
+        if not isinstance(stated, str) or stated not in ACTIVATION_NAMES:
             raise ModelError(f"{self.where}: activation {stated!r} is not supported; known: {', '.join(ACTIVATION_NAMES)}")
         return ACTIVATION_NAMES[stated]
 
