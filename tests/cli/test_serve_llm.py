@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from commands import Ended
 from test_run_and_serve import line_with, started
 
 import ecotone
@@ -110,24 +111,21 @@ def test_refusals_are_those_that_clients_know(served: tuple[openai.OpenAI, str])
     assert client.completions.create(model="tiny-llm", prompt="word", max_tokens=4).choices[0].text
 
 
-def test_a_model_that_fits_nowhere_says_by_how_much(tmp_path: Path) -> None:
-    (tmp_path / "house.toml").write_text(HOUSE.format(laptop="2 MB").replace("10 MB", "2 MB"))
-    with started(
-        tmp_path, "serve", str(TINY), "--cluster", "house.toml", "--precision", "fp32", "--listen", "127.0.0.1:0",
-        ECOTONE_CACHE=str(tmp_path / "cache"),
-    ) as process:  # fmt: skip
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "needs" in said
-    assert "MB" in said
+def test_a_model_that_fits_nowhere_says_by_how_much(folder: Path, ecotone: Callable[..., Ended]) -> None:
+    (folder / "house.toml").write_text(HOUSE.format(laptop="2 MB").replace("10 MB", "2 MB"))
+    ended = ecotone("serve", TINY, "--cluster", "house.toml", "--precision", "int8", "--listen", "127.0.0.1:0")
+    assert ended.code == 2
+    assert "needs" in ended.err
+    assert "MB" in ended.err
 
 
-def test_broken_directories_are_refused(tmp_path: Path) -> None:
+def test_broken_directories_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ecotone: Callable[..., Ended]
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: 1 << 20])
-    for broken, why in (("model", "download it again"), ("nothing", "neither a directory nor")):
-        with started(tmp_path, "serve", f"./{broken}", "--listen", "127.0.0.1:0") as process:
-            _, said = process.communicate(timeout=120)
-        assert process.returncode == 2
-        assert why in said or broken == "nothing", said
+    ended = ecotone("serve", "./model", "--listen", "127.0.0.1:0")
+    assert ended.code == 2
+    assert "download it again" in ended.err

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ecotone.decoding.frame import StageTime
-from ecotone.decoding.pace import Pace
+from ecotone.decoding.pace import Line, Pace
 
 pytestmark = pytest.mark.pure
 FIXED, ROW, NETWORK = (0.004, 0.002, 0.001), (0.001, 0.003, 0.0), 0.05
@@ -60,3 +60,14 @@ def test_the_chunk_is_the_best_of_all_powers_of_two(tokens: int) -> None:
     assert takes(chosen) <= 1.25 * min(takes(2**k) for k in range(5, 12))
     held_up = pace.chunk(tokens, 0.05, 32, 2048, 128)
     assert held_up == 32 or fixed + rate * held_up <= 0.05
+
+
+def test_slow_frames_of_long_ago_do_not_make_every_row_dear() -> None:
+    """While a node starts, a frame of eight rows took 0.2 s; since then one row takes 1 ms, and rows did not vary."""
+    line = Line(is_flat=True)
+    line.add(1, 0.001)
+    line.add(8, 0.2)
+    for _ in range(200):
+        line.add(1, 0.001)
+    assert line.at(1) < 0.0011
+    assert line.at(8) < 0.009

@@ -21,7 +21,7 @@ _LEAST_SPREAD = 0.01  # squared deviation of x by its squared mean
 
 @dataclass(slots=True)
 class Line:
-    """y = a + b*x by least squares with weights that fade; b as of when x last varied enough to tell.
+    """y = a + b*x, a and b not negative, by least squares with weights that fade; b as of when x last varied enough to tell.
 
     Where x never varied: constant if `is_flat`, else proportional.
     """
@@ -47,7 +47,7 @@ class Line:
         if not self.weight:
             return 0.0
         if self.told is not None:
-            return self.told
+            return min(self.told, self.y / self.x)  # what was told long ago, of slow frames, may not exceed what is seen now
         return 0.0 if self.is_flat else self.y / self.x
 
     def at(self, x: float) -> float:
