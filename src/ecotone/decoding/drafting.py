@@ -13,6 +13,7 @@ from ecotone.decoding.requests import Request
 from ecotone.decoding.speculation import PLAIN, Draft, DraftAsk, SpeculationPolicy, SpeculationState, Window
 from ecotone.decoding.state import State
 from ecotone.decoding.words import WantDrafts
+from ecotone.decoding.worth import Worth
 
 __all__ = ["Drafting"]
 
@@ -29,13 +30,14 @@ class Drafting:
         self._accepted, self._judged = 1.0, 2.0  # of all drafts, fading
         self._draft_s = self._answer_s = 0.0
         self._asks: list[DraftAsk] = []
+        self._worth = Worth()
 
     def window(self, request: Request, num_decoding: int) -> Window:
         """What the policy wants for a request now."""
         if self._policy is None:
             return PLAIN
         state, pace = self._state, self._state.pace
-        return self._policy.decide(
+        wanted = self._policy.decide(
             SpeculationState(
                 request=request.number, loop_s=pace.loop_s(1), stage_s=pace.stage_s(1), row_s=pace.row_s(),
                 loop_row_s=max(pace.loop_s(2) - pace.loop_s(1), 0.0), draft_s=self._draft_s, answer_s=self._answer_s,
@@ -45,6 +47,17 @@ class Drafting:
                 num_left=request.most_drafts(state.settings.context) + len(request.proposal), rows_seen=pace.rows_seen,
             )
         )  # fmt: skip
+        if num_decoding == 1 and self._worth.is_resting:
+            wanted = PLAIN
+        request.is_drafting = wanted.frames > 1 or wanted.rows > 1
+        return wanted
+
+    def told(self, request: Request, tokens: int) -> None:
+        """The next `tokens` of a request came."""
+        now_s, is_alone = self._state.now_s, len(self._state.by_slot) == 1
+        if self._policy is not None and request.told_s and request.was_drafting == request.is_drafting and is_alone:
+            self._worth.told(now_s - request.told_s, tokens, is_drafted=request.is_drafting)
+        request.told_s, request.was_drafting = now_s, request.is_drafting
 
     # ---- asking ----------------------------------------------------------------------------------------------------------
 

@@ -251,6 +251,7 @@ class Engine:
                 break
         state.counts["tokens"] += told
         if told:
+            self._dispatcher.drafting.told(request, told)
             skipped = len(row.tokens) - told if len(row.logprobs) == len(row.tokens) else 0
             logprobs = row.logprobs[: len(row.logprobs) - skipped]
             state.out.append(Tokens(request.number, first, tuple(request.tokens[first : first + told]), logprobs))

@@ -49,6 +49,9 @@ class Request:
     is_suspect: bool = False
     faults: int = 0
     num_drafted: int = 0
+    is_drafting: bool = False  # as its window was last decided
+    was_drafting: bool = False  # when its last tokens came
+    told_s: float = 0.0  # when its last tokens came
     num_accepted: int = 0
     acceptance: float = 0.5
     first_s: float = 0.0
