@@ -54,7 +54,6 @@ NOVEL = (
 REFRAINS = (
     "MENENIUS:\nI do not, sir, sir.\n\n" * 6,
     "KING EDWARD IV:\nI will not, I will not, and I will not.\n\n" * 10,
-    "GLOUCESTER:\nWhat, is he dead?\n\nServant:\nHe is, my lord.\n\n" * 10,
 )
 
 
@@ -181,9 +180,9 @@ def run(seed: int, rounds: int, count: int, trips: tuple[float, ...], rates: tup
 
 def figures_of(cases: dict[str, Case]) -> dict[str, float | None]:
     at_50 = [c.speedup for name, c in cases.items() if ", 50 ms" in name and c.acceptance >= 0.85]
-    far = [c.speedup / c.formula for name, c in cases.items() if ", 0 ms" not in name]
+    over = [c.speedup / c.formula for c in cases.values() if c.judged]
     return {
-        "speedup_over_formula_min": min(far, default=None),
+        "speedup_over_formula_min": min(over, default=None),
         "speculation_speedup_best_50ms": max(at_50, default=None),
         "speculation_speedup_min": min(c.speedup for c in cases.values()),
         "greedy_mismatches": sum(c.mismatches for c in cases.values()),
@@ -192,7 +191,7 @@ def figures_of(cases: dict[str, Case]) -> dict[str, float | None]:
 
 def described(case: Case) -> dict[str, Any]:
     return {
-        "speedup": case.speedup, "formula": case.formula, "acceptance": case.acceptance, "drafts_judged": case.judged,
+        "speedup": case.speedup, "formula": case.formula, "speedup_over_formula": case.speedup / case.formula, "acceptance": case.acceptance, "drafts_judged": case.judged,
         "plain_s_per_token": case.plain_s, "drafted_s_per_token": case.drafted_s, "slowest_stage_s": case.stage_s,
         "loop_s_measured": case.loop_s, "mismatches": case.mismatches,
     }  # fmt: skip
