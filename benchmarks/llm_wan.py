@@ -191,7 +191,8 @@ def figures_of(cases: dict[str, Case]) -> dict[str, float | None]:
 
 def described(case: Case) -> dict[str, Any]:
     return {
-        "speedup": case.speedup, "formula": case.formula, "speedup_over_formula": case.speedup / case.formula, "acceptance": case.acceptance, "drafts_judged": case.judged,
+        "speedup": case.speedup, "formula": case.formula,
+        "speedup_over_formula": case.speedup / case.formula, "acceptance": case.acceptance, "drafts_judged": case.judged,
         "plain_s_per_token": case.plain_s, "drafted_s_per_token": case.drafted_s, "slowest_stage_s": case.stage_s,
         "loop_s_measured": case.loop_s, "mismatches": case.mismatches,
     }  # fmt: skip
