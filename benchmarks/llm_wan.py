@@ -201,7 +201,7 @@ def described(case: Case) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     options = report.arguments(__doc__ or "", argv)
     trips, rates = (ROUND_TRIPS_S, RATES_BIT_PER_S) if not options.quick else ((0.0, 0.05), (100e6,))
-    rounds, count = (1, 32) if options.quick else (1, 64)
+    rounds, count = (1, 32) if options.quick else (1, 72)
     cases = run(options.seed, rounds, count, trips, rates)
     about = report.context(options.seed, model="tiny-llm, 1.8 M parameters, trained", drafter="n-grams, then tiny-drafter")
     report.finish(options.json, figures_of(cases), {name: described(case) for name, case in cases.items()}, about)
