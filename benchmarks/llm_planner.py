@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.llm_worlds import AGX, LLAMA2, NX, RTX, edgeshard_testbed, profile, random_home
+from benchmarks.llm_planner_world import AGX, LLAMA2, NX, RTX, edgeshard_testbed, profile, random_home
 from ecotone.cluster import Cluster
 from ecotone.llmcost import LlmCostModel, Shape, bubbles_per_s, no_bubbles_per_s
 from ecotone.llmprofile import LlmProfile

@@ -9,23 +9,22 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.peers.peer import (
     Arrangement,
     Files,
     LineProcess,
+    LinesSession,
     Process,
     Session,
-    ask_by_lines,
     free_port,
     wait_for_port,
 )
 from benchmarks.tcp_relay import HOST, Relay
 
 EXECUTORS = {"f32": "native:fp32", "4": "native:int4", "8": "native:int8"}
-ANSWER_TIMEOUT_S = 60.0
 
 
 class Ecotone:
@@ -41,7 +40,7 @@ class Ecotone:
     def missing(self) -> str | None:
         return None
 
-    def start(self, files: Files, arrangement: Arrangement) -> EcotoneRunning:
+    def start(self, files: Files, arrangement: Arrangement) -> LinesSession:
         logs = Path(tempfile.mkdtemp(prefix="ecotone-peer"))
         processes: list[Process] = []
         relays: list[Relay] = []
@@ -69,7 +68,7 @@ class Ecotone:
         except BaseException:
             Session(processes, relays).close()
             raise
-        return EcotoneRunning(client, processes, relays, processes[-2] if arrangement.machines == 2 else None)
+        return LinesSession(client, processes, relays, processes[-2] if arrangement.machines == 2 else None)
 
     def _serve(
         self, logs: Path, arrangement: Arrangement, core: int, processes: list[Process], connect: Sequence[str]
@@ -94,22 +93,3 @@ class Ecotone:
         processes.append(process)
         wait_for_port(port, process)
         return port
-
-
-class EcotoneRunning(Session):
-    """Requests to the driver's process, by lines."""
-
-    def __init__(
-        self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None
-    ) -> None:
-        super().__init__(processes, relays, worker)
-        self.client = client
-
-    def pause(self) -> None:
-        """Not stopped, see above."""
-
-    def resume(self) -> None:
-        """Nothing was stopped."""
-
-    def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
-        return ask_by_lines(self.client, prompt, count, on_token, ANSWER_TIMEOUT_S)

@@ -31,12 +31,12 @@ __all__ = [
     "Arrangement",
     "Files",
     "LineProcess",
+    "LinesSession",
     "Peer",
     "PeerError",
     "Process",
     "Running",
     "Session",
-    "ask_by_lines",
     "free_port",
     "healthy",
     "sse",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 SPLIT_AT = 6  # of 12 layers: the second machine's first
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S, ANSWER_TIMEOUT_S = 60.0, 60.0
 FOLDERS = re.compile(r"/\S*/")
 TELLING = re.compile(r"error|assert|fail|abort|crash|exception|refused|reset|malformed", re.IGNORECASE)
 
@@ -240,22 +240,38 @@ class Session:
             relay.close()
 
 
-def ask_by_lines(
-    client: LineProcess, prompt: Sequence[int], count: int, on_token: Callable[[], None], timeout_s: float
-) -> list[int]:
-    """Ask a client that says "token ID" per token and "done" or "error ..." at the end; see `Running.generate`."""
-    client.write(json.dumps({"prompt": list(prompt), "count": count}))
-    made: list[int] = []
-    while True:
-        line = client.line(timeout_s)
-        seen_s = time.perf_counter()
-        if line.startswith("token "):
-            made.append(int(line[6:]))
-            on_token()
-        elif line == "done":
-            return made
-        else:
-            raise PeerError(line.removeprefix("error "), seen_s)
+class LinesSession(Session):
+    """Requests to a client's process, which says "token ID" per token and "done" or "error ..." at the end.
+
+    Not stopped between turns: such an engine takes a machine that is silent for lost.
+    """
+
+    def __init__(
+        self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None
+    ) -> None:
+        super().__init__(processes, relays, worker)
+        self.client = client
+
+    def pause(self) -> None:
+        """Goes on."""
+
+    def resume(self) -> None:
+        """Nothing was stopped."""
+
+    def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
+        """See `Running.generate`."""
+        self.client.write(json.dumps({"prompt": list(prompt), "count": count}))
+        made: list[int] = []
+        while True:
+            line = self.client.line(ANSWER_TIMEOUT_S)
+            seen_s = time.perf_counter()
+            if line.startswith("token "):
+                made.append(int(line[6:]))
+                on_token()
+            elif line == "done":
+                return made
+            else:
+                raise PeerError(line.removeprefix("error "), seen_s)
 
 
 def free_port() -> int:

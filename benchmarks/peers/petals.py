@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.llm_shards import SHAPE
@@ -17,16 +16,15 @@ from benchmarks.peers.peer import (
     Arrangement,
     Files,
     LineProcess,
+    LinesSession,
     PeerError,
     Process,
     Session,
-    ask_by_lines,
     free_port,
 )
 from benchmarks.tcp_relay import HOST, Relay
 
 SCRIPT = Path(__file__).with_name("petals_client.py")
-ANSWER_TIMEOUT_S = 60.0
 
 
 class Petals:
@@ -43,7 +41,7 @@ class Petals:
             return "no Python given (--petals)"
         return None if self.python.is_file() else f"{self.python} does not exist"
 
-    def start(self, files: Files, arrangement: Arrangement) -> PetalsRunning:
+    def start(self, files: Files, arrangement: Arrangement) -> LinesSession:
         logs = Path(tempfile.mkdtemp(prefix="petals"))
         processes: list[Process] = []
         relays: list[Relay] = []
@@ -64,7 +62,7 @@ class Petals:
         except BaseException:
             Session(processes, relays).close()
             raise
-        return PetalsRunning(client, processes, relays, processes[1] if len(blocks) == 2 else None)
+        return LinesSession(client, processes, relays, processes[1] if len(blocks) == 2 else None)
 
     def _serve(
         self, folder: Path, logs: Path, span: tuple[int, int], ports: tuple[int, int], peers: list[str], core: int
@@ -86,22 +84,3 @@ class Petals:
         if not found:
             raise PeerError(f"tells no address: {server.ending()}")
         return str(found[-1])
-
-
-class PetalsRunning(Session):
-    """Requests to the client's process, by lines."""
-
-    def __init__(
-        self, client: LineProcess, processes: Sequence[Process], relays: Sequence[Relay], worker: Process | None
-    ) -> None:
-        super().__init__(processes, relays, worker)
-        self.client = client
-
-    def pause(self) -> None:
-        """Not stopped: its swarm takes a server that is silent for minutes for lost."""
-
-    def resume(self) -> None:
-        """Nothing was stopped."""
-
-    def generate(self, prompt: Sequence[int], count: int, on_token: Callable[[], None]) -> list[int]:
-        return ask_by_lines(self.client, prompt, count, on_token, ANSWER_TIMEOUT_S)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ecotone import schema
@@ -201,6 +201,13 @@ class LlmProfile:
 
     def _of(self, device: Device) -> dict[str, dict[str, PartTime]]:
         return self._by_device.get(self.key_of(device), {})
+
+    def with_devices_of(self, other: LlmProfile) -> LlmProfile:
+        """This profile with what `other`, of the same model, knows of devices; where both know one, `other` counts."""
+        new = {time.device for time in other.times}
+        facts = {fact.executor: fact for fact in (*self.executors, *other.executors)}
+        times = (*(time for time in self.times if time.device not in new), *other.times)
+        return replace(self, times=times, executors=tuple(facts.values()))
 
     def to_json(self) -> str:
         return schema.dump_json(self, SCHEMA, VERSION)

@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ecotone.cli.console import err, progress_bar
-from ecotone.cli.workflow import load_cluster
-from ecotone.cluster import Cluster, Device, DeviceId
+from ecotone.cli.workflow import load_cluster, reach
+from ecotone.cluster import Cluster, Device
 from ecotone.llm.deploy import NODES, join
-from ecotone.llm.executors import IDS, by_id
-from ecotone.llm.service import GenerationService, Measured
+from ecotone.llm.executors import IDS
+from ecotone.llm.service import ExecutorTimes, GenerationService
 from ecotone.llm.sources import ModelRef, describe
 from ecotone.llm.text import TextModel
 from ecotone.llm.weights import Checkpoint, find_model
-from ecotone.runtime import Nodes, attach, launch
 from ecotone.runtime.errors import NodeUnreachable
 from ecotone.units import EcotoneError
 
 __all__ = ["PRECISIONS", "LlmWork", "candidates", "load_llm", "measured_on", "reached"]
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
-_PROFILE_S = 1800.0
+_PROFILE_S, _PATIENCE_S = 1800.0, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +50,12 @@ def load_llm(model: str, cluster: Path | None, name: str = "", quiet: bool = Fal
 
 
 @contextlib.contextmanager
-def reached(work: LlmWork, needed: Sequence[DeviceId] | None = None) -> Iterator[tuple[Nodes, GenerationService]]:
-    """The cluster's nodes, and the driver's own service among them. An emulated cluster is started here."""
-    cluster = work.cluster
-    started_here = cluster.emulate and not any(device.address for device in cluster.devices)
-    with contextlib.nullcontext() if work.quiet else err.status("reaching the nodes"):
-        nodes = launch(cluster, program=NODES) if started_here else attach(cluster, needed=needed)
-    with nodes, join(nodes) as service:
-        yield nodes, service
+def reached(work: LlmWork) -> Iterator[GenerationService]:
+    """The driver's own service among the cluster's nodes. Those that do not answer are named, and may come later."""
+    with reach(work.cluster, (), quiet=work.quiet, program=NODES) as nodes, join(nodes) as service:
+        for name in service.wait_for((device.name for device in work.cluster.devices), _PATIENCE_S):
+            err.print(f"[yellow]{name} does not answer; it is used when it comes", highlight=False)
+        yield service
 
 
 def candidates(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -67,20 +64,18 @@ def candidates(precisions: Sequence[str]) -> tuple[str, ...]:
     if unknown or not precisions:
         raise EcotoneError(f"precision {', '.join(unknown) or 'none'} is not known; there are {', '.join(PRECISIONS)}")
     single = [id for id in IDS if id.partition(":")[2] in precisions]
-    pairs = [f"openvino:{p}+native:{p}" for p in PRECISIONS if p in precisions]
-    return (*single, *(pair for pair in pairs if by_id(pair)))
+    return (*single, *(f"openvino:{p}+native:{p}" for p in PRECISIONS if p in precisions))
 
 
 def measured_on(
-    work: LlmWork, service: GenerationService, executors: Sequence[str], devices: Sequence[Device] = ()
-) -> dict[DeviceId, tuple[Measured, ...]]:
+    work: LlmWork, service: GenerationService, executors: Sequence[str], devices: Sequence[Device]
+) -> dict[str, tuple[ExecutorTimes, ...]]:
     """What each device takes for the parts of such a model; random weights of its shape, so nothing is sent.
 
-    Devices of this computer (an emulated cluster) take turns, real ones measure side by side. Devices that do not answer are
+    Devices of this computer (an emulated cluster) take turns, real ones measure side by side. One that is lost meanwhile is
     left out, saying so.
     """
-    found: dict[DeviceId, tuple[Measured, ...]] = {}
-    wanted = list(devices or work.cluster.devices)
+    found: dict[str, tuple[ExecutorTimes, ...]] = {}
     single = tuple(executor for executor in executors if "+" not in executor)  # a pair is made of its parts
     with progress_bar("measuring", quiet=work.quiet) as report:
         done = 0
@@ -90,10 +85,10 @@ def measured_on(
             try:
                 found[device.name] = service.profile_at(device.name, work.source.config, single, _PROFILE_S)
             except NodeUnreachable as error:
-                err.print(f"[dim]{device.name} is left out: {error}", highlight=False)
+                err.print(f"[yellow]{device.name} is left out: {error}", highlight=False)
             done += 1
-            report(done, len(wanted), device.name)
+            report(done, len(devices), device.name)
 
-        with ThreadPoolExecutor(max_workers=1 if work.cluster.emulate else max(len(wanted), 1)) as pool:
-            list(pool.map(ask, wanted))
+        with ThreadPoolExecutor(max_workers=1 if work.cluster.emulate else max(len(devices), 1)) as pool:
+            list(pool.map(ask, devices))
     return found

@@ -16,8 +16,8 @@ from ecotone.cli.either import either
 from ecotone.cli.exits import exits
 from ecotone.cli.lab import app as lab
 from ecotone.cli.nodes import status, up
-from ecotone.cli.plan_llm import plan_language
 from ecotone.cli.planning import plan, profile
+from ecotone.cli.planning_llm import plan_language
 from ecotone.cli.policy import app as policy
 from ecotone.cli.running import run, serve
 from ecotone.cli.serving_encoder import serve_encoder

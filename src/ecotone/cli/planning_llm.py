@@ -1,255 +1,173 @@
-"""Plans of language models for the commands: what is asked, measured where it is not known yet, chosen, shown."""
+"""`ecotone plan MODEL` where MODEL is a language model: what runs where, what crosses, what a request may expect.
+
+Measured where it is not known yet; nothing is loaded or served. Beside it, on demand, the named baselines.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ecotone.cli.console import err, out
-from ecotone.cli.language import LlmWork, candidates, measured_on
+from ecotone import schema
+from ecotone.cli import options
+from ecotone.cli.console import out, print_json
+from ecotone.cli.language import LlmWork, load_llm, reached
+from ecotone.cli.language_plans import Planned, asked_of, known_profile, make_llm_profile, measured_cluster, show_plan
 from ecotone.cli.tables import listing, seconds
-from ecotone.cli.workflow import read_file, write_file
-from ecotone.cluster import Cluster, DeviceId
-from ecotone.executors.cache import cache_root
-from ecotone.llm.placement import Replan
-from ecotone.llm.profile_build import build_profile
-from ecotone.llm.recipes import layer_recipes
-from ecotone.llm.service import GenerationService
-from ecotone.llm.steward import Offer
+from ecotone.cli.workflow import write_file
+from ecotone.cluster import Cluster
 from ecotone.llmcost import LlmCost, LlmCostModel, Shape
-from ecotone.llmplan import LlmPlan, Span, llm_plan_violations
+from ecotone.llmplan import LlmPlan
 from ecotone.llmprofile import LlmProfile
-from ecotone.planner.generation import Asked, choose_plan, replan_without
+from ecotone.planner.generation import Asked, LlmSolution, baselines, choose_plan
 from ecotone.planner.objective import PlannerError
-from ecotone.units import EcotoneError, format_quantity
+from ecotone.units import EcotoneError, parse_quantity
 
-__all__ = [
-    "LlmAsked",
-    "Planned",
-    "chosen",
-    "known_profile",
-    "make_llm_profile",
-    "measured_cluster",
-    "offered",
-    "plan_llm",
-    "replanner",
-    "show_plan",
-]
+__all__ = ["plan_language"]
 
-_LONG_CONTEXT = 4096
-_OBJECTIVES = {"latency": "request", "request": "request", "tpot": "tpot", "ttft": "ttft", "throughput": "throughput"}
-_ANY_LOSS = 1e3
-_GAP = 0.01  # near enough to the best while somebody waits
+_LIMITS = {"tpot": "tpot_s", "ttft": "ttft_s", "latency": "request_s", "request": "request_s"}
+_KNOWN = "latency=30s, ttft=2s, tpot=80ms, throughput=20/s, loss=0.02"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlmAsked:
-    """What the command line says of requests and precision."""
+def plan_language(
+    model: options.Model,
+    cluster: options.ClusterFile = None,
+    profile_file: options.ProfileFile = None,
+    objective: options.Objective = "latency",
+    require: options.Require = None,
+    context: options.Context = 0,
+    slots: options.Slots = 1,
+    precision: options.Precision = None,
+    prompt: Annotated[
+        int, typer.Option(min=1, rich_help_panel=options.LANGUAGE, help="Tokens of a request's prompt.")
+    ] = 512,
+    answer: Annotated[int, typer.Option(min=1, rich_help_panel=options.LANGUAGE, help="Tokens of an answer.")] = 128,
+    requests: Annotated[
+        int,
+        typer.Option(min=1, max=1024, rich_help_panel=options.LANGUAGE, help="Requests at a time, for tokens per second."),
+    ] = 1,
+    out_file: options.PlanOut = None,
+    compare: options.Compare = False,
+    json_output: options.Json = False,
+) -> None:
+    """Of a language model (a Hugging Face directory or hub id of one) it is the plan that ecotone serve would follow.
 
-    asked: Asked
-    executors: tuple[str, ...]
-    context: int
+    Objectives: latency (of a whole request), ttft, tpot, throughput. Limits beside them: --require tpot=80ms, ttft=2s,
+    latency=30s, throughput=20/s, loss=0.02 (nats per token).
 
-    @staticmethod
-    def of(work: LlmWork, objective: str, context: int, slots: int, precisions: Sequence[str]) -> LlmAsked:
-        """Raises EcotoneError for what the model cannot do. `context` 0: the model's, at most 4096."""
-        longest = work.source.config.max_positions
-        if context > longest:
-            raise EcotoneError(f"--context {context}: {work.name} takes at most {longest} tokens")
-        if objective not in _OBJECTIVES:
-            raise EcotoneError(
-                f"--objective {objective!r}: of a language model latency, ttft, tpot and throughput can be made best"
-            )
-        context = context or min(longest, _LONG_CONTEXT)
-        shape = Shape(
-            prompt=max(min(512, context * 3 // 4), 1), answer=max(min(128, context // 4), 1), context=context,
-            concurrency=slots if objective == "throughput" else 1, max_slots=slots,
-        )  # fmt: skip
-        executors = candidates(tuple(precisions) or (_stored_precision(work),))
-        asked = Asked(
-            shape=shape, objective=_OBJECTIVES[objective], max_loss=_ANY_LOSS if precisions else Asked().max_loss,
-            executors=executors,
-        )  # fmt: skip
-        return LlmAsked(asked=asked, executors=executors, context=context)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A plan and what it was chosen on. `profile` None: a plan of a file, without figures."""
-
-    plan: LlmPlan
-    asked: Asked
-    profile: LlmProfile | None = None
-    cost: LlmCost | None = None
-    gap: float = 0.0
-
-    @property
-    def chunk_tokens(self) -> int:
-        return self.cost.chunk_tokens if self.cost is not None else 0
-
-
-def plan_llm(
-    work: LlmWork, service: GenerationService, asked: LlmAsked, plan_file: Path | None, profile_file: Path | None
-) -> Planned:
-    """The plan of a file, or the best one on what is measured; raises EcotoneError saying what is missing."""
-    if plan_file is not None:
-        plan = LlmPlan.from_json(read_file(plan_file), str(plan_file))
-        wrong = list(llm_plan_violations(plan, work.cluster))
-        if plan.num_layers != work.source.config.num_layers:
-            wrong.append(f"it is for {plan.num_layers} layers, {work.name} has {work.source.config.num_layers}")
-        if wrong:
-            raise EcotoneError(f"plan {plan_file}: {'; '.join(wrong)}")
-        return Planned(plan=plan, asked=asked.asked)
-    profile = make_llm_profile(work, service, asked.executors, profile_file)
-    return chosen(profile, measured_cluster(work.cluster, profile), asked.asked)
+      ecotone plan ./Llama-3.2-1B --cluster home.toml --precision int8 --precision int4 --require ttft=2s --compare
+    """
+    work = load_llm(model, cluster, quiet=json_output)
+    asked = asked_of(work, objective, context, slots, precision or ())
+    wanted = _wanted(asked, prompt, answer, requests, slots, is_whole=context == 0)
+    wanted = replace(wanted, **limits(require or ()))
+    profile = _profile(work, asked, profile_file)
+    machines = measured_cluster(work.cluster, profile)
+    solution = choose_plan(profile, machines, wanted)
+    others = list(_others(profile, machines, wanted)) if compare else []
+    if out_file:
+        write_file(out_file, solution.plan.to_json())
+    if json_output:
+        document = json.loads(solution.to_json())
+        print_json(document | {"baselines": [_document(*other) for other in others]} if compare else document)
+        return
+    show_plan(Planned(plan=solution.plan, asked=wanted, profile=profile, cost=solution.cost, gap=solution.gap))
+    if compare:
+        out.print()
+        out.print(_compared(solution, others))
 
 
-def chosen(profile: LlmProfile, cluster: Cluster, asked: Asked) -> Planned:
-    """The best plan; raises PlannerError saying by how much nothing fits and what would help."""
-    solution = choose_plan(profile, cluster, asked, gap=_GAP)
-    return Planned(plan=solution.plan, asked=asked, profile=profile, cost=solution.cost, gap=solution.gap)
-
-
-def value(planned: Planned, plan: LlmPlan, cluster: Cluster) -> float:
-    """What `plan` is worth by the same measurements: less is better."""
-    from_profile = planned.profile
-    if from_profile is None:
-        raise PlannerError("a plan of a file was not measured, so nothing can be compared with it")
-    cost = LlmCostModel(from_profile, cluster, planned.asked.shape).predict(plan, planned.chunk_tokens)
-    return {"request": cost.request_s, "tpot": cost.tpot_s, "ttft": cost.ttft_s}.get(
-        planned.asked.objective, 1 / max(cost.tokens_per_s, 1e-9)
+def _wanted(asked: Asked, prompt: int, answer: int, requests: int, slots: int, *, is_whole: bool) -> Asked:
+    """What is asked, for these requests. `is_whole`: no context was named, so that of the model is only what is at hand."""
+    if prompt + answer > asked.shape.context:
+        most = "the model takes" if is_whole else "--context is"
+        raise EcotoneError(
+            f"--prompt {prompt} and --answer {answer} are more than {most} {asked.shape.context} tokens; ask for less"
+        )
+    shape = Shape(
+        prompt=prompt, answer=answer, concurrency=requests, context=asked.shape.context, max_slots=max(slots, requests)
     )
+    return replace(asked, shape=shape)
 
 
-def measured_cluster(cluster: Cluster, profile: LlmProfile) -> Cluster:
-    """`cluster` with the devices that were measured alone; the driver is always one of them, or nothing can be planned."""
-    known = {device.name for device in cluster.devices if profile.executors_of(device)}
-    if cluster.source not in known:
-        raise EcotoneError(f"{cluster.source}, which drives, was not measured; none of the executors works there")
-    return replace(_only(cluster, known), sink=cluster.source)
+def limits(require: Sequence[str]) -> dict[str, Any]:
+    """Fields of Asked from "tpot=80ms", "throughput=20/s", "loss=0.02"; raises EcotoneError for anything else."""
+    found: dict[str, Any] = {}
+    for text in require:
+        name, _, value = (part.strip() for part in text.partition("="))
+        where = f"--require {text}"
+        if name in _LIMITS:
+            found[_LIMITS[name]] = parse_quantity(value, "s", where)
+        elif name == "throughput":
+            found["tokens_per_s"] = parse_quantity(value, "per_s", where)
+        elif name == "loss":
+            try:
+                found["max_loss"] = float(value)
+            except ValueError:
+                raise EcotoneError(f"{where}: {value!r} is not a number of nats per token") from None
+        else:
+            raise EcotoneError(f"{where}: is not a limit of a language model; there are {_KNOWN}")
+    return found
 
 
-def known_profile(work: LlmWork, executors: Sequence[str], path: Path | None) -> LlmProfile | None:
-    """The profile of a file, or the one that was kept when such devices were measured; None where there is none."""
-    file = _profile_file(work, executors, path)
-    if not file.is_file():
-        return None
-    profile = LlmProfile.from_json(read_file(file), str(file))
-    if profile.model_hash != work.ref.fingerprint:
-        raise EcotoneError(f"{file} is the profile of another model; delete it or name another file")
-    if not work.quiet:
-        err.print(f"[dim]profile: {escape(str(file))}", soft_wrap=True)
-    return profile
-
-
-def make_llm_profile(
-    work: LlmWork, service: GenerationService, executors: Sequence[str], path: Path | None
-) -> LlmProfile:  # fmt: skip
-    """The profile of a file, or measured now and kept there (in the cache where no file is named)."""
-    known, file = known_profile(work, executors, path), _profile_file(work, executors, path)
+def _profile(work: LlmWork, asked: Asked, path: Path | None) -> LlmProfile:
+    """What is known, without reaching anybody; else measured on the nodes."""
+    known = known_profile(work, asked.executors, path)
     if known is not None:
         return known
-    measured = measured_on(work, service, executors)
-    if not any(found.times for per_device in measured.values() for found in per_device):
-        reasons = dict.fromkeys(f.reason for per_device in measured.values() for f in per_device if f.reason)
-        raise EcotoneError(f"no device can run {work.name}: {'; '.join(reasons) or 'none answered'}")
-    profile = build_profile(work.ref, {str(name): found for name, found in measured.items()})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, profile.to_json())
-    return profile
+    with reached(work) as service:
+        return make_llm_profile(work, service, asked.executors, path)
 
 
-def plan_table(planned: Planned) -> Table:
-    """A row per stage and way over a link."""
-    plan, cost = planned.plan, planned.cost
-    table = listing("what", "where", "how", right=("weights", "keys", "per token", "chunk"))
-    for index, stage in enumerate(plan.stages):
-        at = cost.stages[index] if cost is not None else None
+def _others(
+    profile: LlmProfile, machines: Cluster, asked: Asked
+) -> Iterator[tuple[str, LlmPlan | None, LlmCost | None, str]]:
+    """(name, plan, its figures, why it has none or breaks what) of every named baseline."""
+    model = LlmCostModel(profile, machines, asked.shape)
+    for name in baselines.NAMES:
+        try:
+            plan = baselines.place(name, profile, machines, asked)
+        except PlannerError as error:
+            yield name, None, None, str(error)
+            continue
+        cost = model.predict(plan)
+        yield name, plan, cost, "; ".join((*cost.violations, *asked.missed(cost)))
+
+
+def _document(name: str, plan: LlmPlan | None, cost: LlmCost | None, note: str) -> dict[str, object]:
+    made: dict[str, object] = {"name": name, "note": note}
+    if plan is not None and cost is not None:
+        made |= {"plan": schema.write(plan), "cost": schema.write(cost)}
+    return made
+
+
+def _compared(solution: LlmSolution, others: Sequence[tuple[str, LlmPlan | None, LlmCost | None, str]]) -> Table:
+    table = listing("contender", right=("request", "first token", "per token", "tokens/s"))
+    table.add_column("plan")
+    for name, plan, cost, note in (("ecotone", solution.plan, solution.cost, ""), *others):
+        if plan is None or cost is None:
+            table.add_row(name, "-", "-", "-", "-", f"[dim]{escape(note)}[/]")
+            continue
+        broken = f" [yellow]{escape(note)}[/]" if note else ""
         table.add_row(
-            escape(stage.span.describe()), stage.device, stage.executor,
-            format_quantity(at.weight_bytes, "bytes") if at else "", format_quantity(stage.kv_bytes, "bytes"),
-            seconds(at.decode_s) if at else "", seconds(at.chunk_s) if at else "",
+            name, seconds(cost.request_s), seconds(cost.ttft_s), seconds(cost.tpot_s), f"{cost.tokens_per_s:.3g}",
+            f"{escape(_short(plan))}{broken}",
         )  # fmt: skip
-    for hop in cost.hops if cost is not None else ():
-        size = format_quantity(hop.decode_bytes, "bytes")
-        way = f"{hop.source} -> {hop.target}"
-        table.add_row("send", way, hop.codec, "", size, seconds(hop.decode_s), seconds(hop.chunk_s), style="cyan")
     return table
 
 
-def show_plan(planned: Planned) -> None:
-    """The plan as a table, and what a request may expect of it."""
-    out.print(plan_table(planned))
-    if planned.cost is not None:
-        out.print()
-        for name, text in _figures(planned.cost, planned.asked.shape, planned.gap):
-            out.print(f"[bold]{name:18s}[/] {escape(text)}", highlight=False, soft_wrap=True)
-
-
-def _figures(cost: LlmCost, shape: Shape, gap: float) -> Iterator[tuple[str, str]]:
-    yield "first token", f"{seconds(cost.ttft_s)} for {shape.prompt} tokens, in chunks of {cost.chunk_tokens}"
-    yield "per token", seconds(cost.tpot_s)
-    yield "tokens per second", f"{cost.tokens_per_s:.3g} with {shape.concurrency} at a time"
-    for memory in cost.memory:
-        used, has = (format_quantity(n, "bytes") for n in (memory.used_bytes, memory.has_bytes))
-        yield f"memory of {memory.device}", f"{used} of {has}"
-    yield "proven", "best" if gap <= 1e-6 else f"within {gap:.1%} of the best"
-
-
-def _stored_precision(work: LlmWork) -> str:
-    """The precision in which the weights lie on disk: nothing is rounded unless it is asked for."""
-    config = work.source.config
-    stored = sum(work.source.stored_bytes(Span(start=0, stop=config.num_layers))[1])
-    elements = sum(r.num_elements for layer in range(config.num_layers) for r in layer_recipes(config, layer))
-    return "fp32" if stored > 3 * elements else "bf16"
-
-
-def _profile_file(work: LlmWork, executors: Sequence[str], path: Path | None) -> Path:
-    return path or cache_root() / "llm-profiles" / f"{_key(work, executors)}.json"
-
-
-def _key(work: LlmWork, executors: Sequence[str]) -> str:
-    """Names a profile: the model's shape, the devices, the executors."""
-    devices = [(d.name, d.threads, d.accelerator, d.slowdown, d.address) for d in work.cluster.devices]
-    text = json.dumps([work.ref.fingerprint, devices, list(executors)], default=str)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def replanner(cluster: Cluster, planned: Planned) -> Replan | None:
-    """After a loss: the best plan in which every living stage stays, by the measurements; None where there are none."""
-    profile = planned.profile
-    if profile is None:
-        return None
-
-    def replan(plan: LlmPlan, alive: frozenset[DeviceId]) -> LlmPlan:
-        lost = [device.name for device in cluster.devices if device.name not in alive]
-        machines = measured_cluster(cluster, profile)
-        return replan_without(lost, plan, profile, machines, planned.asked).plan
-
-    return replan
-
-
-def offered(cluster: Cluster, planned: Planned, plan: LlmPlan, alive: frozenset[DeviceId]) -> Offer:
-    """The best plan on the machines that are there, beside the plan in force; raises EcotoneError where there is none."""
-    assert planned.profile is not None
-    machines = measured_cluster(_only(cluster, alive), planned.profile)
-    best = chosen(planned.profile, machines, planned.asked)
-    return Offer(plan=best.plan, value=value(best, best.plan, machines), present_value=value(best, plan, machines))
-
-
-def _only(cluster: Cluster, names: Collection[DeviceId]) -> Cluster:
-    """`cluster` with these devices and what joins them."""
-    devices = tuple(device for device in cluster.devices if device.name in names)
-    kinds = {device.kind for device in devices}
-    return replace(
-        cluster,
-        devices=devices,
-        links=tuple(link for link in cluster.links if link.source in names and link.target in names),
-        kind_links=tuple(link for link in cluster.kind_links if {link.source_kind, link.target_kind} <= kinds),
-    )
+def _short(plan: LlmPlan) -> str:
+    """ "laptop 0-8, box 8-16": devices and their layers; an end that lies apart by its name."""
+    parts = []
+    for stage in plan.stages:
+        span = stage.span
+        layers = f"{span.start}-{span.stop}" if span.num_layers else span.describe()
+        parts.append(f"{stage.device} {layers}")
+    return ", ".join(parts)

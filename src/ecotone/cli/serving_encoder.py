@@ -11,15 +11,15 @@ from rich.markup import escape
 
 from ecotone.cli import options
 from ecotone.cli.asked import parse_objective
-from ecotone.cli.console import err, out, progress_bar
-from ecotone.cli.serving_llm import server_options
-from ecotone.cli.workflow import load_cluster
+from ecotone.cli.console import err, progress_bar
+from ecotone.cli.serving_llm import announce, server_options
+from ecotone.cli.workflow import load_cluster, reach
 from ecotone.llm.embedder import EncoderBackend
 from ecotone.llm.encoders import TextEncoder
 from ecotone.llm.weights import find_model
 from ecotone.planner import solve
 from ecotone.profiling import default_path, profile_key
-from ecotone.runtime import attach, deploy, launch, measure
+from ecotone.runtime import deploy, measure
 from ecotone.serving.openai.run import serve as serve_http
 from ecotone.units import EcotoneError
 
@@ -56,8 +56,7 @@ def serve_encoder(
     machines = load_cluster(cluster)
     with err.status(f"capturing {model}"):
         captured = encoder.capture(length)
-    started_here = machines.emulate and not any(device.address for device in machines.devices)
-    with launch(machines) if started_here else attach(machines) as nodes:
+    with reach(machines) as nodes:
         with progress_bar("profiling") as report:
             file = default_path(profile_key(captured.graph, machines))
             profile = measure(captured, nodes, path=file, progress=report)
@@ -70,10 +69,5 @@ def serve_encoder(
 
             shown = name or folder.resolve().name
             backend = EncoderBackend(shown, encoder, {length: infer}, lambda: session.is_ready)
-            serve_http(None, host, port, http, embedder=backend, on_start=lambda place: _announce(shown, place))
+            serve_http(None, host, port, http, embedder=backend, on_start=lambda place: announce(shown, place))
     err.print("[dim]stopped")
-
-
-def _announce(name: str, address: str) -> None:
-    out.print(f"serving [bold]{escape(name)}[/] at {address}/v1", highlight=False)
-    out.file.flush()

@@ -15,8 +15,7 @@ from rich.markup import escape
 from ecotone.cli import options
 from ecotone.cli.console import err, out, progress_bar
 from ecotone.cli.language import LlmWork, load_llm, reached
-from ecotone.cli.planning_llm import LlmAsked, Planned, offered, plan_llm, replanner, show_plan
-from ecotone.cluster import DeviceId
+from ecotone.cli.language_plans import Planned, Replanner, asked_of, plan_llm, show_plan
 from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import Drafter, PromptLookup
 from ecotone.decoding.window import AdaptivePolicy
@@ -28,14 +27,13 @@ from ecotone.llm.executors import by_id
 from ecotone.llm.generator import Generator
 from ecotone.llm.grammar import Grammars
 from ecotone.llm.service import GenerationService
-from ecotone.llm.steward import Steward
 from ecotone.llm.weights import Checkpoint, find_model
 from ecotone.serving.openai.admission import load_keys
 from ecotone.serving.openai.options import Options
 from ecotone.serving.openai.run import serve as serve_http
 from ecotone.units import EcotoneError
 
-__all__ = ["serve_llm", "server_options"]
+__all__ = ["announce", "serve_llm", "server_options"]
 
 _DRAFTS_BY = "native:int8"
 
@@ -70,14 +68,14 @@ def serve_llm(
     host, port = options.host_and_port(listen)
     http = server_options(host, token_file, tls_cert, tls_key, per_minute)
     work = load_llm(model, cluster, name)
-    asked = LlmAsked.of(work, objective, context, slots, precision or ())
-    drafter = _drafter(draft, work, asked.context)
-    with reached(work) as (_, service):
+    asked = asked_of(work, objective, context, slots, precision or ())
+    drafter = _drafter(draft, work, asked.shape.context)
+    with reached(work) as service:
         planned = plan_llm(work, service, asked, plan_file, profile_file)
         show_plan(planned)
         with _running(work, service, planned, drafter, queue) as generator:
             backend = _backend(work, generator)
-            serve_http(backend, host, port, http, on_start=lambda address: _announce(work, address))
+            serve_http(backend, host, port, http, on_start=lambda address: _invite(work.name, address))
     err.print("[dim]stopped")
 
 
@@ -85,27 +83,20 @@ def serve_llm(
 def _running(
     work: LlmWork, service: GenerationService, planned: Planned, drafter: Drafter | None, queue: int
 ) -> Iterator[Generator]:  # fmt: skip
-    """The model deployed by the plan, with a steward where plans can be compared."""
+    """The model deployed by the plan; where devices were measured, they are chosen anew when some are lost or come."""
     settings = replace(settings_for(planned.plan, work.cluster, work.ref.fingerprint), queue_limit=queue)
     if planned.chunk_tokens:
         settings = replace(settings, chunk_tokens=planned.chunk_tokens)
+    replan = None if planned.profile is None else Replanner(work, service, planned.profile, planned.asked)
     with contextlib.ExitStack() as closing:
         with progress_bar("loading") as report:
             generator = closing.enter_context(
                 deploy_llm(
                     service, work.cluster, planned.plan, work.source, settings=settings, drafter=drafter,
                     policy=AdaptivePolicy() if drafter is not None else None, progress=report, name=work.ref.name,
-                    make_answer=lambda params: AnswerText(work.text, params), replan=replanner(work.cluster, planned),
+                    make_answer=lambda params: AnswerText(work.text, params), replan=replan,
                 )
             )  # fmt: skip
-        if planned.profile is not None:
-            steward = Steward(
-                generator, lambda: frozenset(DeviceId(name) for name in service.peers()),
-                lambda plan, alive: offered(work.cluster, planned, plan, alive),
-                tell=lambda text: err.print(f"[dim]{escape(text)}", soft_wrap=True, highlight=False),
-            )  # fmt: skip
-            steward.start()
-            closing.callback(steward.close)
         yield generator
 
 
@@ -147,7 +138,13 @@ def server_options(
     return made
 
 
-def _announce(work: LlmWork, address: str) -> None:
-    out.print(f"serving [bold]{escape(work.name)}[/] at {address}/v1", highlight=False)
+def _invite(name: str, address: str) -> None:
+    announce(name, address)
     out.print(f"[dim]talk to it:  ecotone chat --url {address}/v1", highlight=False)
+    out.file.flush()
+
+
+def announce(name: str, address: str) -> None:
+    """Say where a model is served, once it is."""
+    out.print(f"serving [bold]{escape(name)}[/] at {address}/v1", highlight=False)
     out.file.flush()

@@ -46,14 +46,15 @@ from ecotone.profiling.crossings import exit_run
 from ecotone.profiling.exit_outcomes import CalibrationError, Outcomes
 from ecotone.profiling.samples import FirstOf
 from ecotone.runtime import Nodes, attach, launch
+from ecotone.runtime.launch import NODE_PROGRAM
 from ecotone.runtime.measure_cluster import measure
 from ecotone.schema import write_aside
 from ecotone.serving.prepare import Preparation
 from ecotone.units import EcotoneError, parse_quantity
 
 __all__ = [
-    "Survival", "Work", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes", "read_plan_set",
-    "write_file",
+    "Survival", "Work", "here", "load_work", "make_failover", "make_plan", "make_profile", "open_nodes", "reach",
+    "read_plan_set", "write_file",
 ]  # fmt: skip
 
 MOST_SPELLED = 64
@@ -178,13 +179,20 @@ def _read_bottleneck(path: Path, captured: Captured) -> LearnedCodec:
 
 
 def open_nodes(work: Work, needed: Collection[DeviceId] | None = None) -> Nodes:
+    """The nodes of the work's cluster; see `reach`."""
+    return reach(work.cluster, needed, quiet=work.quiet)
+
+
+def reach(
+    cluster: Cluster, needed: Collection[DeviceId] | None = None, *, quiet: bool = False, program: str = NODE_PROGRAM
+) -> Nodes:  # fmt: skip
     """Reach the cluster's nodes (`needed`: those that must answer now, all by default).
 
-    An emulated cluster without addresses is started here, and stopped by closing it.
+    An emulated cluster without addresses is started here, of processes that run `program`, and stopped by closing it.
     """
-    started_here = work.cluster.emulate and not any(device.address for device in work.cluster.devices)
-    with nullcontext() if work.quiet else err.status("reaching the nodes"):
-        return launch(work.cluster) if started_here else attach(work.cluster, needed=needed)
+    started_here = cluster.emulate and not any(device.address for device in cluster.devices)
+    with nullcontext() if quiet else err.status("reaching the nodes"):
+        return launch(cluster, program=program) if started_here else attach(cluster, needed=needed)
 
 
 def make_profile(

@@ -152,7 +152,7 @@ class Engine:
             return
         request = Request(
             number=event.request, prompt_length=len(event.prompt), tokens=list(event.prompt), params=event.params,
-            order=state.next_order, arrived_s=state.now_s, priority=event.priority, deadline_s=event.deadline_s,
+            order=state.next_order, priority=event.priority, deadline_s=event.deadline_s,
         )  # fmt: skip
         state.next_order += 1
         state.requests[event.request] = request

@@ -28,7 +28,6 @@ class Request:
     tokens: list[int]
     params: SamplingParams
     order: int
-    arrived_s: float
     priority: int = 0
     deadline_s: float | None = None
     slot: int = 0
@@ -54,7 +53,6 @@ class Request:
     told_s: float = 0.0  # when its last tokens came
     num_accepted: int = 0
     acceptance: float = 0.5
-    first_s: float = 0.0
 
     @property
     def num_pending(self) -> int:

@@ -265,6 +265,7 @@ class Transition:
         if self._report is not None:
             pause_s = state.now_s - self._pause_s if self._pause_s is not None else 0.0
             report, self._report, self._pause_s = self._report, None, None
+            state.counts["moves"] += report.choice != "begin"
             unused = tuple(peer for peer in report.unused if peer not in state.stage_peers())
             state.out.append(Resharded(report.error, report.choice, pause_s, report.moved_bytes, report.rounds, unused))
 

@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 from ecotone.cluster import Cluster
 from ecotone.decoding.answer import OnPiece, Piece
 from ecotone.decoding.engine import Engine, Measured
-from ecotone.decoding.frame import Result
+from ecotone.decoding.frame import Frame, Result
 from ecotone.decoding.messages import KvPiece
 from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.speculation import Draft, DraftAsk, Drafter, SpeculationPolicy
@@ -325,8 +325,8 @@ class Generator:
     def _arrived(self, node: str, item: Item) -> None:
         if isinstance(item, Result):
             self._tell(ResultCame(item))
-        elif not isinstance(item, KvPiece) and hasattr(item, "__slots__"):
-            self._tell(Heard(node, item))  # type: ignore[arg-type]
+        elif not isinstance(item, KvPiece | Frame):  # those are for shards
+            self._tell(Heard(node, item))
 
     def _peer(self, node: str, is_up: bool) -> None:
         if not is_up:

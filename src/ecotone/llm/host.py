@@ -176,7 +176,7 @@ class StageHost:
 
     # ---- from any thread -------------------------------------------------------------------------------------------------
 
-    def post(self, sender: str, driver: str, shard: int, item: Item) -> None:
+    def post(self, driver: str, shard: int, item: Item) -> None:
         """Something arrived for a shard, or a Probe or Release for this node."""
         self._do(partial(self._take, driver, shard, item))
 
@@ -184,7 +184,7 @@ class StageHost:
         """Drop a shard, also one that is being loaded; nothing where there is none."""
         with self._memory:
             self._loading.pop((driver, shard), None)
-        self.post(driver, driver, shard, Release(shard=shard))
+        self.post(driver, shard, Release(shard=shard))
 
     def forget(self, driver: str) -> None:
         """Drop every shard of a driver."""

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.executors import cache_dtype
-from ecotone.llm.service import Measured
+from ecotone.llm.service import ExecutorTimes
 from ecotone.llm.sources import ModelRef
 from ecotone.llm.timing import Load, ShardTime, layer_kinds
 from ecotone.llmprofile import EMBEDDING, FRAME, HEAD, Curve, ExecutorFacts, LayerPart, LlmProfile, PartTime, attended
@@ -29,7 +29,7 @@ CODEC_LOSS = {"fp32": 0.0, "bf16": 0.001, "int8": 0.01}
 
 
 def build_profile(
-    ref: ModelRef, measured: Mapping[str, Sequence[Measured]], losses: Mapping[str, float] | None = None
+    ref: ModelRef, measured: Mapping[str, Sequence[ExecutorTimes]], losses: Mapping[str, float] | None = None
 ) -> LlmProfile:  # fmt: skip
     """The profile of `ref`'s model on the devices of `measured`; `losses` by executor, where they were measured."""
     config, stated = ref.config, dict(losses or {})

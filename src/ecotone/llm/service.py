@@ -13,7 +13,7 @@ import itertools
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ from ecotone.units import EcotoneError
 from ecotone.wire.mail import Mail
 from ecotone.wire.wire import WireError
 
-__all__ = ["GenerationService", "Measured"]
+__all__ = ["ExecutorTimes", "GenerationService"]
 
 TAG = b"EGLK"
 LOAD, RELEASE, PROFILE, WEIGHTS, WORK = "llm-load", "llm-release", "llm-profile", "llm-weights", "llm-work"
@@ -87,7 +87,7 @@ class _Transfer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class ExecutorTimes:
     """What an executor takes on a device, or why it cannot be used there."""
 
     executor: str
@@ -157,6 +157,17 @@ class GenerationService:
         """Nodes whose link answers, and this one."""
         return frozenset(str(peer) for peer in self._mail.peers()) | {self.name}
 
+    def wait_for(self, nodes: Iterable[str], patience_s: float) -> list[str]:
+        """Those of `nodes` whose link does not answer within `patience_s`, in order."""
+        end_s, absent = time.monotonic() + patience_s, list[str]()
+        for node in nodes:
+            try:
+                if node != self.name:
+                    self._mail.wait_for(NodeId(node), max(end_s - time.monotonic(), 0.0))
+            except WireError:
+                absent.append(node)
+        return absent
+
     # ---- sending ---------------------------------------------------------------------------------------------------------
 
     def send(self, node: str, driver: str, shard: int, item: Item) -> None:
@@ -216,13 +227,13 @@ class GenerationService:
 
     def profile_at(
         self, node: str, config: DecoderConfig, executors: tuple[str, ...], deadline_s: float
-    ) -> tuple[Measured, ...]:
+    ) -> tuple[ExecutorTimes, ...]:
         """How fast `node` computes parts of such a model by each executor; weights are random, the shape is the model's."""
         if node == self.name:
             return tuple(self._measured(config, executor) for executor in executors)
         body = {"config": schema.write(config), "executors": list(executors)}
         answer = self.questions.ask(NodeId(node), PROFILE, body, deadline_s=deadline_s, repeat_s=5.0)
-        return schema.read(tuple[Measured, ...], answer, f"answer of {node}")
+        return schema.read(tuple[ExecutorTimes, ...], answer, f"answer of {node}")
 
     # ---- arriving --------------------------------------------------------------------------------------------------------
 
@@ -244,7 +255,7 @@ class GenerationService:
             if self.on_item is not None:
                 self.on_item(sender, item)
         elif not isinstance(item, Result):
-            self.host.post(sender, driver, shard, item)
+            self.host.post(driver, shard, item)
 
     def _peer(self, peer: NodeId, is_up: bool) -> None:
         timer = self._away.pop(str(peer), None)
@@ -301,22 +312,22 @@ class GenerationService:
         config = schema.read(DecoderConfig, body["config"], "profile question")
         return schema.write(tuple(self._measured(config, str(executor)) for executor in body["executors"]))
 
-    def _measured(self, config: DecoderConfig, executor: str) -> Measured:
+    def _measured(self, config: DecoderConfig, executor: str) -> ExecutorTimes:
         """Measured in the compute lane, so that what is being served meanwhile is not computed beside it."""
         accelerator, threads = self.device.accelerator, self.device.threads
         try:
             factory = by_id(executor)
             reason = factory.available(accelerator) or factory.supports(config)
             if reason:
-                return Measured(executor=executor, reason=reason)
+                return ExecutorTimes(executor=executor, reason=reason)
             source = RandomWeights(config=config)
             times = self.host.compute(
                 lambda: measure(factory, source, cache_dtype(executor), accelerator=accelerator, threads=threads)
             )
         except (EcotoneError, RuntimeError, MemoryError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            return Measured(executor=executor, reason=reason)
-        return Measured(
+            return ExecutorTimes(executor=executor, reason=reason)
+        return ExecutorTimes(
             executor=executor, times=tuple(replace(time, step_s=time.step_s * self.device.slowdown) for time in times)
         )
 

@@ -87,6 +87,10 @@ class Mail:
     def peers(self) -> frozenset[NodeId]:
         return self._channel.peers()
 
+    def wait_for(self, peer: NodeId, timeout_s: float) -> None:
+        """Return when the link to `peer` answers; raises WireError after `timeout_s`."""
+        self._channel.wait_for(peer, timeout_s)
+
     def queued_bytes(self, peer: NodeId) -> int:
         """What `peer` has not acknowledged."""
         return self._channel.outstanding_bytes(peer)

@@ -123,6 +123,7 @@ class _EngineCollector(Collector):
             ("spec_decode_num_accepted_tokens", "Drafted tokens accepted.", "drafts_accepted"),
             ("num_preemptions", "Requests put back into the queue.", "put_back"),
             ("stage_losses", "Times that stages were lost.", "losses"),
+            ("stage_moves", "Times that stages moved while requests went on.", "moves"),
         )
         for name, text, key in counters:
             yield self._of(CounterMetricFamily(f"ecotone_{name}", text, labels=["model_name"]), counts.get(key, 0))
