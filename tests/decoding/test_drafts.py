@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ecotone.decoding.frame import FrameRow, Open
 from ecotone.decoding.params import SamplingParams
-from ecotone.decoding.speculation import PLAIN, DraftAsk, PromptLookup, SpeculationState, Window
+from ecotone.decoding.speculation import PLAIN, DraftAsk, Kind, PromptLookup, SpeculationState, Window
 from ecotone.decoding.tail import Choice, Tail
 from ecotone.decoding.window import AdaptivePolicy, Costs, best_window, tokens_per_s
 from ecotone.units import EcotoneError
@@ -136,6 +136,31 @@ def test_a_full_pipe_a_slow_drafter_and_one_machine_make_it_plain() -> None:
     assert best_window(0.9, Costs(loop_s=0.03, stage_s=0.03)).rows > 4  # rows cost nothing
 
 
+def test_what_frames_take_besides_computing_makes_them_fewer_and_longer() -> None:
+    """By enumeration: messages of 2 ms per frame, and stale frames that hold up the next one by 1 ms each."""
+    alone = {"loop_s": 0.04, "stage_s": 0.001}
+    free, dear = best_window(0.9, Costs(**alone)), best_window(0.9, Costs(**alone, frame_s=0.002, stale_s=0.001))
+    assert dear.rows > 1
+    assert dear.frames < free.frames
+    for costs in (Costs(**alone, frame_s=0.002), Costs(**alone, frame_s=0.002, stale_s=0.001)):
+        best = tokens_per_s(best_window(0.9, costs), 0.9, costs)
+        assert (
+            best >= max(tokens_per_s(Window(frames=w, rows=k), 0.9, costs) for w in range(1, 33) for k in range(1, 9)) / 1.06
+        )
+    cycle_s = 0.04 + 0.0005 + 3 * 0.001 + 0.9 / 0.1 * max(0.003, 0.04 / 4)  # four frames of one row
+    assert tokens_per_s(Window(frames=4), 0.9, costs) == pytest.approx(10 / cycle_s)
+
+
+def test_a_kind_that_is_slower_than_expected_gives_way() -> None:
+    costs = Costs(loop_s=0.04, stage_s=0.001)
+    assert best_window(0.9, costs).kind is Kind.FRAMES
+    assert best_window(0.9, costs, slowness=(1.0, 1.0, 3.0)).kind is Kind.FRAMES  # slower than expected, yet it pays
+    serial = best_window(0.9, costs, slowness=(1.0, 1.0, 20.0))
+    assert serial.kind is Kind.SERIAL
+    assert (serial.first_s, serial.next_s) == (0.04, 0.04)  # rows cost nothing here
+    assert best_window(0.9, costs, slowness=(1.0, 20.0, 20.0)) == PLAIN
+
+
 def state(**changes) -> SpeculationState:
     values = {"request": 1, "loop_s": 0.3, "stage_s": 0.03, "row_s": 0.0, "draft_s": 0.0, "num_decoding": 1, "depth": 10}
     values |= {"acceptance": 0.9, "all_acceptance": 0.9, "num_drafted": 100, "num_accepted": 90, "num_flying": 0}
@@ -148,7 +173,8 @@ def test_the_policy_looks_before_it_leaps_and_goes_on_looking() -> None:
     assert policy.decide(state(loop_s=0.0)) == PLAIN
     assert policy.decide(state()).frames > 4
     assert policy.decide(state()).rows <= 2  # twice what was seen
-    assert policy.decide(state(num_drafted=0, acceptance=0.5, all_acceptance=0.5, rows_seen=8)).rows == 1
+    new = policy.decide(state(num_drafted=0, acceptance=0.0, all_acceptance=0.9, rows_seen=8))
+    assert new == policy.decide(state(rows_seen=8))  # before a request's own drafts were judged all requests' count
     stopped = policy.decide(state(acceptance=0.0, all_acceptance=0.0))
     assert (stopped.frames, stopped.rows, stopped.look) == (1, 1, policy.look)
     slow = [policy.decide(state(acceptance=0.0, all_acceptance=0.0, draft_s=0.1, num_tokens=n)).look for n in range(400)]

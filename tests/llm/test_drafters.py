@@ -17,6 +17,7 @@ from ecotone.decoding.step import Row
 from ecotone.decoding.tail import Tail
 from ecotone.llm.config import ModelError
 from ecotone.llm.drafters import Chain, ModelDrafter, check_vocabularies, layers_drafter, model_drafter
+from ecotone.llm.executors.native_library import compiler
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.grammar import Grammars
 from ecotone.llm.sampling import make_chooser
@@ -80,6 +81,25 @@ def test_drafts_are_the_models_own_words_however_they_are_asked_for(right: list[
     drafter.end(3)
     drafter.end(999)
     assert drafter.draft([ask((*PROMPT, *right[:9]), 3, request=3)]) == [right[9:12]]
+
+
+@pytest.mark.skipif(not compiler(), reason="no C++ compiler here")
+def test_a_shard_that_continues_by_itself_drafts_the_same_tokens(right: list[int]) -> None:
+    """Native kernels choose several tokens in one call; with penalties and noise each is chosen as before."""
+    drafter = model_drafter(MODEL, TEXT, "native:fp32", kv_bytes=1 << 21)
+    calls: list[int] = []
+    alone = drafter._shard.continue_greedily  # type: ignore[attr-defined]
+    drafter._shard.continue_greedily = lambda *args: (calls.append(args[3]), alone(*args))[1]  # type: ignore[attr-defined]
+    text = list(PROMPT) + right
+    for known, count in ((len(PROMPT), 6), (len(PROMPT) + 3, 8), (len(PROMPT) + 20, 1), (len(PROMPT) + 5, 12)):
+        assert list(drafter.draft([ask(text[:known], count)])[0]) == text[known : known + count]
+    wrong = [*text[: len(PROMPT) + 4], (text[len(PROMPT) + 4] + 1) % VOCABULARY]
+    assert drafter.draft([ask(wrong, 6)]) == whole().draft([ask(wrong, 6)])  # from what it holds, rolled back
+    assert calls == [6, 8, 1, 12, 6]
+    noisy = SamplingParams(seed=3, temperature=0.8, repetition_penalty=1.1)
+    assert drafter.draft([ask(PROMPT, 5, 2, noisy)]) == whole().draft([ask(PROMPT, 5, 2, noisy)])
+    assert drafter.draft([ask(PROMPT, 5, 3), ask(PROMPT[:30], 5, 4)])[0] == text[len(PROMPT) :][:5]
+    assert len(calls) == 5  # several asks at once are computed together
 
 
 def test_a_long_prompt_is_computed_in_chunks() -> None:

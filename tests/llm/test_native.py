@@ -10,10 +10,10 @@ import torch
 from decoder_families import FAMILIES, VOCABULARY, Made
 from shard_chain import Chain, ragged
 
-from ecotone.decoding.step import Row
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.config import DecoderConfig
 from ecotone.llm.executors import native_library
-from ecotone.llm.executors.executor import ShardError
+from ecotone.llm.executors.executor import Continues, ShardError
 from ecotone.llm.executors.native_library import Matrix, compiler, library_for
 from ecotone.llm.executors.native_packing import BITS_PER_WEIGHT, pack_matrix, unpack_matrix
 from ecotone.llm.executors.native_shard import NativeShards
@@ -112,6 +112,25 @@ def test_a_token_has_the_same_bits_alone_and_among_others(precision: str, family
         rows = [Row(slot=0, start=8, count=3, num_logits=3), Row(slot=1, start=8, count=15, num_logits=15)]
         window = together.run(rows, torch.cat([SEQUENCES[0][8:11], SEQUENCES[1][8:23]]))[3:]
         assert torch.equal(window, torch.cat(one))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_several_tokens_in_one_call_are_those_of_one_call_each(name: str, precision: str, family: Made) -> None:
+    """Every family: scaled embeddings, learned positions, soft caps, experts, windows."""
+    factory, source = NativeShards(f"native:{precision}"), family(name)[1]
+    prompt, vocabulary = SEQUENCES[1][:20], VOCABULARY - 7  # a smaller vocabulary than the head's
+    one, other = (Chain(factory, source).shards[0] for _ in range(2))
+    tokens = prompt.tolist()
+    rows, new = (Row(slot=0, start=0, count=len(tokens), num_logits=1),), prompt
+    for _ in range(9):
+        tokens.append(int(one.forward(Step(rows=rows), new)[-1][:vocabulary].argmax()))
+        rows, new = (Row(slot=0, start=len(tokens) - 1, count=1, num_logits=1),), torch.tensor(tokens[-1:])
+    other.forward(Step(rows=(Row(slot=0, start=0, count=len(prompt) - 1),)), prompt[:-1])
+    assert isinstance(other, Continues)
+    made = other.continue_greedily(0, len(prompt) - 1, int(prompt[-1]), 9, vocabulary)
+    assert made == tokens[len(prompt) :]
+    assert other.cache.tables.length(0) == len(prompt) + 8
 
 
 def test_several_threads_compute_the_same(family: Made) -> None:

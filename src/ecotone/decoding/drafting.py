@@ -10,7 +10,7 @@ tokens that come all the same: so acceptance is known at no cost in the pipeline
 from __future__ import annotations
 
 from ecotone.decoding.requests import Request
-from ecotone.decoding.speculation import PLAIN, Draft, DraftAsk, SpeculationPolicy, SpeculationState, Window
+from ecotone.decoding.speculation import PLAIN, Draft, DraftAsk, Kind, SpeculationPolicy, SpeculationState, Window
 from ecotone.decoding.state import State
 from ecotone.decoding.words import WantDrafts
 from ecotone.decoding.worth import Worth
@@ -19,6 +19,8 @@ __all__ = ["Drafting"]
 
 _FIRST_WAIT = 0.05  # of a loop, before the drafter was timed
 _LEAST_SHARE = 0.1
+_ENOUGH = 8  # frames or drafts, until a window is thought over; a request's first ones sooner
+_AS_EXPECTED = (1.0, 1.0, 1.0)
 
 
 class Drafting:
@@ -33,10 +35,16 @@ class Drafting:
         self._worth = Worth()
 
     def window(self, request: Request, num_decoding: int) -> Window:
-        """What the policy wants for a request now."""
+        """What the policy wants for a request now; asked anew once enough came since to know better."""
         if self._policy is None:
             return PLAIN
         state, pace = self._state, self._state.pace
+        num_left = request.most_drafts(state.settings.context) + len(request.proposal)
+        judged = request.num_drafted // _ENOUGH or -request.num_drafted.bit_length()
+        known = (judged, pace.num_frames // _ENOUGH, pace.rows_seen, self._num_answers > 0, num_decoding, num_left > 0)
+        if request.window_known == known and request.window.kind is not Kind.PLAIN:
+            return request.window
+        request.window_known = known
         wanted = self._policy.decide(
             SpeculationState(
                 request=request.number, loop_s=pace.loop_s(1), stage_s=pace.stage_s(1), row_s=pace.row_s(),
@@ -44,20 +52,22 @@ class Drafting:
                 acceptance=request.acceptance, all_acceptance=self._accepted / self._judged,
                 num_drafted=request.num_drafted, num_accepted=request.num_accepted, num_decoding=num_decoding,
                 num_flying=len(state.flights), depth=pace.depth(1), num_tokens=len(request.tokens),
-                num_left=request.most_drafts(state.settings.context) + len(request.proposal), rows_seen=pace.rows_seen,
+                num_left=num_left, rows_seen=pace.rows_seen,
+                frame_s=max(pace.frame_s, 0.0), stale_s=pace.stale_s,
+                slowness=self._worth.at(pace.loop_s(1)) if num_decoding == 1 else _AS_EXPECTED,
             )
         )  # fmt: skip
-        if num_decoding == 1 and self._worth.is_resting:
-            wanted = PLAIN
-        request.is_drafting = wanted.frames > 1 or wanted.rows > 1
+        request.window = wanted
         return wanted
 
-    def told(self, request: Request, tokens: int) -> None:
-        """The next `tokens` of a request came."""
-        now_s, is_alone = self._state.now_s, len(self._state.by_slot) == 1
-        if self._policy is not None and request.told_s and request.was_drafting == request.is_drafting and is_alone:
-            self._worth.told(now_s - request.told_s, tokens, is_drafted=request.is_drafting)
-        request.told_s, request.was_drafting = now_s, request.is_drafting
+    def told(self, request: Request, tokens: int, *, is_drafts: bool) -> None:
+        """The next `tokens` of a request came, by a frame of drafts or one with its settled token."""
+        now_s, is_alone, window = self._state.now_s, len(self._state.by_slot) == 1, request.window
+        if self._policy is not None and request.told_s and request.told_window.kind is window.kind and is_alone:
+            expected_s = window.next_s if is_drafts else window.first_s
+            expected = 1.0 if window.kind is Kind.FRAMES and not is_drafts else window.tokens
+            self._worth.told(window.kind, now_s - request.told_s, tokens, expected_s, expected)
+        request.told_s, request.told_window = now_s, window
 
     # ---- asking ----------------------------------------------------------------------------------------------------------
 
@@ -91,7 +101,7 @@ class Drafting:
         wanted -= len(request.proposal)
         if self._draft_s and window.frames > 1:
             pace = self._state.pace
-            between_s = max(pace.stage_s(1), pace.loop_s(1) / window.frames)
+            between_s = max(pace.stage_s(1) + pace.frame_s, pace.loop_s(1) / window.frames)
             wanted = min(wanted, max(window.rows, int(between_s / self._draft_s)))
         count = min(wanted, request.most_drafts(self._state.settings.context))
         if count > 0:

@@ -67,6 +67,7 @@ class Measured:
     stage_s: float
     network_s: float
     wait_s: float
+    frame_s: float
     stage_times_s: tuple[float, ...]
     depth: int
     acceptance: float
@@ -136,7 +137,7 @@ class Engine:
             mode=state.mode.value, epoch=state.epoch, num_waiting=len(state.waiting), num_active=len(state.by_slot),
             num_flying=len(state.flights), num_cached_sequences=state.ledger.num_cached,
             free_blocks=state.ledger.num_free_blocks, total_blocks=state.ledger.tables.num_blocks, loop_s=pace.loop_s(1),
-            stage_s=pace.stage_s(1), network_s=pace.network_s, wait_s=pace.wait_s,
+            stage_s=pace.stage_s(1), network_s=pace.network_s, wait_s=pace.wait_s, frame_s=max(pace.frame_s, 0.0),
             stage_times_s=tuple(line.at(1) for line in pace.few), depth=pace.depth(1),
             acceptance=state.counts["drafts_accepted"] / judged, counts=counts,
         )  # fmt: skip
@@ -219,8 +220,15 @@ class Engine:
         flight = state.flights.pop(result.number, None)
         if flight is None:
             return
-        if flight.kind != "order" and len(result.rows) == len(flight.parts):  # stale rows took no time
-            state.pace.add(result.times, flight.num_tokens, flight.kind != "prefill", state.now_s - flight.sent_s)
+        if flight.kind != "order" and len(result.rows) == len(flight.parts):
+            state.pace.add(
+                result.times, flight.num_tokens, flight.kind != "prefill", state.now_s - flight.sent_s, came_s=state.now_s,
+                beside=flight.beside, is_draft=flight.kind == "draft",
+            )  # fmt: skip
+            if flight.kind == "decode" and flight.beside > 1 and len(state.by_slot) == 1:
+                state.pace.behind(flight.num_tokens, flight.beside - 1, state.now_s - flight.sent_s)
+        elif flight.kind != "order":
+            state.pace.skipped()
         self._watch.progressed()
         if flight.kind != "order":
             self._blank_faults = 0
@@ -251,7 +259,7 @@ class Engine:
                 break
         state.counts["tokens"] += told
         if told:
-            self._dispatcher.drafting.told(request, told)
+            self._dispatcher.drafting.told(request, told, is_drafts=flight.kind == "draft")
             skipped = len(row.tokens) - told if len(row.logprobs) == len(row.tokens) else 0
             logprobs = row.logprobs[: len(row.logprobs) - skipped]
             state.out.append(Tokens(request.number, first, tuple(request.tokens[first : first + told]), logprobs))

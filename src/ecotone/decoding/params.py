@@ -91,6 +91,12 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the greatest logit is chosen whatever came before: no noise, no penalty, no bias, no grammar."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1, self.min_tokens
+        return self.is_greedy and not any(penalties) and not self.logit_bias and self.grammar is None
+
     def to_bytes(self) -> bytes:
         return json.dumps(schema.write(self), separators=(",", ":")).encode()
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from ecotone.decoding.boundary import joined
 from ecotone.decoding.params import SamplingParams
+from ecotone.decoding.speculation import PLAIN, Window
 
 __all__ = ["Flight", "Request"]
 
-_LEAST_SHARE = 0.06  # of the newest draft in what is believed of acceptance
+_LEAST_SHARE = 0.03  # of the newest draft in what is believed of acceptance
 
 
 @dataclass(slots=True, eq=False)
@@ -48,8 +49,9 @@ class Request:
     is_suspect: bool = False
     faults: int = 0
     num_drafted: int = 0
-    is_drafting: bool = False  # as its window was last decided
-    was_drafting: bool = False  # when its last tokens came
+    window: Window = PLAIN  # as last decided
+    window_known: tuple[int, ...] = ()  # what was known then
+    told_window: Window = PLAIN  # when its last tokens came
     told_s: float = 0.0  # when its last tokens came
     num_accepted: int = 0
     acceptance: float = 0.5
@@ -114,3 +116,4 @@ class Flight:
     parts: tuple[tuple[int, int, int, int], ...] = ()
     opened: tuple[int, ...] = ()  # requests that it opens
     size_bytes: int = 0
+    beside: int = 1  # frames in flight with it when it was sent, itself among them

@@ -8,9 +8,10 @@ in SpeculationState, in the letters of PipeInfer-like analysis: T loop_s, tau st
 
 from __future__ import annotations
 
+import enum
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ecotone.decoding.params import SamplingParams
@@ -22,6 +23,7 @@ __all__ = [
     "DraftAsk",
     "Drafter",
     "FixedPolicy",
+    "Kind",
     "PromptLookup",
     "SpeculationPolicy",
     "SpeculationState",
@@ -29,20 +31,38 @@ __all__ = [
 ]
 
 
+class Kind(enum.IntEnum):
+    """Of decoding."""
+
+    PLAIN = 0
+    SERIAL = 1
+    FRAMES = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """At most `frames` frames of a request in flight, each of at most `rows` tokens.
 
     `look`: where nothing else asks for drafts, ask for so many, not to be sent but to see whether they would be right.
+    `first_s`, `next_s`: what whoever decided expects of it: seconds until a frame with a settled token is back, and until
+    the next frame of drafts behind it is; 0: nothing. `tokens`: that come of a full frame on average.
     """
 
     frames: int = 1
     rows: int = 1
     look: int = 0
+    first_s: float = field(default=0.0, compare=False)
+    next_s: float = field(default=0.0, compare=False)
+    tokens: float = field(default=1.0, compare=False)
 
     def __post_init__(self) -> None:
         if self.frames < 1 or not 1 <= self.rows <= FEW_TOKENS or self.look < 0:
             raise ValueError(f"a window of {self.frames} frames of {self.rows} rows; rows must be 1 to {FEW_TOKENS}")
+
+    @property
+    def kind(self) -> Kind:
+        """How drafts travel: with the settled token, in frames behind it, or not at all."""
+        return Kind.FRAMES if self.frames > 1 else Kind.SERIAL if self.rows > 1 else Kind.PLAIN
 
 
 PLAIN = Window()
@@ -56,7 +76,9 @@ class SpeculationState:
     `row_s`: what one more row in a frame adds on the slowest device, `loop_row_s` on all of the loop. `draft_s`: per drafted
     token, for this drafter; `answer_s`: what an answer of it takes besides. `acceptance`: of this request's drafts lately,
     sent or looked at, each counted alone (0.5 before any), `num_drafted` in all; `all_acceptance`: of all requests'.
-    `rows_seen`: the most rows of a short frame so far, since the pipeline runs.
+    `rows_seen`: the most rows of a short frame so far, since the pipeline runs. `frame_s`: seconds by which frames follow
+    one another beyond `stage_s` where there are many; `stale_s`: by which each stale frame in flight holds up the one
+    behind. `slowness`: by Kind, seconds as they passed over those expected.
     `num_decoding`: requests that want tokens now. `num_flying`: frames in flight now. `depth`: how many fill the pipeline.
     """
 
@@ -77,6 +99,9 @@ class SpeculationState:
     loop_row_s: float = 0.0
     answer_s: float = 0.0
     rows_seen: int = 1
+    frame_s: float = 0.0
+    stale_s: float = 0.0
+    slowness: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 class SpeculationPolicy(Protocol):
@@ -113,7 +138,7 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Guesses tokens. Called from one thread, several asks at once where several requests wait."""
+    """Guesses tokens. Called by one thread at a time, several asks at once where several requests wait."""
 
     def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
         """The tokens for each ask, at most `count` of them."""

@@ -69,8 +69,9 @@ class State:
             self.progress_s = self.now_s
         most_bytes = max((stage.boundary_bytes_per_token for stage in self.pipeline), default=0)
         self.flights[number] = Flight(
-            number, kind, self.now_s, frame.num_tokens, tuple(parts), opened, frame.num_tokens * max(most_bytes, 4)
-        )
+            number, kind, self.now_s, frame.num_tokens, tuple(parts), opened, frame.num_tokens * max(most_bytes, 4),
+            len(self.flights) + 1,
+        )  # fmt: skip
         self.out.append(Emit(self.pipeline[0].peer, frame))
         self.counts[f"frames_{kind}"] += 1
         return number

@@ -1,68 +1,84 @@
-"""Whether drafting has paid: seconds per token as they came with drafts in flight, beside those of plain decoding.
+"""Whether a kind of decoding keeps what was expected of it: seconds from frame to frame, and tokens of a frame.
 
 A model of what pays (window.py) knows loops, stages and acceptance. It does not know that drafter, driver and stages share a
-processor, or that a link is busier than it was. So the policy's choice is held against what came of it: where tokens came
-more slowly than they do without drafts, drafting rests for a while, longer each time, and is tried again. Trials are
-short beside rests, so what they cost stays small.
+processor, that a link is busier than it was, or that right drafts come in runs, which a frame of few rows cuts short. So
+each kind of decoding (plain, drafts with the settled token, frames of drafts) has a slowness: seconds over those expected,
+of late, by tokens over those expected, of long, since they vary more. The policy leaves out what does not pay by that. A
+kind that lost is not seen any more, so what is known of it is dropped after a rest, longer each time: it gets another trial.
+Trials are short beside rests, so what they cost stays small.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ecotone.decoding.speculation import Kind
+
 __all__ = ["Worth"]
 
-_FADE = 0.97  # per token
-_TRIAL, _KNOWN = 16, 4  # tokens of a trial; plain tokens that must have been timed
-_OTHER = 1.5  # plain decoding is so many times as fast or slow as when a rest began: it is another world
-_SLOWER = 1.01
+_FADE, _LONG_FADE = 0.98, 0.995  # per token
+_TRIAL = 32  # tokens before a kind is judged
+_HICCUP = 3.0  # times what was expected: more is not held against a kind
 _REST, _MOST_REST = 256, 4096
+_OTHER = 2.0  # so many times the loop that was: another world
 
 
 @dataclass(slots=True)
-class _Rate:
-    seconds: float = 0.0
-    tokens: float = 0.0
-    count: int = 0
+class _Record:
+    """Of one kind of decoding. `idle`: tokens that came by others since."""
 
-    def add(self, seconds: float, tokens: int) -> None:
-        fade = _FADE**tokens
-        self.seconds, self.tokens = fade * self.seconds + seconds, fade * self.tokens + tokens
+    seconds: float = 0.0
+    expected_s: float = 0.0
+    tokens: float = 0.0
+    expected: float = 0.0
+    count: int = 0
+    idle: int = 0
+    rest: int = _REST
+
+    def add(self, seconds: float, expected_s: float, tokens: int, expected: float) -> None:
+        usual = max(self.seconds / self.expected_s, 1.0) if self.expected_s else 1.0
+        seconds, fade, long = min(seconds, _HICCUP * usual * expected_s), _FADE**tokens, _LONG_FADE**tokens
+        self.seconds, self.expected_s = fade * self.seconds + seconds, fade * self.expected_s + expected_s
+        self.tokens, self.expected = long * self.tokens + tokens, long * self.expected + expected
         self.count += tokens
+        self.idle = 0
+        if self.count >= _REST:  # it is in use
+            self.rest = _REST
+
+    def rested(self, tokens: int) -> None:
+        """Others had so many tokens."""
+        self.idle += tokens
+        if self.count and self.idle >= self.rest:
+            self.seconds, self.expected_s, self.count = 0.0, 0.0, 0
+            self.rest = min(2 * self.rest, _MOST_REST)
 
     @property
-    def per_token_s(self) -> float:
-        return self.seconds / self.tokens if self.tokens else 0.0
+    def slowness(self) -> float:
+        if self.count < _TRIAL:
+            return 1.0
+        return self.seconds / self.expected_s * (self.expected + _TRIAL) / (self.tokens + _TRIAL)
 
 
 @dataclass(slots=True)
 class Worth:
     """Of one pipeline, while one request decodes: with more, what each gets says nothing of drafting."""
 
-    _plain: _Rate = field(default_factory=_Rate)
-    _drafted: _Rate = field(default_factory=_Rate)
-    _rest_left: int = 0
-    _rest: int = _REST
-    _began_s: float = 0.0  # plain seconds per token when the rest began
+    _records: dict[Kind, _Record] = field(default_factory=lambda: {kind: _Record() for kind in Kind})
+    _loop_s: float = 0.0
 
-    @property
-    def is_resting(self) -> bool:
-        return self._rest_left > 0
+    def at(self, loop_s: float) -> tuple[float, ...]:
+        """The slowness by Kind, 1 where too little is known, in a pipeline with this loop.
 
-    def told(self, seconds: float, tokens: int, *, is_drafted: bool) -> None:
-        """`tokens` came `seconds` after those before them, with drafting or without."""
-        if not is_drafted:
-            self._plain.add(seconds, tokens)
-            self._rest_left = max(self._rest_left - tokens, 0)
-            if self._rest_left and not 1 / _OTHER < self._plain.per_token_s / self._began_s < _OTHER:
-                self._rest_left, self._rest = 0, _REST
-            return
-        self._drafted.add(seconds, tokens)
-        if self._drafted.count < _TRIAL or self._plain.count < _KNOWN:
-            return
-        if self._drafted.per_token_s > _SLOWER * self._plain.per_token_s:
-            self._rest_left, self._rest = self._rest, min(2 * self._rest, _MOST_REST)
-            self._drafted, self._began_s = _Rate(), self._plain.per_token_s
-        else:
-            self._rest = max(self._rest // 2, _REST)
-            self._drafted.count = 0  # looked at again after as many tokens
+        Where the loop is quite another than when it was learned, all is forgotten: links changed.
+        """
+        if not self._loop_s / _OTHER <= loop_s <= self._loop_s * _OTHER:
+            self._loop_s, self._records = loop_s, {kind: _Record() for kind in Kind}
+        return tuple(self._records[kind].slowness for kind in Kind)
+
+    def told(self, kind: Kind, seconds: float, tokens: int, expected_s: float, expected: float = 1.0) -> None:
+        """`tokens` came `seconds` after those before, by this kind of decoding; `expected` were after `expected_s`."""
+        for each, record in self._records.items():
+            if each is not kind:
+                record.rested(tokens)
+            elif expected_s > 0:
+                record.add(seconds, expected_s, tokens, expected)

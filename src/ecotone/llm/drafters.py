@@ -21,7 +21,7 @@ from ecotone.decoding.step import Row, Step
 from ecotone.decoding.tail import Chooser
 from ecotone.llm.config import ModelError
 from ecotone.llm.executors import by_id, cache_dtype
-from ecotone.llm.executors.executor import ShardExecutor
+from ecotone.llm.executors.executor import Continues, ShardExecutor
 from ecotone.llm.kv import BLOCK_TOKENS, KvCache, KvCacheFull
 from ecotone.llm.sampling import GrammarMasks, agreeing, make_chooser
 from ecotone.llm.text import TextModel
@@ -93,6 +93,7 @@ class _Held:
 
     slot: int
     chooser: Chooser
+    is_plain: bool  # the most likely token is chosen, whatever came before
     tokens: list[int] = field(default_factory=list)
 
 
@@ -124,6 +125,8 @@ class ModelDrafter:
     def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
         jobs = [self._begin(ask) if index < _MOST_REQUESTS else None for index, ask in enumerate(asks)]
         active = [job for job in jobs if job is not None]
+        if len(active) == 1 and active[0].held.is_plain and isinstance(self._shard, Continues):
+            self._continue(active[0], self._shard)
         for job in active:
             while job.pending > _CHUNK and job.left:
                 self._step([job], _CHUNK)
@@ -145,7 +148,8 @@ class ModelDrafter:
             return None
         held = self._held.get(ask.request)
         if held is None:
-            held = self._held[ask.request] = _Held(self._next_slot, self._chooser(ask.params, ask.prompt_length))
+            chooser = self._chooser(ask.params, ask.prompt_length)
+            held = self._held[ask.request] = _Held(self._next_slot, chooser, ask.params.is_plain)
             self._next_slot += 1
         self._held.move_to_end(ask.request)
         if len(self._held) > _MOST_REQUESTS:
@@ -183,6 +187,21 @@ class ModelDrafter:
             if row.num_logits:
                 job.tokens.append(job.held.chooser.choose(logits[at][: self._vocabulary], job.tokens).token)
                 job.pending, job.left, at = 1, job.left - 1, at + 1
+
+    def _continue(self, job: _Job, shard: Continues) -> None:
+        """Let the shard choose all that `job` asks for, once what is new to it is computed; nothing where keys run out."""
+        while job.pending > 1 and job.left:
+            self._step([job], min(_CHUNK, job.pending - 1))
+        held, token = job.held, job.tokens[-1]
+        if not job.left:
+            return
+        try:
+            made = shard.continue_greedily(held.slot, len(held.tokens), token, job.left, self._vocabulary)
+        except KvCacheFull:
+            return  # the usual way makes room
+        job.tokens += made
+        held.tokens += [token, *made[:-1]]
+        job.pending, job.left = 1, 0
 
     def _make_room(self, jobs: list[_Job]) -> None:
         """Forget the request that was asked for longest ago, if need be one of `jobs`, which then drafts no further."""

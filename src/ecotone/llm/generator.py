@@ -1,8 +1,9 @@
 """The driver of a language model over machines: prompts in, text out, while its stages come and go. Thread-safe.
 
 Theory of operation. One loop thread owns the engine of decoding/engine.py: it takes what was asked, what arrived and what
-time brings from an inbox, and carries out the engine's effects. Loading (minutes) runs in threads of its own, drafting in
-another: all answer by the inbox. Whoever asked gets pieces of text by a callback from the loop, which must return at once.
+time brings from an inbox, and carries out the engine's effects. Loading (minutes) runs in threads of its own, drafting that
+takes time in another (draft_room.py): all answer by the inbox. Whoever asked gets pieces of text by a callback from the
+loop, which must return at once.
 
 Machines come and go (llm/placement.py): after a loss stages are loaded elsewhere; a machine that says that it is leaving is
 moved away from, keys and all, and then goes; where a planner decides, it is asked again when a machine comes.
@@ -29,7 +30,7 @@ from ecotone.decoding.engine import Engine, Measured
 from ecotone.decoding.frame import Frame, Result
 from ecotone.decoding.messages import KvPiece
 from ecotone.decoding.params import SamplingParams
-from ecotone.decoding.speculation import Draft, DraftAsk, Drafter, SpeculationPolicy
+from ecotone.decoding.speculation import Drafter, SpeculationPolicy
 from ecotone.decoding.words import (
     Cancel,
     Drafted,
@@ -57,6 +58,7 @@ from ecotone.decoding.words import (
     WantDrafts,
     WantPipeline,
 )
+from ecotone.llm.draft_room import DraftRoom
 from ecotone.llm.host import Item
 from ecotone.llm.pipeline import Pipeline, Progress, Stages
 from ecotone.llm.placement import Placement, Replan
@@ -109,7 +111,7 @@ class Generator:
     ):
         self._service, self._pipeline, self._first_plan = service, pipeline, plan
         self._placement = Placement(service, pipeline, plan, cluster, replan)
-        self._make_answer, self._drafter = make_answer, drafter
+        self._make_answer = make_answer
         self._engine = Engine(settings, policy if drafter is not None else None)
         self.settings = settings
         self._asked: dict[int, _Asked] = {}
@@ -121,13 +123,11 @@ class Generator:
         self._moves: list[tuple[Stages, Future[Resharded]]] = []
         self._moving = threading.Lock()
         self._moved_away: set[str] = set()  # nodes that moves away from are under way
-        self._asks: queue.SimpleQueue[tuple[DraftAsk, ...] | int | None] = queue.SimpleQueue()
         self._is_closed = self._is_attached = self._has_stages = False
         self.losses: list[WantPipeline] = []
         self.moves: list[Resharded] = []
-        self._threads = [threading.Thread(target=self._run, name="llm-driver", daemon=True)]
-        if drafter is not None:
-            self._threads.append(threading.Thread(target=self._draft, name="llm-drafter", daemon=True))
+        self._thread = threading.Thread(target=self._run, name="llm-driver", daemon=True)
+        self._drafts = None if drafter is None else DraftRoom(drafter, lambda drafts: self._tell(Drafted(drafts)))
 
     # ---- life ------------------------------------------------------------------------------------------------------------
 
@@ -140,8 +140,9 @@ class Generator:
         self._service.on_item, self._service.on_peer = self._arrived, self._peer
         self._service.on_restarted = self._restarted
         self._service.questions.on(LEAVING, self._leaves)
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
+        if self._drafts is not None:
+            self._drafts.start()
         self._inbox.put(partial(self._begin_move, stages, Future()))
 
     def close(self) -> None:
@@ -151,11 +152,11 @@ class Generator:
         self._is_closed = True
         for number in list(self._asked):
             self.cancel(number)
-        self._asks.put(None)
         self._inbox.put(None)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(10.0)
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+        if self._drafts is not None:
+            self._drafts.close(10.0)
         for number in list(self._asked):  # asked just now
             self._end(Ended(number, Ending.FAILED, "the generator is closed"))
         for _, future in self._moves:
@@ -277,10 +278,11 @@ class Generator:
                 self._end(effect)
             case WakeAt(at_s):
                 self._wake_s = at_s
-            case WantDrafts(asks):
-                self._asks.put(asks)
-            case Drop(request):
-                self._asks.put(request)
+            case WantDrafts(asks) if self._drafts is not None:
+                if drafts := self._drafts.ask(asks):
+                    self._tell(Drafted(drafts))  # not now: what arrived meanwhile comes first
+            case Drop(request) if self._drafts is not None:
+                self._drafts.end(request)
             case WantPipeline():
                 self._has_stages = False
                 self.losses.append(effect)
@@ -416,25 +418,3 @@ class Generator:
                 self.reshard(plan)
         except EcotoneError as error:
             self.moves.append(Resharded(f"{why}: {error}"))
-
-    # ---- drafts ----------------------------------------------------------------------------------------------------------
-
-    def _draft(self) -> None:
-        """In a thread: answer what asks for drafts."""
-        assert self._drafter is not None
-        while (item := self._asks.get()) is not None:
-            if isinstance(item, int):
-                self._drafter.end(item)
-                continue
-            begin_s = time.perf_counter()
-            try:
-                found = self._drafter.draft(item)
-            except Exception:  # no drafts is an answer; the text does not depend on them
-                traceback.print_exc(file=sys.stderr)
-                found = [()] * len(item)
-            seconds = (time.perf_counter() - begin_s) / len(item)
-            drafts = tuple(
-                Draft(request=ask.request, ticket=ask.ticket, tokens=tuple(tokens), seconds=seconds)
-                for ask, tokens in zip(item, found, strict=True)
-            )
-            self._tell(Drafted(drafts))

@@ -267,7 +267,7 @@ class Receiver:
         return [Release(body=body, held=Held.BYTES)] if partial else []
 
     def _ack_soon(self, now_s: float, at_once: bool) -> list[Item]:
-        if at_once or self._chunks_to_ack >= self.settings.ack_every_chunks:
+        if at_once or self._ahead or self._chunks_to_ack >= self.settings.ack_every_chunks:
             return self._ack(now_s)
         if self._timer_on:
             return []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ecotone.protocol.message import BodyId, NodeId, Priority
 from ecotone.protocol.settings import LinkSettings
@@ -24,6 +24,12 @@ __all__ = ["Mail"]
 _HEAD = struct.Struct("<IIQ")
 _URGENT, _HELLO = b"URGE", b"HELO"
 _FOREGROUND, _BACKGROUND = 1, 2
+_ACK_CHUNKS, _ACK_DELAY_S = 32, 0.025  # an acknowledgement costs as much processor time as a small message
+
+
+def _lazy(settings: LinkSettings) -> LinkSettings:
+    """Nobody waits for an acknowledgement of mail, so many messages share one."""
+    return replace(settings, ack_every_chunks=_ACK_CHUNKS, ack_delay_s=_ACK_DELAY_S)
 
 
 @dataclass(slots=True)
@@ -61,7 +67,8 @@ class Mail:
         self._incoming: dict[tuple[NodeId, int], _Incoming] = {}
         self._channel = Channel(
             _Split(wire, on_urgent, self._greet), node, on_body=self._arrived, on_peer=on_peer, on_restarted=self._restarted,
-            links=links, queue_bytes=queue_bytes, incarnation=incarnation,
+            links={peer: _lazy(link) for peer, link in (links or {}).items()}, settings=_lazy(LinkSettings()),
+            queue_bytes=queue_bytes, incarnation=incarnation,
         )  # fmt: skip
 
     def start(self) -> None:

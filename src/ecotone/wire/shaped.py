@@ -5,7 +5,8 @@ a higher priority overtakes queued ones at once and the one being serialised at 
 as packets do on a router with priority queues. Nothing is dropped for length: the sender's credit bounds the queue.
 
 The link is computed, not stepped: each lane keeps the instant at which its link becomes free, so a thread that wakes late
-sends late by that much once and the error does not add up; between two events the thread sleeps. `set_link` acts on the
+sends late by that much once and the error does not add up; between two events the thread sleeps. A small frame that
+needs less than AT_ONCE_S on an idle link without latency goes at once. `set_link` acts on the
 frame under way. What it does not imitate: loss, jitter, TCP's slow start, and the sharing of one radio by several peers.
 """
 
@@ -26,6 +27,7 @@ from ecotone.wire.wire import Frame, Handler, NodeId, PeerDown, Priority, Wire, 
 __all__ = ["UNSHAPED", "LinkShape", "ShapedWire"]
 
 SLICE_S = 0.005
+AT_ONCE_S = 1e-4
 SLICE_MIN_BYTES = 1500
 SLICE_MAX_BYTES = 65536
 
@@ -78,6 +80,14 @@ class _Lane:
     def idle(self) -> bool:
         return self.current is None and not self.flying
 
+    def passes(self, num_bytes: int) -> bool:
+        """Whether a frame on this idle link would arrive sooner than a thread wakes to send it; it takes its time then."""
+        rate, now_s = self.shape.bytes_per_s, time.monotonic()
+        if rate is None or self.shape.latency_s or max(self.free_s - now_s, 0.0) + num_bytes / rate > AT_ONCE_S:
+            return False
+        self.free_s = self.last_due_s = max(self.free_s, now_s) + num_bytes / rate
+        return True
+
 
 class ShapedWire:
     """A Wire that sends through `inner`, shaping what this node sends; the other direction is shaped by the peer's end."""
@@ -105,7 +115,7 @@ class ShapedWire:
             if self._closed:
                 raise WireError("shaped wire: it is closed")
             lane = self._lane(peer)
-            direct = lane.shape == UNSHAPED and lane.idle()
+            direct = lane.idle() and (lane.shape == UNSHAPED or lane.passes(len(frame)))
             if not direct:
                 self._enqueue(lane, peer, frame, priority)
         if direct:

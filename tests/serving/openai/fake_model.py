@@ -144,8 +144,9 @@ class FakeModel:
     def measured(self) -> Measured:
         return Measured(
             mode="running", epoch=2, num_waiting=0, num_active=len(self._active), num_flying=1, num_cached_sequences=3,
-            free_blocks=6, total_blocks=8, loop_s=0.5, stage_s=0.2, network_s=0.1, wait_s=0.0, stage_times_s=(0.2, 0.2),
-            depth=3, acceptance=0.75, counts={"prompt_tokens": 10, "cached_tokens": 4, "drafts_judged": 8, "losses": 1},
+            free_blocks=6, total_blocks=8, loop_s=0.5, stage_s=0.2, network_s=0.1, wait_s=0.0, frame_s=0.0,
+            stage_times_s=(0.2, 0.2), depth=3, acceptance=0.75,
+            counts={"prompt_tokens": 10, "cached_tokens": 4, "drafts_judged": 8, "losses": 1},
         )  # fmt: skip
 
     def _work(self) -> None:

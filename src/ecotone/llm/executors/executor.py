@@ -6,7 +6,7 @@ for prompts, one for decoding (`phases.py`). An executor's id is "name:precision
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -17,7 +17,7 @@ from ecotone.llm.weights import WeightSource
 from ecotone.llmplan import Span
 from ecotone.units import EcotoneError
 
-__all__ = ["ShardError", "ShardExecutor", "ShardFactory"]
+__all__ = ["Continues", "ShardError", "ShardExecutor", "ShardFactory"]
 
 
 class ShardError(EcotoneError):
@@ -54,6 +54,17 @@ class ShardExecutor(Protocol):
         `x`: token ids (T,) where the span embeds, else hidden states (T, width), any float type. Returns float32 logits
         (step.num_logits, vocabulary) where the span has the head, else hidden states (T, width), float32.
         Raises KvCacheFull or SlotError before anything is computed; the shard stays usable.
+        """
+        ...
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """A shard executor of a whole model that can also guess several tokens in one call."""
+
+    def continue_greedily(self, slot: int, start: int, token: int, count: int, vocabulary: int) -> list[int]:
+        """The `count` tokens that follow `token`, which is at position `start` of `slot`: each the most likely id below
+        `vocabulary` after those before it. Positions up to start + count - 1 are in the cache then. Raises KvCacheFull.
         """
         ...
 

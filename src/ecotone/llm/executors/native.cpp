@@ -705,6 +705,26 @@ void ecotone_embed(const Matrix* table, const int64_t* ids, int32_t rows, float 
     }
 }
 
+// The `number` most likely tokens, each given those before it, of a whole model: `tokens` follow `token`, which is at position
+// `start` of the sequence with blocks `table`. Of ids below `limit` only. `places`: learned positions, or null.
+void ecotone_greedy(const Model* model, const Layer* layers, int32_t count, const Matrix* embedding, float scale,
+                    const float* places, const Norm* norm, const Matrix* head, const int32_t* table, int32_t start,
+                    int32_t token, int32_t limit, int32_t number, int32_t* tokens) {
+    thread_local std::vector<float> x, logits;
+    x.resize(model->width), logits.resize(head->outputs);
+    const int32_t first = 0;
+    for (int32_t i = 0; i < number; i++) {
+        const int64_t id = token;
+        const int32_t position = start + i;
+        ecotone_embed(embedding, &id, 1, scale, x.data());
+        if (places) add(x.data(), places + size_t(position) * model->width, model->width);
+        const Step step{1, &position, &first, table};
+        ecotone_layers(model, layers, count, &step, x.data());
+        ecotone_head(model, norm, head, 1, x.data(), 0, logits.data());  // a soft cap does not change the order
+        tokens[i] = token = int32_t(std::max_element(logits.begin(), logits.begin() + limit) - logits.begin());
+    }
+}
+
 // One product, for tests and for measuring.
 void ecotone_multiply(const Matrix* w, const float* x, int32_t rows, float* y, int32_t threads) {
     thread_local Activations a;

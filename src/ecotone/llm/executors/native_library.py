@@ -118,8 +118,9 @@ def load_library(path: str) -> ctypes.CDLL:
     made.ecotone_head.argtypes = [P, P, P, I32, P, F32, P]
     made.ecotone_multiply.argtypes = [P, P, I32, P, I32]
     made.ecotone_embed.argtypes = [P, P, I32, F32, P]
-    for function in (made.ecotone_layers, made.ecotone_head, made.ecotone_multiply, made.ecotone_embed):
-        function.restype = None
+    made.ecotone_greedy.argtypes = [P, P, I32, P, F32, P, P, P, P, I32, I32, I32, I32, P]
+    for name in ("layers", "head", "multiply", "embed", "greedy"):
+        getattr(made, f"ecotone_{name}").restype = None
     return made
 
 

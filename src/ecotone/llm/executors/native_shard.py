@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ecotone.decoding.step import Step
+from ecotone.decoding.step import Row, Step
 from ecotone.llm.config import ACTIVATIONS, DecoderConfig
 from ecotone.llm.executors import native_library as abi
 from ecotone.llm.executors.executor import ShardError
@@ -92,6 +92,19 @@ class NativeShard:
         if self.span.num_layers:
             self._run_layers(step, x_TW)
         return self._logits(step, x_TW) if self.span.head else x_TW
+
+    def continue_greedily(self, slot: int, start: int, token: int, count: int, vocabulary: int) -> list[int]:
+        """See Continues: one call for all tokens."""
+        self.cache.extend([Row(slot=slot, start=start, count=count)])
+        blocks = self.cache.tables.table(slot)
+        table, made = (ctypes.c_int32 * len(blocks))(*blocks), (ctypes.c_int32 * count)()
+        places = None if self._positions is None else self._positions.data_ptr()
+        self._library.ecotone_greedy(
+            ctypes.byref(self._model), self._layers, self.span.num_layers, ctypes.byref(self._table),
+            self.config.embedding_scale, places, ctypes.byref(self._final_norm), ctypes.byref(self._head), table, start,
+            token, vocabulary, count, made,
+        )  # fmt: skip
+        return list(made)
 
     def _run_layers(self, step: Step, x_TW: torch.Tensor) -> None:
         tables: list[int] = []

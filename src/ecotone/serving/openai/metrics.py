@@ -108,6 +108,7 @@ class _EngineCollector(Collector):
             ("loop_seconds", "A frame of one token there and back, waiting left out.", measured.loop_s),
             ("slowest_stage_seconds", "What the slowest device needs for it.", measured.stage_s),
             ("network_seconds_per_token", "What the network adds to it.", measured.network_s),
+            ("frame_seconds", "What a frame takes of a full pipeline besides computing.", measured.frame_s),
             ("wait_seconds", "What frames wait in queues of stages.", measured.wait_s),
             ("pipeline_depth", "Frames that fill the pipeline.", measured.depth),
             ("pipeline_bubble_share", "Share of the stages' time that is idle.", bubble_share(measured)),
