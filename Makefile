@@ -31,7 +31,7 @@ bench: $(STAMP)
 	@mkdir -p results
 	@for name in planner joint_planner executors codec wire sim_vs_run split_latency \
 	  fault_simulation failover switching dynamic_split edge_prune dag_oracle accuracy_table exits bottleneck \
-	  dyno users sac_d mahppo llm_exact llm_planner llm_serving llm_wan llm_failover llm_decode llm_drafters \
+	  dyno users sac_d mahppo llm_exact llm_planner llm_twin llm_serving llm_wan llm_failover llm_decode llm_drafters \
 	  generation_faults speculation_simulated openai_server soak; do \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json results/$$name.json || exit 1; done
 	$(BIN)/python -m benchmarks.figures_table

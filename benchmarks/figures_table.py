@@ -131,6 +131,14 @@ TARGETS: dict[str, dict[str, tuple[str, float]]] = {
         "resume_s_beyond_recompute": (AT_MOST, 2),
         "layers_recomputed_outside_lost_span": (AT_MOST, 0),
     },
+    "llm_serving": {"aggregate_speedup_1_to_4": (AT_LEAST, 2), "prefix_speedup_first_token": (AT_LEAST, 5)},
+    "llm_wan": {
+        "speedup_over_formula_min": (AT_LEAST, 0.8),
+        "speculation_speedup_best_50ms": (AT_LEAST, 3),
+        "speculation_speedup_min": (AT_LEAST, 0.95),
+        "greedy_mismatches": (AT_MOST, 0),
+    },
+    "llm_twin": {"ttft_factor_worst": (AS_FOUND, 0), "tpot_factor_worst": (AS_FOUND, 0), "order_wrong": (AS_FOUND, 0)},
     "llm_decode": {
         "decode_over_eager_torch": (AT_LEAST, 3),
         "decode4_over_llama_cpp_rpc": (AT_LEAST, 1),

@@ -94,6 +94,7 @@ class Known:
     usual: Drafter
     answers: dict[tuple[int, ...], list[int]]
     is_telling: bool = False
+    never_waits: bool = True
 
     def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
         if not self.is_telling:

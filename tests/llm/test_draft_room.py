@@ -16,6 +16,8 @@ pytestmark = pytest.mark.torch
 class Counted:
     """Drafts the numbers that follow; says who called, and waits at `gate` while that is shut."""
 
+    never_waits = True
+
     def __init__(self) -> None:
         self.callers: list[str] = []
         self.ended: list[int] = []
@@ -40,8 +42,9 @@ class Counted:
 class Desk:
     """A room, and what it told later."""
 
-    def __init__(self) -> None:
+    def __init__(self, never_waits: bool = True) -> None:
         self.drafter = Counted()
+        self.drafter.never_waits = never_waits
         self.told: list[Draft] = []
         self.changed = threading.Condition()
         self.room = DraftRoom(self.drafter, self._take)
@@ -118,3 +121,12 @@ def test_long_asks_and_drafters_that_fail_do_not_hold_up_the_loop(desk: Desk) ->
     desk.ask(4, count=99)
     desk.wait(told + 2)
     assert desk.told[-1].tokens == ()  # no drafts is an answer
+
+
+def test_a_drafter_that_may_wait_is_never_called_by_the_loop() -> None:
+    desk = Desk(never_waits=False)
+    for count in range(60):
+        assert desk.ask(1) == ()
+        desk.wait(count + 1)
+    assert set(desk.drafter.callers) == {"llm-drafter"}
+    desk.room.close(20)

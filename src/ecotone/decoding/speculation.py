@@ -12,7 +12,7 @@ import enum
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ecotone.decoding.params import SamplingParams
 from ecotone.decoding.step import FEW_TOKENS
@@ -138,7 +138,10 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Guesses tokens. Called by one thread at a time, several asks at once where several requests wait."""
+    """Guesses tokens. Called by one thread at a time, several asks at once where several requests wait.
+
+    One with a true attribute `never_waits` (for a network, a lock, a disk) may be called by the driver's own loop.
+    """
 
     def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
         """The tokens for each ask, at most `count` of them."""
@@ -169,6 +172,7 @@ class PromptLookup:
 
     min_match: int = 3
     max_match: int = 8
+    never_waits: ClassVar[bool] = True
 
     def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
         return [self._one(ask.tokens, ask.count) for ask in asks]

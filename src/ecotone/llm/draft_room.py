@@ -1,8 +1,9 @@
 """Where drafts are made for a driver: at once in its own thread while that is quick, else in a thread beside it.
 
 Handing an ask to another thread and its answer back costs a good part of a millisecond, as much as a small model needs for
-some tokens. So a drafter that has been quick so far is called by the driver's loop itself, for asks that should take no
-longer than AT_ONCE_S. What a request is asked for first, when its prompt is new to the drafter, always goes to the thread.
+some tokens. So a drafter that never waits and has been quick so far is called by the driver's loop itself, for asks that
+should take no longer than AT_ONCE_S. What a request is asked for first, when its prompt is new to the drafter, always goes
+to the thread.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class DraftRoom:
 
     def __init__(self, drafter: Drafter, tell: Callable[[tuple[Draft, ...]], None]):
         self._drafter, self._tell = drafter, tell
+        self._never_waits = bool(getattr(drafter, "never_waits", False))
         self._queue: queue.SimpleQueue[tuple[DraftAsk, ...] | int | None] = queue.SimpleQueue()
         self._num_put = self._num_done = 0  # counted by the loop and by the thread: equal while the thread has nothing to do
         self._begun: set[int] = set()  # requests that were asked for before
@@ -48,7 +50,9 @@ class DraftRoom:
     def ask(self, asks: tuple[DraftAsk, ...]) -> tuple[Draft, ...]:
         """The answers; none where they are told later."""
         requests = {ask.request for ask in asks}
-        is_quick = requests <= self._begun and self._token_s * sum(ask.count for ask in asks) <= AT_ONCE_S
+        is_quick = (
+            self._never_waits and requests <= self._begun and self._token_s * sum(ask.count for ask in asks) <= AT_ONCE_S
+        )
         self._begun |= requests
         if is_quick and self._num_put == self._num_done:
             return self._made(asks)

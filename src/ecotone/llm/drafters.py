@@ -114,6 +114,8 @@ class ModelDrafter:
     It never names a token that the model of `vocabulary` tokens does not have, and says nothing beyond `context` tokens.
     """
 
+    never_waits = True
+
     def __init__(self, shard: ShardExecutor, vocabulary: int, context: int, grammars: GrammarMasks | None = None):
         if not (shard.span.embedding and shard.span.head):
             raise ModelError(f"a drafter needs a shard with embedding and head, not {shard.span.describe()}")
@@ -219,6 +221,10 @@ class Chain:
 
     first: Drafter
     second: Drafter
+
+    @property
+    def never_waits(self) -> bool:
+        return all(getattr(each, "never_waits", False) for each in (self.first, self.second))
 
     def draft(self, asks: Sequence[DraftAsk]) -> Sequence[Sequence[int]]:
         made = list(self.first.draft(asks))
