@@ -9,6 +9,7 @@ import torch
 from decoder_families import Made
 
 from ecotone.decoding.step import Step
+from ecotone.llm import timing
 from ecotone.llm.executors.torch_shard import TorchShards
 from ecotone.llm.kv import KvCache
 from ecotone.llm.timing import REPEATS, Load, layer_kinds, measure
@@ -59,3 +60,22 @@ def test_parts_loads_and_the_least_of_several_runs(family: Made) -> None:
     decoding = [step for span, step in watched.steps if span.num_layers and len(step.rows) == 2]
     assert len(decoding) == 2 * (REPEATS + 1)
     assert all(row.start == 40 for step in decoding for row in step.rows)
+
+
+def test_a_part_is_timed_behind_as_many_bytes_as_the_other_layers_hold(
+    family: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Or a layer would be read from the processor's cache, where it does not stay in a stage of many."""
+    source, sizes, layers = family("gemma3")[1], list[int](), list[int]()
+    least_s = timing._least_s
+
+    def watched(shard, load, others, clock):  # type: ignore[no-untyped-def]
+        sizes.append(others.nbytes)
+        layers.append(shard.weight_bytes if shard.span.num_layers else layers[-1])
+        return least_s(shard, load, others, clock)
+
+    monkeypatch.setattr(timing, "_least_s", watched)
+    measure(Watched(), source, torch.float32, (Load(rows=1, count=1, context=8),))  # type: ignore[arg-type]
+    expected = [(source.config.num_layers - 1) * each for each in layers]
+    assert len(sizes) == 4
+    assert all(abs(size - right) < 8 for size, right in zip(sizes, expected, strict=True))
