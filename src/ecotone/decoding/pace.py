@@ -139,10 +139,10 @@ class Pace:
                 self.network_row_s.add(tokens, network_s)
             self.frame_s *= _FORGOTTEN
             self.stale_s *= _FORGOTTEN
-            network_s -= (tokens - 1) * self.network_row_s.value
-            if beside > 1 and network_s > self.network_s:
-                share *= 0.0 if is_draft else _CROWDED  # among others a frame waits in places that nobody tells of
-            self.network_s += share * (network_s - self.network_s)
+            more_s = network_s - (tokens - 1) * self.network_row_s.value - self.network_s
+            if beside > 1 and more_s > 0 and self.num_frames:
+                more_s *= 0.0 if is_draft else _CROWDED  # among others a frame waits in places that nobody tells of
+            self.network_s += share * more_s
             self.wait_s += share * (wait_s - self.wait_s)
             self.num_frames += 1
             self.rows_seen = max(self.rows_seen, tokens)

@@ -23,7 +23,7 @@ from ecotone.llmprofile import EMBEDDING, FRAME, HEAD, Curve, ExecutorFacts, Lay
 __all__ = ["ASSUMED_LOSS", "build_profile"]
 
 ASSUMED_LOSS = {"fp32": 0.0, "bf16": 0.001, "int8": 0.005, "int4": 0.05}
-FRAME_S = 8e-4
+FRAME_S = 4e-4
 """What a stage adds to a frame besides computing: messages, queues, threads and its share of the driver's, as measured on
 one machine of two cores (benchmarks/llm_decode.py)."""
 CODEC_LOSS = {"fp32": 0.0, "bf16": 0.001, "int8": 0.01}
