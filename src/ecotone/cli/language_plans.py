@@ -20,6 +20,7 @@ from ecotone.executors.cache import cache_root
 from ecotone.llm.profile_build import build_profile
 from ecotone.llm.recipes import layer_recipes
 from ecotone.llm.service import GenerationService
+from ecotone.llm.timing import WAY
 from ecotone.llmcost import LlmCost, LlmCostModel, Shape
 from ecotone.llmplan import LlmPlan, Span
 from ecotone.llmprofile import LlmProfile
@@ -186,7 +187,7 @@ def _profile_file(work: LlmWork, executors: Sequence[str], path: Path | None) ->
 def _key(work: LlmWork, executors: Sequence[str]) -> str:
     """Names a profile: the model's shape, the devices, the executors."""
     devices = [(d.name, d.threads, d.accelerator, d.slowdown, d.address) for d in work.cluster.devices]
-    text = json.dumps([work.ref.fingerprint, devices, list(executors)], default=str)
+    text = json.dumps([work.ref.fingerprint, devices, list(executors), WAY], default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
