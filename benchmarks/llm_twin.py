@@ -117,9 +117,9 @@ def figures_of(twins: list[Twin]) -> dict[str, float]:
     ratios = [twin.ratios() for twin in twins]
     wrong = 0
     for one, other in combinations(twins, 2):
-        for predicted, times in (("ttft_s", "ttft_s"), ("tpot_s", "tpot_s")):
-            a, b = getattr(one.cost, predicted), getattr(other.cost, predicted)
-            x, y = (statistics.median(getattr(twin, times)) for twin in (one, other))
+        for figure in ("ttft_s", "tpot_s"):
+            a, b = getattr(one.cost, figure), getattr(other.cost, figure)
+            x, y = (statistics.median(getattr(twin, figure)) for twin in (one, other))
             if one.links == other.links and max(a, b) > APART * min(a, b):
                 wrong += (a < b) != (x < y)
     return {

@@ -334,6 +334,18 @@ def test_what_later_chunks_overtook_is_sent_again_at_once() -> None:
     assert seqs(pair.forth) == [0, 1, 4], "sent again once for each loss"
 
 
+def test_a_gap_is_acknowledged_at_once_and_what_comes_in_order_is_not() -> None:
+    """Links that share acknowledgements widely (mail) must not learn of a loss that much later."""
+    pair = opened(Pair())
+    pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)
+    pair.deliver_forth(0)
+    assert pair.back == []
+    assert pair.ack_timer
+    del pair.forth[0]
+    pair.deliver_forth(0)
+    assert [message.ahead for message in pair.back if isinstance(message, msg.Ack)] == [((2, 3),)]
+
+
 def test_chunks_in_another_order_are_not_taken_for_lost() -> None:
     pair = opened(Pair())
     pair.do(pair.sender.offer(LONG, size_of(LONG), None, False, 0.0), at_sender=True)

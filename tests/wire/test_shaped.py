@@ -97,6 +97,23 @@ def test_an_unshaped_link_passes_frames_through() -> None:
     ends.close()
 
 
+def test_a_small_frame_on_a_quick_idle_link_goes_in_the_callers_thread_and_takes_its_time() -> None:
+    """100 bytes at 1 GB/s go at once; 40 kB at the same rate do not fit in 0.1 ms once some are sent; nothing overtakes."""
+    ends, threads = Ends(bytes_per_s=1e9), list[threading.Thread]()
+    send = ends.sender._inner.send
+    ends.sender._inner.send = lambda *args: (threads.append(threading.current_thread()), send(*args))[1]  # type: ignore[method-assign]
+    ends.sender.send(B, b"x" * 100, Priority.DATA)
+    assert threads == [threading.current_thread()]
+    ends.wait(1)
+    start = time.monotonic()
+    for number in range(100):
+        ends.sender.send(B, bytes([number]) * 40_000, Priority.DATA)
+    arrived = ends.wait(101)
+    ends.close()
+    assert [content[0] for _, content in arrived[1:]] == list(range(100))
+    assert arrived[-1][0] - start >= 100 * 40_000 / 1e9 - 2e-4  # 4 ms at the link's rate
+
+
 def test_frames_on_the_link_die_with_the_peer() -> None:
     ends = Ends(bytes_per_s=1e4, latency_s=0.0)
     ends.sender.send(B, bytes(1000), Priority.DATA)  # due in 0.1 s

@@ -53,7 +53,7 @@ class Drafting:
                 num_drafted=request.num_drafted, num_accepted=request.num_accepted, num_decoding=num_decoding,
                 num_flying=len(state.flights), depth=pace.depth(1), num_tokens=len(request.tokens),
                 num_left=num_left, rows_seen=pace.rows_seen,
-                frame_s=max(pace.frame_s, 0.0), stale_s=pace.stale_s,
+                frame_s=pace.frame_s, stale_s=pace.stale_s,
                 slowness=self._worth.at(pace.loop_s(1)) if num_decoding == 1 else _AS_EXPECTED,
             )
         )  # fmt: skip

@@ -137,7 +137,7 @@ class Engine:
             mode=state.mode.value, epoch=state.epoch, num_waiting=len(state.waiting), num_active=len(state.by_slot),
             num_flying=len(state.flights), num_cached_sequences=state.ledger.num_cached,
             free_blocks=state.ledger.num_free_blocks, total_blocks=state.ledger.tables.num_blocks, loop_s=pace.loop_s(1),
-            stage_s=pace.stage_s(1), network_s=pace.network_s, wait_s=pace.wait_s, frame_s=max(pace.frame_s, 0.0),
+            stage_s=pace.stage_s(1), network_s=pace.network_s, wait_s=pace.wait_s, frame_s=pace.frame_s,
             stage_times_s=tuple(line.at(1) for line in pace.few), depth=pace.depth(1),
             acceptance=state.counts["drafts_accepted"] / judged, counts=counts,
         )  # fmt: skip

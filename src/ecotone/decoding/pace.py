@@ -91,7 +91,7 @@ class Slope:
 
 @dataclass(slots=True)
 class Pace:
-    """Of a pipeline whose stage i runs on device `devices[i]`. `frame_s`: by what frames follow one another beyond tau.
+    """Of a pipeline whose stage i runs on device `devices[i]`.
 
     `stale_s`: by what each frame that became stale in flight holds up the one sent behind it, beyond tau/2 for all of them.
     """
@@ -105,8 +105,8 @@ class Pace:
     gap_s: float = 0.0  # the longest time without a result of late
     num_frames: int = 0
     rows_seen: int = 1
-    frame_s: float = 0.0
     stale_s: float = 0.0
+    _beyond_s: float = 0.0  # frame_s, before what is less than nothing is left out
     _num_spaced: int = 0
     _num_behind: int = 0
     _last: tuple[float, float] | None = None  # when the frame before was sent, and came
@@ -137,7 +137,7 @@ class Pace:
                 self._space(tokens, came_s - total_s, came_s, beside)
             if beside == 1:
                 self.network_row_s.add(tokens, network_s)
-            self.frame_s *= _FORGOTTEN
+            self._beyond_s *= _FORGOTTEN
             self.stale_s *= _FORGOTTEN
             more_s = network_s - (tokens - 1) * self.network_row_s.value - self.network_s
             if beside > 1 and more_s > 0 and self.num_frames:
@@ -152,7 +152,7 @@ class Pace:
         excess_s = total_s - self.loop_s(tokens) - self.stage_s(1) / 2
         self._num_behind += 1
         share = max(0.1, 1.0 / (self._num_behind + 2))
-        most_s = self.stage_s(1) + max(self.frame_s, 0.0)  # more is a link that became slow
+        most_s = self.stage_s(1) + self.frame_s  # more is a link that became slow
         self.stale_s += share * (min(max(excess_s, 0.0) / num_stale, most_s) - self.stale_s)
 
     def skipped(self) -> None:
@@ -168,7 +168,12 @@ class Pace:
         if sent_s - last[0] <= _TOGETHER * loop_s / beside or came_s - sent_s >= _HELD_UP * loop_s:
             self._num_spaced += 1
             share = max(0.05, 1.0 / (self._num_spaced + 4))
-            self.frame_s += share * (came_s - last[1] - self.stage_s(tokens) - self.frame_s)
+            self._beyond_s += share * (came_s - last[1] - self.stage_s(tokens) - self._beyond_s)
+
+    @property
+    def frame_s(self) -> float:
+        """By what frames follow one another beyond tau, where the pipeline is full."""
+        return max(self._beyond_s, 0.0)
 
     def stage_s(self, tokens: int, *, is_few: bool = True) -> float:
         """tau: what the slowest device needs for a frame of so many tokens."""

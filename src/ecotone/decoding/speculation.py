@@ -78,7 +78,7 @@ class SpeculationState:
     sent or looked at, each counted alone (0.5 before any), `num_drafted` in all; `all_acceptance`: of all requests'.
     `rows_seen`: the most rows of a short frame so far, since the pipeline runs. `frame_s`: seconds by which frames follow
     one another beyond `stage_s` where there are many; `stale_s`: by which each stale frame in flight holds up the one
-    behind. `slowness`: by Kind, seconds as they passed over those expected.
+    behind. `slowness`: by Kind, seconds per token over those expected.
     `num_decoding`: requests that want tokens now. `num_flying`: frames in flight now. `depth`: how many fill the pipeline.
     """
 
